@@ -1,0 +1,24 @@
+// Operator errors: what a person or program asked for cannot be done. Each has a stable code, one clear line, and a
+// hint that says what to do about it. Our own bugs are assertions (assert.ts); a guest's faults never leave the guest.
+
+export class ZazenError extends Error {
+  override name = 'ZazenError';
+  /** Stable, e.g. `ZAZEN_KERNEL_TRUNCATED`; callers may match on it. */
+  readonly code: string;
+  /** What the operator can do, if that is not plain from the message. */
+  readonly hint: string | undefined;
+
+  constructor(code: string, message: string, options?: { hint?: string; cause?: unknown }) {
+    super(message, options?.cause === undefined ? undefined : { cause: options.cause });
+    this.code = code;
+    this.hint = options?.hint;
+  }
+}
+
+/** A wrong command line: reported with exit status 2 rather than 1. */
+export class UsageError extends ZazenError {
+  override name = 'UsageError';
+  constructor(message: string, hint = 'see: zazen --help') {
+    super('ZAZEN_USAGE', message, { hint });
+  }
+}
