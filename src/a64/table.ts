@@ -1,0 +1,76 @@
+// The instruction table: all groups of definitions, the decoder over them, and the numbering of handlers.
+//
+// A row is specialised for each combination of its static fields; a row with a direct branch also for a target inside
+// its page (near) and elsewhere (far). Handler number = the row's first + statics packed in order × (near/far).
+
+import { assert } from '../base/assert.ts';
+import { HANDLER_FIRST_ROW } from '../abi/decode-cache.ts';
+import { fieldsOf } from './row.ts';
+import type { Fields, Row } from './row.ts';
+import dataProcessingImmediate from './definitions/data-processing-immediate.ts';
+
+const groups = [
+  dataProcessingImmediate,
+];
+
+export const rows: readonly Row[] = groups.flatMap(group => group.rows);
+
+export interface Numbering {
+  readonly first: number;
+  readonly count: number;
+}
+const numberings = new Map<Row, Numbering>();
+let nextHandler = HANDLER_FIRST_ROW;
+for (const row of rows) {
+  const bits = row.statics.reduce((sum, name) => sum + row.fields.get(name)!.bits, row.branch ? 1 : 0);
+  numberings.set(row, { first: nextHandler, count: 1 << bits });
+  nextHandler += 1 << bits;
+}
+assert(nextHandler <= 0x10000, 'a handler number does not fit in a decoded record');
+/** One past the last handler number. */
+export const handlerCount = nextHandler;
+
+export function numbering(row: Row): Numbering {
+  return numberings.get(row)!;
+}
+
+export function handlerNumber(row: Row, f: Fields, far: boolean): number {
+  let packed = 0;
+  for (const name of row.statics) packed = (packed << row.fields.get(name)!.bits) | f[name]!;
+  if (row.branch) packed = (packed << 1) | Number(far);
+  return numbering(row).first + packed;
+}
+
+/** The inverse of `handlerNumber`: what a handler is specialised for. */
+export function staticsOf(row: Row, handler: number): { statics: Fields; far: boolean } {
+  let packed = handler - numbering(row).first;
+  const far = row.branch !== undefined && (packed & 1) === 1;
+  if (row.branch) packed >>= 1;
+  const statics: Record<string, number> = {};
+  for (const name of row.statics.toReversed()) {
+    const { bits } = row.fields.get(name)!;
+    statics[name] = packed & ((1 << bits) - 1);
+    packed >>= bits;
+  }
+  return { statics, far };
+}
+
+// Buckets by bits 31–21; in each the rows that can match, most specific first.
+const BUCKET_SHIFT = 21;
+const popcount = (word: number): number => word.toString(2).replaceAll('0', '').length;
+const specificFirst = rows.toSorted((a, b) => popcount(b.mask) - popcount(a.mask));
+const buckets: Row[][] = Array.from({ length: 1 << (32 - BUCKET_SHIFT) }, (_, bucket) => {
+  const bits = (bucket << BUCKET_SHIFT) >>> 0;
+  const bucketMask = (-1 << BUCKET_SHIFT) >>> 0;
+  return specificFirst.filter(row => ((bits ^ row.bits) & row.mask & bucketMask) === 0);
+});
+
+/** The row and fields of an instruction word, or undefined if it is unallocated. */
+export function decode(word: number): { row: Row; fields: Fields } | undefined {
+  for (const row of buckets[word >>> BUCKET_SHIFT]!) {
+    if (((word & row.mask) >>> 0) !== row.bits) continue;
+    const fields = fieldsOf(row, word);
+    if (row.when(fields)) return { row, fields };
+  }
+  return undefined;
+}

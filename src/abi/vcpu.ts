@@ -1,0 +1,102 @@
+// The vCPU record: everything a virtual CPU is, in machine memory, so that emitted code and any pCPU's TypeScript work
+// on the same state and a vCPU can move between pCPUs by handing over its address.
+//
+//   0 ┌──────────────────────────────┐
+//     │ general registers, flags,    │
+//     │ execution state, V0–V31,     │
+//     │ system registers             │
+//  4K ├──────────────────────────────┤
+//     │ TLBs for EL0: read│write│exec│  512 entries of 16 bytes each
+//     │ TLBs for EL1: read│write│exec│
+//     └──────────────────────────────┘
+
+import { assert } from '../base/assert.ts';
+import { array, struct, u128, u32, u64 } from './struct.ts';
+
+export const TLB_ENTRY_BYTES = 16;
+export const TLB_ENTRIES = 512;
+const TLB_BYTES = TLB_ENTRIES * TLB_ENTRY_BYTES;
+
+/**
+ * TLB entry. `tag` is the page's virtual address, or TLB_INVALID_TAG. Read and write: `target` + virtual address =
+ * host address (modulo 2^32 or 2^64). Exec: `target` is the address of the page's decoded records.
+ */
+export const tlbEntry = struct('tlb_entry', { tag: u64, target: u64 }, { sizeBytes: TLB_ENTRY_BYTES });
+/** Equals no page address and no page address with alignment bits below 16. */
+export const TLB_INVALID_TAG = 0x800;
+
+export const vcpuRecord = struct('vcpu', {
+  /** X0–X30, then SP, a slot that reads as zero, a slot that takes discarded results (a64/operand.ts). */
+  x: array(u64, 34),
+  /** Operands and results of slow paths. */
+  scratch: array(u64, 8),
+  v: array(u128, 32),
+
+  // Condition flags, not normalised: N is bit 63 of flagN, Z is flagZ === 0, C is flagC (0 or 1), V is bit 31 of flagV.
+  flagN: u64, flagZ: u64, flagC: u32, flagV: u32,
+  fpcr: u32, fpsr: u32,
+
+  // ---- execution
+  /** PC = pcBase + (record address >> 2), while code of the current page runs. */
+  pcBase: u64,
+  /** Record to go on with; 0: leave emitted code. */
+  record: u32,
+  /** Sixteen times the instructions left, plus the address of the current record: constant along straight lines. */
+  fuel: u32,
+  /** Non-zero when someone wants the vCPU to leave emitted code at the next branch. Set by any thread, atomically. */
+  pending: u32,
+  /** Non-zero after a slow access that ended in an exception: `record` holds where to go on. */
+  abort: u32,
+  /** Addresses of the current exception level's TLBs. */
+  tlbRead: u32, tlbWrite: u32, tlbExec: u32,
+  /** Non-zero: SIMD&FP instructions are trapped at the current exception level. */
+  fpTrap: u32,
+
+  // ---- PSTATE and banked registers
+  el: u32, spSel: u32,
+  /** D, A, I, F in bits 9 … 6, as in SPSR. */
+  daif: u32,
+  /** As in SPSR: bit 22. */
+  pan: u32,
+  /** As in SPSR: bits 23 (UAO), 20 (IL), 21 (SS). */
+  pstateRest: u32,
+  /** IRQ line from the interrupt controller, as last evaluated. */
+  irqLine: u32,
+  spEl0: u64, spEl1: u64,
+  elrEl1: u64, spsrEl1: u64, esrEl1: u64, farEl1: u64, vbarEl1: u64,
+
+  /** Host address of the exclusive monitor; all ones: open. */
+  exclusiveAddress: u64, exclusiveValueLow: u64, exclusiveValueHigh: u64,
+
+  // ---- system registers
+  sctlrEl1: u64, actlrEl1: u64, cpacrEl1: u64,
+  ttbr0El1: u64, ttbr1El1: u64, tcrEl1: u64, mairEl1: u64, amairEl1: u64, contextidrEl1: u64,
+  afsr0El1: u64, afsr1El1: u64, parEl1: u64,
+  tpidrEl0: u64, tpidrroEl0: u64, tpidrEl1: u64,
+  csselrEl1: u64, cntkctlEl1: u64,
+  mdscrEl1: u64, mdccintEl1: u64, oslarEl1: u64, osdlrEl1: u64,
+  dbgbvr: array(u64, 16), dbgbcr: array(u64, 16), dbgwvr: array(u64, 16), dbgwcr: array(u64, 16),
+  pmcrEl0: u64, pmuserenrEl0: u64,
+  mpidrEl1: u64,
+  cntvCtl: u64, cntvCval: u64, cntpCtl: u64, cntpCval: u64,
+
+  // ---- counts
+  instructionsRetired: u64,
+  /** Accesses to system registers that this CPU does not have. */
+  unknownSystemRegisters: u64,
+}, { padTo: 4096 });
+
+const tlbAt = (index: number) => vcpuRecord.sizeBytes + index * TLB_BYTES;
+/** Offsets in the vCPU record of the TLBs of an exception level. */
+export const tlbOffsets = [
+  { read: tlbAt(0), write: tlbAt(1), exec: tlbAt(2) },
+  { read: tlbAt(3), write: tlbAt(4), exec: tlbAt(5) },
+] as const;
+export const TLB_SET_BYTES = 3 * TLB_BYTES;
+export const VCPU_BYTES = tlbAt(6);
+assert(VCPU_BYTES <= 64 * 1024, 'the vCPU record is larger than the place kept for it');
+
+/** Offsets of single registers. */
+export const xOffset = (slot: number): number => vcpuRecord.at.x + 8 * slot;
+export const vOffset = (n: number): number => vcpuRecord.at.v + 16 * n;
+export const scratchOffset = (index: number): number => vcpuRecord.at.scratch + 8 * index;

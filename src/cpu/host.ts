@@ -1,0 +1,50 @@
+// What the CPU needs from the machine around it. The hypervisor room implements it for domains; tests implement it over
+// flat memory. All calls come from the pCPU thread that runs the vCPU, in the middle of an instruction.
+
+import type { VcpuState } from './vcpu-state.ts';
+
+export interface CpuHost {
+  /**
+   * Stage 2 translation of a guest frame for reading or fetching.
+   * @returns the frame of machine memory, or 0 if no memory is there (the access goes to `mmioLoad` or aborts).
+   */
+  frameForRead(vcpu: VcpuState, guestFrame: number): number;
+  /**
+   * The same for writing: the frame is owned by this guest alone and marked as written.
+   * @returns 0 if no memory is there, OUT_OF_FRAMES if the host has none left (the vCPU is stopped before the instruction).
+   */
+  frameForWrite(vcpu: VcpuState, guestFrame: number): number;
+
+  /**
+   * Emulated registers. Values are halves in scratch words of the vCPU record (word 0), zero-extended.
+   * @returns false if nothing is at that address: the guest gets a synchronous external abort.
+   */
+  mmioLoad(vcpu: VcpuState, physicalAddress: number, sizeBytes: number): boolean;
+  mmioStore(vcpu: VcpuState, physicalAddress: number, sizeBytes: number): boolean;
+
+  /**
+   * System registers that are not the CPU's own: interrupt controller (ICC_*) and timers. `encoding` is
+   * op0:op1:CRn:CRm:op2 in 16 bits. Undefined or false: there is no such register.
+   */
+  readSystemRegister(vcpu: VcpuState, encoding: number): bigint | undefined;
+  writeSystemRegister(vcpu: VcpuState, encoding: number, value: bigint): boolean;
+
+  /** HVC from EL1: arguments and results are general registers. False: this immediate is not served (UNDEFINED). */
+  hvc(vcpu: VcpuState, immediate: number): boolean;
+
+  /** TLB invalidation that other vCPUs of the domain must see before this returns. */
+  broadcastTlbInvalidate(vcpu: VcpuState): void;
+  /** The decode cache is full: stops all pCPUs at a safe point and empties it. */
+  flushDecodeCache(vcpu: VcpuState): void;
+}
+
+export const OUT_OF_FRAMES = -1;
+
+/** Why `Engine.run` came back. */
+export type ExitReason =
+  /** Out of fuel, or `pending` was set. */
+  | 'slice'
+  /** WFI with no interrupt pending: the vCPU waits. */
+  | 'wfi'
+  /** The host asked for it during a call (`Engine.requestExit`): a shutdown, a blocking hypercall. */
+  | 'host';

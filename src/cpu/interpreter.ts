@@ -1,0 +1,164 @@
+// The interpreter, generated from the instruction table: a module of one handler per specialised row and a few shared
+// functions. It is compiled once and instantiated by every worker; all handlers lie in the imported table under their
+// numbers.
+
+import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED } from '../abi/decode-cache.ts';
+import { TLB_ENTRIES, TLB_ENTRY_BYTES, scratchOffset, tlbEntry, vcpuRecord } from '../abi/vcpu.ts';
+import type { Fields, Row } from '../a64/row.ts';
+import { operandsOf } from '../a64/row.ts';
+import { handlerCount, numbering, rows, staticsOf } from '../a64/table.ts';
+import { computeNames, trapNames } from '../a64/slow.ts';
+import { RECORD_BYTES } from '../a64/operand.ts';
+import { SeededRandom } from '../base/random.ts';
+import { i32, i64 } from '../wasm/scalar.ts';
+import type { Callable, FunctionBuilder, Signature } from '../wasm/function.ts';
+import { ModuleBuilder } from '../wasm/module.ts';
+import type { MemoryImport } from '../wasm/module.ts';
+import { computeSignature, emittedCalls, trapSignature } from './emitted-calls.ts';
+import { InterpreterMachine, leaveIfDue } from './interpreter-machine.ts';
+import type { InterpreterContext } from './interpreter-machine.ts';
+
+const at = vcpuRecord.at;
+/** (record, vcpu, fuel) */
+const handlerSignature: Signature = { params: ['i32', 'i32', 'i32'], results: [] };
+
+/** Entries that the imported table needs. */
+export const interpreterTableSize = handlerCount;
+
+/** @param pairLockAddress address of a word in machine memory, zero at first. */
+export function buildInterpreter(memory: MemoryImport, pairLockAddress: number): Uint8Array<ArrayBuffer> {
+  const module = new ModuleBuilder(handlerSignature, memory);
+  const imports = Object.fromEntries(Object.entries(emittedCalls)
+    .map(([name, signature]) => [name, module.importFunction(name, signature)])) as Record<keyof typeof emittedCalls, Callable>;
+  const traps = Object.fromEntries(trapNames
+    .map(name => [name, module.importFunction(`trap_${name}`, trapSignature)])) as InterpreterContext['traps'];
+  const compute = Object.fromEntries(computeNames
+    .map(name => [name, module.importFunction(`compute_${name}`, computeSignature)])) as InterpreterContext['compute'];
+
+  const leave = emitLeave(module);
+  const resume = emitResume(module);
+  const slowLoad = emitSlowAccess(module, imports.slowLoad, 'load');
+  const slowStore = emitSlowAccess(module, imports.slowStore, 'store');
+  const fillTlb = emitSlowAccess(module, imports.fillTlb, 'fill');
+  const jump = emitJump(module, imports.fetch, resume, leave);
+  module.export('run', resume);
+  module.place(HANDLER_DECODE, emitDecode(module, imports.decode));
+  module.place(HANDLER_END_OF_PAGE, emitEndOfPage(module, jump));
+
+  const context: InterpreterContext = {
+    addressType: memory.addressType, resume, jump, leave, slowLoad, slowStore, fillTlb, traps, compute, pairLockAddress,
+  };
+  const undefinedHandler = module.function(handlerSignature);
+  new InterpreterMachine(undefinedHandler, context, false).undefined();
+  module.place(HANDLER_UNDEFINED, undefinedHandler);
+  for (const row of rows) emitRow(module, context, row);
+  return module.encode();
+}
+
+function emitRow(module: ModuleBuilder, context: InterpreterContext, row: Row): void {
+  const { first, count } = numbering(row);
+  for (let handler = first; handler < first + count; handler++) {
+    const { statics, far } = staticsOf(row, handler);
+    const sample = sampleFields(row, statics);
+    if (!sample) continue;
+    const f = module.function(handlerSignature);
+    const machine = new InterpreterMachine(f, context, far);
+    if (row.fp) machine.requireFp();
+    row.meaning(machine, operandsOf(row, sample), statics);
+    machine.finish();
+    module.place(handler, f);
+  }
+}
+
+/** Fields with which the row is allocated for these statics, or undefined if there are none. */
+function sampleFields(row: Row, statics: Fields): Fields | undefined {
+  const random = new SeededRandom(1);
+  for (let attempt = 0; attempt < 256; attempt++) {
+    const fields: Record<string, number> = {};
+    for (const [name, { bits }] of row.fields) {
+      fields[name] = attempt === 0 ? 0 : random.u32() & ((1 << bits) - 1);
+    }
+    Object.assign(fields, statics);
+    if (row.when(fields)) return fields;
+  }
+  return undefined;
+}
+
+function save(f: FunctionBuilder, record: ReturnType<typeof i32.const>, vcpu: ReturnType<typeof i32.const>,
+  fuel: ReturnType<typeof i32.const>): void {
+  f.do(i32.store(vcpu, record, at.record));
+  f.do(i32.store(vcpu, fuel, at.fuel));
+}
+
+function handlerParams(f: FunctionBuilder) {
+  return { record: f.param(0, 'i32'), vcpu: f.param(1, 'i32'), fuel: f.param(2, 'i32') };
+}
+
+function emitLeave(module: ModuleBuilder): Callable {
+  const f = module.function(handlerSignature);
+  const { record, vcpu, fuel } = handlerParams(f);
+  save(f, record, vcpu, fuel);
+  return f;
+}
+
+function emitResume(module: ModuleBuilder): Callable {
+  const f = module.function({ params: ['i32'], results: [] });
+  const vcpu = f.param(0, 'i32');
+  const record = f.let(i32.load(vcpu, at.record));
+  f.if(i32.eqz(record), () => f.return());
+  f.returnCallIndirect(i32.load16U(record), record, vcpu, i32.load(vcpu, at.fuel));
+  return f;
+}
+
+function emitDecode(module: ModuleBuilder, decode: Callable): Callable {
+  const f = module.function(handlerSignature);
+  const { record, vcpu, fuel } = handlerParams(f);
+  save(f, record, vcpu, fuel);
+  f.call(decode, vcpu);
+  f.returnCallIndirect(i32.load16U(record), record, vcpu, fuel);
+  return f;
+}
+
+/** The pseudo-record after a page's last instruction: goes to the next page and counts as nothing. */
+function emitEndOfPage(module: ModuleBuilder, jump: Callable): Callable {
+  const f = module.function(handlerSignature);
+  const { record, vcpu, fuel } = handlerParams(f);
+  const pc = i64.add(i64.load(vcpu, at.pcBase), i64.extendI32U(i32.shrU(record, i32.const(2))));
+  f.returnCall(jump, i32.sub(record, i32.const(RECORD_BYTES)), vcpu, fuel, pc);
+  return f;
+}
+
+/** (record, vcpu, fuel, va): through the exec TLB. A misaligned address misses, and `fetch` takes the exception. */
+function emitJump(module: ModuleBuilder, fetch: Callable, resume: Callable, leave: Callable): Callable {
+  const f = module.function({ params: ['i32', 'i32', 'i32', 'i64'], results: [] });
+  const { record, vcpu, fuel } = handlerParams(f);
+  const va = f.param(3, 'i64');
+  const low = f.let(i32.wrapI64(va));
+  const index = i32.and(i32.shrU(low, i32.const(8)), i32.const((TLB_ENTRIES - 1) * TLB_ENTRY_BYTES));
+  const entry = f.let(i32.add(index, i32.load(vcpu, at.tlbExec)));
+  f.if(i64.ne(i64.load(entry, tlbEntry.at.tag), i64.and(va, i64.const(~0xffcn))), () => {
+    save(f, record, vcpu, fuel);
+    f.call(fetch, vcpu, low, i32.wrapI64(i64.shrU(va, i64.const(32))));
+    f.returnCall(resume, vcpu);
+  });
+  const slot = f.let(i32.load(entry, tlbEntry.at.target));
+  const target = f.let(i32.add(slot, i32.shl(i32.and(low, i32.const(0xffc)), i32.const(2))));
+  f.do(i64.store(vcpu, i64.sub(i64.and(va, i64.const(~0xfffn)), i64.extendI32U(i32.shrU(slot, i32.const(2)))), at.pcBase));
+  const left = f.let(i32.sub(i32.add(fuel, i32.sub(target, record)), i32.const(RECORD_BYTES)));
+  leaveIfDue(f, leave, target, vcpu, left);
+  f.returnCallIndirect(i32.load16U(target), target, vcpu, left);
+  return f;
+}
+
+/** (record, vcpu, fuel, va, size and flags[, is write]) → for a load, the low 64 bits. */
+function emitSlowAccess(module: ModuleBuilder, target: Callable, kind: 'load' | 'store' | 'fill'): Callable {
+  const params = ['i32', 'i32', 'i32', 'i64', 'i32', ...(kind === 'fill' ? ['i32' as const] : [])] as const;
+  const f = module.function({ params: [...params], results: kind === 'load' ? ['i64'] : [] });
+  const { record, vcpu, fuel } = handlerParams(f);
+  const va = f.param(3, 'i64');
+  save(f, record, vcpu, fuel);
+  f.call(target, vcpu, i32.wrapI64(va), i32.wrapI64(i64.shrU(va, i64.const(32))), f.param(4, 'i32'),
+    ...(kind === 'fill' ? [f.param(5, 'i32')] : []));
+  if (kind === 'load') f.push(i64.load(vcpu, scratchOffset(0)));
+  return f;
+}

@@ -1,0 +1,127 @@
+// The guest's first process, a shell script for busybox, and the words it understands on the kernel command line:
+//
+//   zazen.exec=BASE64      run this command (with `sh -c`), then power off; without it, a shell. A longer command than
+//                          the command line holds (2048 bytes in all) goes into the file /etc/zazen/command instead
+//   zazen.nonce=HEX        frame the command's output (below); required for /etc/zazen/command to be looked at
+//   zazen.tty=pipe|raw|cooked   how the terminal treats the command's bytes; `pipe` if left out
+//   zazen.winsize=ROWSxCOLUMNS  zazen.term=TERM  zazen.hostname=NAME   of the terminal; TERM is `xterm` if left out
+//
+// What the command writes reaches the console byte for byte: the terminal translates nothing on output, echoes nothing,
+// and the kernel's messages stay off the console meanwhile. Around it come two lines, so that the host can tell them
+// from boot messages before and kernel messages after (RS is the byte 0x1e):
+//
+//   RS " zazen-start NONCE" LF          everything after this LF is the command's
+//   LF RS " zazen-exit NONCE STATUS" LF   everything before this LF was; STATUS in decimal, 128+n for signal n
+//
+// The nonce keeps a command that happens to print such a line from being believed. It is no secret from a guest that
+// looks for it (in /proc/cmdline): a guest may claim any status, that is its affair, as with any machine.
+//
+// Input, by `zazen.tty`: `pipe` is for programs: lines as they come, no echo, no CR to LF; the byte 4 at the start of a
+// line ends the input, the byte 3 interrupts, and 0x16 before a byte takes away such a meaning. `raw` takes away all
+// of them for good. `cooked` leaves the terminal as it is for a person, output translation included.
+
+/** First line that the script writes to the console; then, after a space, the seconds since the kernel started. */
+export const initReached = 'zazen: init reached';
+/** What the framing lines start with, up to the nonce. */
+export const startMarker = '\x1e zazen-start ';
+export const exitMarker = '\x1e zazen-exit ';
+
+/** Paths inside the initramfs. */
+export const moduleListPath = 'etc/zazen/modules';
+export const commandPath = 'etc/zazen/command';
+
+export const initScript = `#!/bin/busybox sh
+# Made by Zazen. Mounts, loads modules, then runs one command and powers off, or gives a shell.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=root LOGNAME=root SHELL=/bin/sh
+
+mount -t proc -o nosuid,nodev,noexec proc /proc
+mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
+mount -t devtmpfs -o nosuid,mode=755 devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+mount -t tmpfs -o nosuid,nodev,mode=755 tmpfs /run
+mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /tmp
+mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /dev/shm
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
+
+read -r uptime idle </proc/uptime
+echo "${initReached} $uptime"
+
+# The last console the kernel names is the one /dev/console stands for; job control needs the terminal itself.
+read -r consoles </sys/class/tty/console/active
+tty=/dev/\${consoles##* }
+[ -c "$tty" ] || tty=/dev/console
+
+command= nonce= mode=pipe winsize= hostname=zazen TERM=xterm
+read -r cmdline </proc/cmdline
+set -f
+for word in $cmdline; do
+  value=\${word#*=}
+  case $word in
+    zazen.exec=*) command=$(echo "$value" | base64 -d; echo .) ;;
+    zazen.nonce=*) nonce=$value ;;
+    zazen.tty=*) mode=$value ;;
+    zazen.winsize=*) winsize=$value ;;
+    zazen.term=*) TERM=$value ;;
+    zazen.hostname=*) hostname=$value ;;
+  esac
+done
+set +f
+export TERM
+# The dot kept newlines at the end of the command from being dropped.
+command=\${command%.}
+[ -z "$command" ] && [ -n "$nonce" ] && [ -f /${commandPath} ] && command=$(cat /${commandPath})
+echo "$hostname" >/proc/sys/kernel/hostname
+
+while read -r module; do
+  reason=$(insmod "$module" 2>&1) || echo "zazen: $reason" >/dev/kmsg
+done </${moduleListPath}
+[ -d /proc/xen ] && mount -t xenfs xenfs /proc/xen 2>/dev/null
+ip link set lo up
+
+[ -n "$winsize" ] && stty -F "$tty" rows "\${winsize%x*}" columns "\${winsize#*x}"
+
+if [ -n "$command" ]; then
+  # Nothing of the kernel's below an emergency may come between the command's bytes.
+  read -r printk_level printk_rest </proc/sys/kernel/printk
+  echo 1 >/proc/sys/kernel/printk
+  case $mode in
+    raw) stty -F "$tty" raw -echo ;;
+    cooked) ;;
+    *) stty -F "$tty" -opost -echo -icrnl -ixon ;;
+  esac
+  [ -n "$nonce" ] && printf '\\036 zazen-start %s\\n' "$nonce" >"$tty"
+  cd /root
+  setsid -c /bin/sh -c "$command" <"$tty" >"$tty" 2>&1
+  status=$?
+  # Setting the terminal waits until what was written has left it.
+  stty -F "$tty" -opost
+  if [ -n "$nonce" ]; then
+    printf '\\n\\036 zazen-exit %s %d\\n' "$nonce" "$status" >"$tty"
+  else
+    printf 'zazen: exit status %d\\n' "$status" >"$tty"
+  fi
+  stty -F "$tty" -opost
+else
+  cd /root
+  while :; do
+    setsid -c /bin/sh -l <"$tty" >"$tty" 2>&1
+    # Left by \`exit\` or the end of input: power off. Killed: start another one.
+    [ $? -lt 128 ] && break
+  done
+fi
+sync
+poweroff -f
+`;
+
+/** Files that make the guest a place to work in, by path. */
+export const etcFiles: Readonly<Record<string, string>> = {
+  'etc/passwd': 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n',
+  'etc/group': 'root:x:0:\ntty:x:5:\ndisk:x:6:\nnogroup:x:65534:\n',
+  'etc/hosts': '127.0.0.1 localhost\n::1 localhost\n',
+  'etc/profile': "export PS1='\\u@\\h:\\w\\$ '\nalias ll='ls -l'\n",
+  'etc/nsswitch.conf': 'passwd: files\ngroup: files\nhosts: files dns\n',
+};

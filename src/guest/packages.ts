@@ -1,0 +1,107 @@
+// Fetching Debian packages: chosen from verified lists, downloaded, checked and unpacked into a tree in the cache.
+
+import { createHash } from 'node:crypto';
+import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { ZazenError } from '../base/errors.ts';
+import { Cache, defaultCacheDir } from './cache.ts';
+import type { Log } from './cache.ts';
+import { unpackDeb } from './deb.ts';
+import { checkDigest } from './mirror-source.ts';
+import type { PackageEntry, PackageIndex } from './package-index.ts';
+import { choosePackageSource } from './package-source.ts';
+
+export interface FetchOptions {
+  /** Default: `$ZAZEN_CACHE_DIR`, else `zazen` in `$XDG_CACHE_HOME` or `~/.cache`. */
+  cacheDir?: string | undefined;
+  /** Gets one line for each step that takes time. */
+  log?: Log | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+export interface FetchPackagesOptions extends FetchOptions {
+  /** Also everything the packages depend on, down to the C library; default false. */
+  withDependencies?: boolean;
+  /** Debian's name of it; default `arm64`, the guest's. */
+  architecture?: string;
+}
+
+/** Debian's name of the architecture that this process runs on. */
+export function hostArchitecture(): string {
+  const names: Record<string, string> = { x64: 'amd64', arm: 'armhf', ia32: 'i386', ppc64: 'ppc64el' };
+  return names[process.arch] ?? process.arch;
+}
+
+/**
+ * Unpacks Debian packages into one tree, as they would lie under `/` (maintainer scripts are not run), and gives its
+ * path. The tree belongs to the cache: read it, don't write to it. A second call for the same packages is instant and
+ * stays off the network. Errors: ZazenError ZAZEN_GUEST_*.
+ */
+export async function fetchPackages(names: readonly string[], options: FetchPackagesOptions = {}): Promise<string> {
+  const { withDependencies = false, architecture = 'arm64' } = options;
+  const wanted = [...new Set(names)].toSorted();
+  const identity = JSON.stringify([wanted, withDependencies, architecture]);
+  const digest = createHash('sha256').update(identity).digest('hex').slice(0, 16);
+  const key = `${wanted.join('+').slice(0, 60)}_${architecture}_${digest}`;
+  const cache = openCache(options);
+  return cache.directory(`trees/${key}`, async (into) => {
+    const archive = await openArchive(architecture, cache, options);
+    await archive.unpack(archive.index.resolve(wanted, withDependencies), into);
+  });
+}
+
+export function openCache({ cacheDir, log, signal }: FetchOptions): Cache {
+  return new Cache(cacheDir ?? defaultCacheDir(), log, signal);
+}
+
+export interface Archive {
+  index: PackageIndex;
+  /** Downloads and checks the packages, and unpacks them, in their order, into `intoDir`. */
+  unpack(entries: readonly PackageEntry[], intoDir: string, filter?: (path: string) => boolean): Promise<void>;
+}
+
+const listsFreshMillis = 60 * 60 * 1000;
+
+/** The Debian archive for one architecture, with package lists no older than an hour. */
+export async function openArchive(architecture: string, cache: Cache, options: FetchOptions): Promise<Archive> {
+  const { log = () => {}, signal } = options;
+  const source = await choosePackageSource(architecture, signal);
+  const dir = cache.path('index', `${source.name}-${architecture}`);
+  const index = await cache.withLock(`index-${architecture}`, async () => {
+    const stamp = join(dir, 'updated');
+    const updated = await stat(stamp).catch(() => undefined);
+    if (updated === undefined || Math.abs(Date.now() - updated.mtimeMs) > listsFreshMillis) {
+      await rm(stamp, { force: true });
+      await mkdir(dir, { recursive: true });
+      await source.refresh(dir, log);
+      await writeFile(stamp, '');
+    }
+    return source.readIndex(dir);
+  });
+  return {
+    index,
+    async unpack(entries, intoDir, filter) {
+      for (const { name, version, sizeBytes } of entries) {
+        log(`fetching ${name} ${version} (${(sizeBytes / 1e6).toFixed(1)} MB)`);
+      }
+      await cache.temporary(async (work) => {
+        const paths = await source.download(dir, entries, work);
+        for (const [i, path] of paths.entries()) {
+          signal?.throwIfAborted();
+          const entry = entries[i]!;
+          checkDigest(await readDownloaded(path), entry.sha256, entry.name);
+          await unpackDeb(path, intoDir, filter);
+          await rm(path);
+        }
+      });
+    },
+  };
+}
+
+async function readDownloaded(path: string): Promise<Uint8Array> {
+  try {
+    return await readFile(path);
+  } catch (cause) {
+    throw new ZazenError('ZAZEN_GUEST_DOWNLOAD', `the download of ${path} left no file`, { cause });
+  }
+}

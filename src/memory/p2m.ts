@@ -1,0 +1,495 @@
+// The p2m: a domain's map from guest frames (GFN) to machine frames (MFN), a radix tree of three levels whose nodes
+// are frames of the heap (drawn in abi/machine-memory.ts). It is named by the MFN of its root, which stays the same
+// for its whole life and is never shared; nodes below may be shared by any number of trees, counted in the frame
+// table like frames are. Sharing a tree therefore copies only the root; the first write below copies the nodes on
+// its path and then the frame.
+//
+//    root A ─┐                        A frame may be written in place when every node on its path, and itself, has
+//            ├─► node (2) ─► frame    exactly one mapping: counts say "how many parents", so a count of one below a
+//    root B ─┘                        shared node does not mean exclusive.
+//
+// Concurrency. Reads take no lock: they walk, and walk again if the tree's sequence moved meanwhile (a node may have
+// been replaced and freed under them). Changes of one tree take its lock; frames are allocated, scrubbed and copied
+// outside it, and whoever finds that another thread was faster gives its frame back. Lock and sequence are the
+// `decode` word of the root's record: bit 0 is the lock, and every unlock adds to the rest.
+//
+// Translations are cached in TLBs. A change that makes an older translation wrong sets `stale`; what it took out of
+// the tree stays alive (pinned, in the hands of this object) until the caller has had all TLBs of the domain forget
+// it and calls `releaseStale`.
+
+import {
+  FRAME_STATE, FRAME_WORDS, GFN_LIMIT, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_LEVEL_BITS, P2M_READ_ONLY,
+  P2M_VALUE_SHIFT,
+} from '../abi/machine-memory.ts';
+import { assert } from '../base/assert.ts';
+import type { FrameTable } from './frame-table.ts';
+import type { Heap } from './heap.ts';
+import { backOff } from './spin.ts';
+
+const ROOT_LEVEL = 2;
+const INDEX_MASK = P2M_ENTRIES - 1;
+const { absent: ABSENT, node: NODE, frame: FRAME, zero: ZERO, image: IMAGE } = P2M_KIND;
+
+/** Kind of an entry that `lookup` returned: one of P2M_KIND, never `node`. */
+export const entryKind = (entry: number): number => entry & P2M_KIND_MASK;
+/** MFN of a frame or zero entry; page in the image of an image entry. */
+export const entryValue = (entry: number): number => entry >>> P2M_VALUE_SHIFT;
+
+/** What `frameForWrite` returns instead of an MFN. */
+export const OUT_OF_FRAMES = 0;
+/** No memory is there (or the GFN is out of range). */
+export const NOT_MEMORY = -1;
+/** The page must be read from its image first: `replaceImagePage`, then again. */
+export const IN_IMAGE = -2;
+export const READ_ONLY = -3;
+
+const makeEntry = (kind: number, value: number) => ((value << P2M_VALUE_SHIFT) | kind) >>> 0;
+/** GFNs under one entry of a node of that level. */
+const spanOf = (level: number) => 2 ** (level * P2M_LEVEL_BITS);
+const indexOf = (gfn: number, level: number) => (gfn >>> (level * P2M_LEVEL_BITS)) & INDEX_MASK;
+const wordOf = (node: number, index: number) => node * FRAME_WORDS + index * 2;
+
+export class P2m {
+  /**
+   * Set by a change that makes translations wrong which TLBs may hold; then flush and call `releaseStale`.
+   */
+  stale = false;
+  readonly #heap: Heap;
+  readonly #frames: FrameTable;
+  readonly #words: Uint32Array;
+  readonly #stalePins: number[] = [];
+  readonly #staleNodes: number[] = [];
+  /** Shared nodes that were copied: their mapping is dropped when the lock is. */
+  readonly #copiedNodes: number[] = [];
+
+  /** @param heap of the calling thread; a P2m object serves all trees, but only one thread */
+  constructor(heap: Heap) {
+    this.#heap = heap;
+    this.#frames = heap.frames;
+    this.#words = heap.memory.u32;
+  }
+
+  // ---- Trees --------------------------------------------------------------------------------------------------------
+
+  /** @returns the root of an empty tree, charged to `owner` like all it will allocate; 0 when out of frames */
+  create(owner: number): number {
+    const root = this.#heap.allocate(owner);
+    if (root !== 0) this.#frames.setState(root, FRAME_STATE.table);
+    return root;
+  }
+
+  /**
+   * A second tree with the same contents, for a checkpoint or fork; costs one frame. From then on both copy what they
+   * write. No vCPU of the domain may run between this call and the flush of its write translations.
+   * @returns its root, or 0 when out of frames
+   */
+  share(root: number, owner: number): number {
+    const copy = this.#heap.allocate(owner, true);
+    if (copy === 0) return 0;
+    this.#lock(root);
+    const complete = this.#copyEntries(root, copy);
+    this.#unlock(root);
+    if (complete) return copy;
+    this.#heap.release(copy);
+    return 0;
+  }
+
+  /**
+   * Takes a tree apart that nobody uses any more, a bounded piece at a time; progress is kept in the tree itself, so
+   * that any thread may do the next step (one at a time).
+   * @param maxFrames how many frames and nodes to drop at most
+   * @returns true when the tree, root included, is gone
+   */
+  releaseStep(root: number, maxFrames: number): boolean {
+    const gone = this.#dismantle(root, maxFrames) > 0;
+    if (gone) this.#heap.releaseLater(root);
+    this.#heap.flushReleases();
+    return gone;
+  }
+
+  // ---- Reading ------------------------------------------------------------------------------------------------------
+
+  /**
+   * @returns the entry of a GFN, taken apart by `entryKind` and `entryValue`; bit 3 (P2M_READ_ONLY) says that writes
+   *   are refused. 0 (absent) for a GFN out of range. A zero entry names the zero frame, so reads need not know.
+   *   A frame entry says nothing about writing: ask `frameForWrite`.
+   */
+  lookup(root: number, gfn: number): number {
+    if (!(gfn >= 0 && gfn < GFN_LIMIT)) return ABSENT;
+    const sequenceIndex = this.#frames.decodeIndex(root);
+    for (;;) {
+      const sequence = Atomics.load(this.#words, sequenceIndex) | 1;
+      const entry = this.#walk(root, gfn);
+      if ((Atomics.load(this.#words, sequenceIndex) | 1) === sequence) return entry;
+    }
+  }
+
+  /** Number of the image that an image entry of this GFN is in; undefined for other entries. */
+  imageOf(root: number, gfn: number): number | undefined {
+    if (!(gfn >= 0 && gfn < GFN_LIMIT)) return undefined;
+    this.#lock(root);
+    let node = root;
+    let level = ROOT_LEVEL;
+    let word = this.#words[wordOf(node, indexOf(gfn, level))]!;
+    while ((word & P2M_KIND_MASK) === NODE) {
+      node = entryValue(word);
+      level--;
+      word = this.#words[wordOf(node, indexOf(gfn, level))]!;
+    }
+    const image = entryKind(word) === IMAGE ? this.#words[wordOf(node, indexOf(gfn, level)) + 1]! : undefined;
+    this.#unlock(root);
+    return image;
+  }
+
+  // ---- Writing to guest memory --------------------------------------------------------------------------------------
+
+  /**
+   * The frame to write a guest frame in: the present one if it is exclusive, else a new one (zero: a clean frame;
+   * shared: a copy). Sets `stale` when it is a new one.
+   * @returns its MFN > 0, or OUT_OF_FRAMES, NOT_MEMORY, IN_IMAGE, READ_ONLY
+   */
+  frameForWrite(root: number, gfn: number): number {
+    for (;;) {
+      const exclusive = this.#exclusiveFrame(root, gfn);
+      if (exclusive !== 0) return exclusive;
+      const entry = this.lookup(root, gfn);
+      const kind = entryKind(entry);
+      if (kind === ABSENT) return NOT_MEMORY;
+      if (kind === IMAGE) return IN_IMAGE;
+      if ((entry & P2M_READ_ONLY) !== 0) return READ_ONLY;
+      const mfn = this.#breakSharing(root, gfn, entry);
+      if (mfn >= 0) return mfn;
+    }
+  }
+
+  /**
+   * Pins the frame that a guest frame reads from (the zero frame included), against everything other threads do.
+   * @returns its MFN, for `heap.unpin`; 0 when there is no frame
+   */
+  pinForRead(root: number, gfn: number): number {
+    for (;;) {
+      const entry = this.lookup(root, gfn);
+      const kind = entryKind(entry);
+      if (kind !== FRAME && kind !== ZERO) return 0;
+      const mfn = entryValue(entry);
+      const pinned = this.#heap.pin(mfn);
+      if (this.lookup(root, gfn) === entry) return pinned ? mfn : 0;
+      if (pinned) this.#heap.unpin(mfn);
+    }
+  }
+
+  /**
+   * Pins the frame to write a guest frame in; may set `stale` as `frameForWrite` does.
+   * @returns its MFN, for `heap.unpin`, or what `frameForWrite` returns instead; OUT_OF_FRAMES also when the frame is
+   *   pinned too often
+   */
+  pinForWrite(root: number, gfn: number): number {
+    for (;;) {
+      const mfn = this.frameForWrite(root, gfn);
+      if (mfn <= 0) return mfn;
+      const pinned = this.#heap.pin(mfn);
+      if (this.#exclusiveFrame(root, gfn) === mfn) return pinned ? mfn : OUT_OF_FRAMES;
+      if (pinned) this.#heap.unpin(mfn);
+    }
+  }
+
+  // ---- Changing the map ---------------------------------------------------------------------------------------------
+
+  /**
+   * Puts a frame at a GFN, whatever was there. The tree takes over one mapping of the frame from the caller: the one
+   * that `heap.allocate` gave, or one from `heap.frames.retain` for a frame that several trees are to share.
+   * @returns false when out of frames for nodes, or the GFN is out of range; the mapping is then still the caller's
+   */
+  mapFrame(root: number, gfn: number, mfn: number, readOnly = false): boolean {
+    if (!(gfn >= 0 && gfn < GFN_LIMIT)) return false;
+    this.#lock(root);
+    const node = this.#leafNode(root, gfn);
+    if (node !== 0) {
+      this.#replace(wordOf(node, gfn & INDEX_MASK), makeEntry(FRAME, mfn) | (readOnly ? P2M_READ_ONLY : 0), 0);
+    }
+    this.#unlock(root);
+    return node !== 0;
+  }
+
+  /** Puts untouched memory at GFNs gfn … gfn+count-1. Whole aligned ranges of 2 MiB and 1 GiB take one entry. */
+  mapZeroRange(root: number, gfn: number, count: number): boolean {
+    return this.#fill(root, gfn, count, makeEntry(ZERO, this.#heap.zeroMfn), 0);
+  }
+
+  /** GFNs gfn … gfn+count-1 are to be read from pages page … page+count-1 of an image. */
+  mapImageRange(root: number, gfn: number, count: number, image: number, page: number): boolean {
+    return this.#fill(root, gfn, count, makeEntry(IMAGE, page), image);
+  }
+
+  /** Takes GFNs gfn … gfn+count-1 out of the map. */
+  unmap(root: number, gfn: number, count = 1): boolean {
+    return this.#fill(root, gfn, count, ABSENT, 0);
+  }
+
+  /**
+   * Puts a frame where an image page was, unless another thread was faster or the guest frame is something else now.
+   * @param entry the image entry that `lookup` gave and whose page is in the frame
+   * @param mfn the frame, whose mapping goes to the tree; 0: the page is all zero, map the zero frame
+   * @returns 'mapped'; 'changed' or 'outOfFrames' when the mapping is still the caller's
+   */
+  replaceImagePage(root: number, gfn: number, entry: number, mfn: number): 'mapped' | 'changed' | 'outOfFrames' {
+    assert(entryKind(entry) === IMAGE, 'not an image entry');
+    this.#lock(root);
+    const node = this.#walk(root, gfn) === entry ? this.#leafNode(root, gfn) : -1;
+    if (node > 0) {
+      const loaded = mfn === 0 ? makeEntry(ZERO, this.#heap.zeroMfn) : makeEntry(FRAME, mfn);
+      this.#store(wordOf(node, gfn & INDEX_MASK), loaded, 0);
+    }
+    this.#unlock(root);
+    if (node < 0) return 'changed';
+    return node === 0 ? 'outOfFrames' : 'mapped';
+  }
+
+  /** Frees what changes through this object have replaced; call when no TLB of the domains concerned holds it. */
+  releaseStale(): void {
+    this.stale = false;
+    while (this.#stalePins.length > 0) this.#heap.unpin(this.#stalePins.pop()!);
+    while (this.#staleNodes.length > 0) this.#releaseNode(this.#staleNodes.pop()!);
+    this.#heap.flushReleases();
+  }
+
+  // ---- Walks --------------------------------------------------------------------------------------------------------
+
+  #walk(root: number, gfn: number): number {
+    const words = this.#words;
+    let entry = Atomics.load(words, wordOf(root, gfn >>> 18));
+    if ((entry & P2M_KIND_MASK) !== NODE) return this.#within(entry, gfn, ROOT_LEVEL);
+    entry = Atomics.load(words, wordOf(entryValue(entry), (gfn >>> 9) & INDEX_MASK));
+    if ((entry & P2M_KIND_MASK) !== NODE) return this.#within(entry, gfn, 1);
+    // A node that was freed under us may say anything; the caller will see the sequence and walk again.
+    if (entryValue(entry) >= this.#heap.memory.frameEnd) return ABSENT;
+    return Atomics.load(words, wordOf(entryValue(entry), gfn & INDEX_MASK)) >>> 0;
+  }
+
+  /** The entry that a GFN would have if the entry above it were split. */
+  #within(entry: number, gfn: number, level: number): number {
+    if ((entry & P2M_KIND_MASK) !== IMAGE) return entry >>> 0;
+    return (entry + ((gfn & (spanOf(level) - 1)) << P2M_VALUE_SHIFT)) >>> 0;
+  }
+
+  /** @returns the MFN of a writable frame whose path was all exclusive at one moment of this call, or 0 */
+  #exclusiveFrame(root: number, gfn: number): number {
+    if (!(gfn >= 0 && gfn < GFN_LIMIT)) return 0;
+    const sequenceIndex = this.#frames.decodeIndex(root);
+    const sequence = Atomics.load(this.#words, sequenceIndex);
+    if ((sequence & 1) !== 0) return 0;
+    let mfn = root;
+    for (let level = ROOT_LEVEL; level >= 0; level--) {
+      const entry = Atomics.load(this.#words, wordOf(mfn, indexOf(gfn, level)));
+      if ((entry & (P2M_KIND_MASK | P2M_READ_ONLY)) !== (level === 0 ? FRAME : NODE)) return 0;
+      mfn = entryValue(entry);
+      if (mfn >= this.#heap.memory.frameEnd || this.#frames.mappings(mfn) !== 1) return 0;
+    }
+    return Atomics.load(this.#words, sequenceIndex) === sequence ? mfn : 0;
+  }
+
+  // ---- Changes ------------------------------------------------------------------------------------------------------
+
+  /** @returns an MFN, OUT_OF_FRAMES, or -1 when the entry is another one by now */
+  #breakSharing(root: number, gfn: number, entry: number): number {
+    const isZero = entryKind(entry) === ZERO;
+    // First the path: only then do the frame's mappings say whether it is shared.
+    const before = this.#install(root, gfn, entry, 0);
+    if (before !== NEEDS_FRAME) return before;
+    const fresh = this.#heap.allocate(this.#frames.owner(root), !isZero);
+    if (fresh === 0) return OUT_OF_FRAMES;
+    if (!isZero) this.#heap.memory.copyFrame(fresh, entryValue(entry));
+    const mfn = this.#install(root, gfn, entry, fresh);
+    if (mfn === fresh) return fresh;
+    if (isZero) this.#heap.releaseUntouched(fresh);
+    else this.#heap.release(fresh);
+    return mfn;
+  }
+
+  /**
+   * Under the lock: makes the path exclusive and puts `fresh` in place of `entry` if that is still what is there and
+   * still shared. @returns the MFN there; NEEDS_FRAME if a frame is needed and `fresh` is 0; OUT_OF_FRAMES (for
+   * nodes); -1 when there is another entry
+   */
+  #install(root: number, gfn: number, entry: number, fresh: number): number {
+    this.#lock(root);
+    let result = -1;
+    if (this.#walk(root, gfn) === entry) {
+      const node = this.#leafNode(root, gfn);
+      const old = entryValue(entry);
+      if (node === 0) result = OUT_OF_FRAMES;
+      else if (fresh === 0) {
+        result = entryKind(entry) === FRAME && this.#frames.mappings(old) === 1 ? old : NEEDS_FRAME;
+      } else if (entryKind(entry) === FRAME && !this.#frames.mappingToPinIfShared(old)) result = old;
+      else {
+        if (entryKind(entry) === FRAME) this.#stalePins.push(old);
+        this.stale = true;
+        this.#store(wordOf(node, gfn & INDEX_MASK), makeEntry(FRAME, fresh), 0);
+        result = fresh;
+      }
+    }
+    this.#unlock(root);
+    return result;
+  }
+
+  #fill(root: number, gfn: number, count: number, entry: number, high: number): boolean {
+    if (!(gfn >= 0 && count >= 0 && gfn + count <= GFN_LIMIT)) return false;
+    this.#lock(root);
+    const complete = this.#fillNode(root, ROOT_LEVEL, 0, gfn, gfn + count, entry, high);
+    this.#unlock(root);
+    return complete;
+  }
+
+  /** Fills GFNs from … end-1 as far as they are below this node, whose first GFN is `base`. */
+  #fillNode(
+    node: number, level: number, base: number, from: number, end: number, entry: number, high: number,
+  ): boolean {
+    const span = spanOf(level);
+    const nodeEnd = base + span * P2M_ENTRIES;
+    for (let gfn = Math.max(from, base); gfn < end && gfn < nodeEnd;) {
+      const index = indexOf(gfn, level);
+      const entryBase = base + index * span;
+      const next = entryBase + span;
+      const offset = entryKind(entry) === IMAGE ? (gfn - from) << P2M_VALUE_SHIFT : 0;
+      // What is there already needs no node: else a guest that unmaps what it has not got would spend frames.
+      if (this.#words[wordOf(node, index)] === entry && entryKind(entry) !== IMAGE) {
+        gfn = next;
+        continue;
+      }
+      if (gfn === entryBase && next <= end) this.#replace(wordOf(node, index), (entry + offset) >>> 0, high);
+      else {
+        const child = this.#ownChild(node, index, level);
+        if (child === 0) return false;
+        const below = (entry + offset) >>> 0;
+        if (!this.#fillNode(child, level - 1, entryBase, gfn, Math.min(end, next), below, high)) return false;
+      }
+      gfn = next;
+    }
+    return true;
+  }
+
+  /** The leaf node of a GFN with its path made exclusive, or 0 when out of frames. */
+  #leafNode(root: number, gfn: number): number {
+    let node = root;
+    for (let level = ROOT_LEVEL; level > 0 && node !== 0; level--) node = this.#ownChild(node, indexOf(gfn, level), level);
+    return node;
+  }
+
+  /** The node under an entry, made if there is none and copied if it is shared; 0 when out of frames. */
+  #ownChild(node: number, index: number, level: number): number {
+    const word = wordOf(node, index);
+    const entry = this.#words[word]!;
+    const isNode = entryKind(entry) === NODE;
+    if (isNode && this.#frames.mappings(entryValue(entry)) === 1) return entryValue(entry);
+    const child = this.#heap.allocate(this.#frames.owner(node), true);
+    if (child === 0) return 0;
+    if (!isNode) this.#splitEntry(word, level, child);
+    else if (this.#copyEntries(entryValue(entry), child)) this.#copiedNodes.push(entryValue(entry));
+    else {
+      this.#heap.release(child);
+      return 0;
+    }
+    this.#store(word, makeEntry(NODE, child), 0);
+    return child;
+  }
+
+  /** Fills a new node with what one entry of the level above stands for. */
+  #splitEntry(word: number, level: number, child: number): void {
+    const entry = this.#words[word]!;
+    const high = this.#words[word + 1]!;
+    const step = entryKind(entry) === IMAGE ? spanOf(level - 1) << P2M_VALUE_SHIFT : 0;
+    for (let i = 0; i < P2M_ENTRIES; i++) {
+      this.#words[wordOf(child, i)] = (entry + i * step) >>> 0;
+      this.#words[wordOf(child, i) + 1] = high;
+    }
+    this.#frames.setState(child, FRAME_STATE.table);
+  }
+
+  /** Copies a node and counts what it refers to once more. @returns false, with nothing counted, if a count is full */
+  #copyEntries(from: number, to: number): boolean {
+    for (let i = 0; i < P2M_ENTRIES; i++) {
+      const entry = this.#words[wordOf(from, i)]!;
+      const kind = entryKind(entry);
+      if ((kind === NODE || kind === FRAME) && !this.#frames.retain(entryValue(entry))) {
+        while (i-- > 0) this.#releaseEntry(this.#words[wordOf(from, i)]!);
+        return false;
+      }
+      this.#words[wordOf(to, i)] = entry;
+      this.#words[wordOf(to, i) + 1] = this.#words[wordOf(from, i) + 1]!;
+    }
+    this.#frames.setState(to, FRAME_STATE.table);
+    return true;
+  }
+
+  /** Overwrites an entry; what it held stays alive until `releaseStale`. */
+  #replace(word: number, entry: number, high: number): void {
+    const old = this.#words[word]!;
+    this.#store(word, entry, high);
+    const kind = entryKind(old);
+    if (kind === FRAME) {
+      this.#frames.mappingToPin(entryValue(old));
+      this.#stalePins.push(entryValue(old));
+    } else if (kind === NODE) this.#staleNodes.push(entryValue(old));
+    if (kind !== ABSENT && kind !== IMAGE) this.stale = true;
+  }
+
+  /** Readers look at the low half only, so the order does not matter to them. */
+  #store(word: number, entry: number, high: number): void {
+    this.#words[word + 1] = high;
+    Atomics.store(this.#words, word, entry);
+  }
+
+  #lock(root: number): void {
+    const index = this.#frames.decodeIndex(root);
+    for (let attempt = 0; ; attempt++) {
+      const sequence = Atomics.load(this.#words, index);
+      if ((sequence & 1) === 0 && Atomics.compareExchange(this.#words, index, sequence, sequence | 1) === sequence) {
+        return;
+      }
+      backOff(attempt);
+    }
+  }
+
+  /** Moves the sequence on, and only then lets go of nodes that a reader may be in. */
+  #unlock(root: number): void {
+    Atomics.add(this.#words, this.#frames.decodeIndex(root), 1);
+    if (this.#copiedNodes.length === 0) return;
+    while (this.#copiedNodes.length > 0) this.#releaseNode(this.#copiedNodes.pop()!);
+    this.#heap.flushReleases();
+  }
+
+  // ---- Dropping -----------------------------------------------------------------------------------------------------
+
+  #releaseEntry(entry: number): void {
+    if (entryKind(entry) === NODE) this.#releaseNode(entryValue(entry));
+    else if (entryKind(entry) === FRAME) this.#heap.releaseLater(entryValue(entry));
+  }
+
+  /** Drops a mapping of a node and, if it was the last one, all below. */
+  #releaseNode(node: number): void {
+    if (this.#frames.dropMappingIfShared(node)) return;
+    for (let i = 0; i < P2M_ENTRIES; i++) this.#releaseEntry(this.#words[wordOf(node, i)]!);
+    this.#heap.releaseLater(node);
+  }
+
+  /** Empties an exclusive node. @returns what is left of the budget; 0 (or less) when it ran out first */
+  #dismantle(node: number, budget: number): number {
+    for (let i = 0; i < P2M_ENTRIES && budget > 0; i++) {
+      const word = wordOf(node, i);
+      const entry = this.#words[word]!;
+      if (entryKind(entry) === FRAME) this.#heap.releaseLater(entryValue(entry));
+      else if (entryKind(entry) !== NODE) continue;
+      else if (!this.#frames.dropMappingIfShared(entryValue(entry))) {
+        budget = this.#dismantle(entryValue(entry), budget);
+        if (budget <= 0) return budget;
+        this.#heap.releaseLater(entryValue(entry));
+      }
+      this.#words[word] = ABSENT;
+      budget--;
+    }
+    return budget;
+  }
+}
+
+/** `#install`'s answer that the caller must bring a frame. */
+const NEEDS_FRAME = -2;

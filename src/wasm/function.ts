@@ -1,0 +1,184 @@
+// A function under construction: statements are emitted in the order of the calls, expressions where they are used.
+
+import { Code, valTypeCode } from './code.ts';
+import { Expr } from './types.ts';
+import type { I32, ValType } from './types.ts';
+import type { Statement } from './scalar.ts';
+
+export interface Signature {
+  readonly params: readonly ValType[];
+  readonly results: readonly ValType[];
+}
+
+/** Something a module can call: an import or a function of its own. Its index is settled when the module is encoded. */
+export interface Callable {
+  readonly signature: Signature;
+  index: number;
+}
+
+/** A place that `br` can leave for: the depth is computed at the time of use. */
+export interface Label {
+  readonly height: number;
+}
+
+export class FunctionBuilder implements Callable {
+  readonly signature: Signature;
+  readonly code: Code;
+  index = -1;
+  readonly #locals: ValType[] = [];
+  #height = 0;
+
+  constructor(signature: Signature, addressType: 'i32' | 'i64' = 'i32') {
+    this.signature = signature;
+    this.code = new Code(addressType);
+  }
+
+  /** A parameter as an expression. */
+  param<T extends ValType>(index: number, type: T): Expr<T> {
+    return this.#localExpr(index, type);
+  }
+
+  /** A new local. */
+  local<T extends ValType>(type: T): Expr<T> {
+    this.#locals.push(type);
+    return this.#localExpr(this.signature.params.length + this.#locals.length - 1, type);
+  }
+
+  #localExpr<T extends ValType>(index: number, type: T): Expr<T> {
+    return new Expr(type, out => { out.byte(0x20); out.unsigned(index); }, { local: index });
+  }
+
+  /** `local.set`. The first argument is what `local` or `param` gave. */
+  set<T extends ValType>(local: Expr<T>, value: Expr<T>): void {
+    value.emit(this.code);
+    this.code.byte(0x21);
+    this.code.unsigned(local.local!);
+  }
+
+  /** Evaluates an expression once, now; the result can be used any number of times. */
+  let<T extends ValType>(value: Expr<T>): Expr<T> {
+    if (value.constant !== undefined) return value;
+    const local = this.local(value.type);
+    this.set(local, value);
+    return local;
+  }
+
+  do(statement: Statement): void {
+    statement(this.code);
+  }
+
+  /** Evaluates for effect. */
+  drop(value: Expr): void {
+    value.emit(this.code);
+    this.code.byte(0x1a);
+  }
+
+  /** Leaves a value on the stack: the function's result, or a block's. */
+  push(value: Expr): void {
+    value.emit(this.code);
+  }
+
+  if(condition: I32, then: () => void, otherwise?: () => void): void {
+    if (condition.constant !== undefined) {
+      if (condition.constant !== 0) then();
+      else otherwise?.();
+      return;
+    }
+    condition.emit(this.code);
+    this.code.byte(0x04);
+    this.code.byte(0x40);
+    this.#height++;
+    then();
+    if (otherwise) {
+      this.code.byte(0x05);
+      otherwise();
+    }
+    this.#height--;
+    this.code.byte(0x0b);
+  }
+
+  /** `br` to a block's label goes to its end, to a loop's label to its start. */
+  block(body: (label: Label) => void): void {
+    this.#structure(0x02, body);
+  }
+  loop(body: (label: Label) => void): void {
+    this.#structure(0x03, body);
+  }
+  #structure(opcode: number, body: (label: Label) => void): void {
+    this.code.byte(opcode);
+    this.code.byte(0x40);
+    const label = { height: ++this.#height };
+    body(label);
+    this.#height--;
+    this.code.byte(0x0b);
+  }
+
+  br(label: Label): void {
+    this.code.byte(0x0c);
+    this.code.unsigned(this.#height - label.height);
+  }
+  brIf(label: Label, condition: I32): void {
+    condition.emit(this.code);
+    this.code.byte(0x0d);
+    this.code.unsigned(this.#height - label.height);
+  }
+
+  return(...values: Expr[]): void {
+    for (const value of values) value.emit(this.code);
+    this.code.byte(0x0f);
+  }
+  unreachable(): void {
+    this.code.byte(0x00);
+  }
+
+  /** A call without result. */
+  call(target: Callable, ...args: Expr[]): void {
+    for (const arg of args) arg.emit(this.code);
+    this.code.byte(0x10);
+    this.code.unsigned(target.index);
+  }
+  /** A call with one result, as an expression; calls happen where it is emitted. */
+  callExpr<T extends ValType>(type: T, target: Callable, ...args: Expr[]): Expr<T> {
+    return new Expr(type, out => {
+      for (const arg of args) arg.emit(out);
+      out.byte(0x10);
+      out.unsigned(target.index);
+    });
+  }
+  returnCall(target: Callable, ...args: Expr[]): void {
+    for (const arg of args) arg.emit(this.code);
+    this.code.byte(0x12);
+    this.code.unsigned(target.index);
+  }
+  /** Tail call through table 0; all such functions have the module's type 0. */
+  returnCallIndirect(tableIndex: I32, ...args: Expr[]): void {
+    for (const arg of args) arg.emit(this.code);
+    tableIndex.emit(this.code);
+    this.code.byte(0x13);
+    this.code.unsigned(0);
+    this.code.unsigned(0);
+  }
+  fence(): void {
+    this.code.raw([0xfe, 0x03, 0x00]);
+  }
+
+  /** The function's entry in the code section. */
+  encode(out: Code): void {
+    const locals = new Code();
+    const runs: { type: ValType; count: number }[] = [];
+    for (const type of this.#locals) {
+      const last = runs.at(-1);
+      if (last?.type === type) last.count++;
+      else runs.push({ type, count: 1 });
+    }
+    locals.unsigned(runs.length);
+    for (const run of runs) {
+      locals.unsigned(run.count);
+      locals.byte(valTypeCode(run.type));
+    }
+    out.unsigned(locals.length + this.code.length + 1);
+    out.raw(locals.bytes());
+    out.raw(this.code.bytes());
+    out.byte(0x0b);
+  }
+}

@@ -1,0 +1,119 @@
+// The module writer: imports (one memory, one table, functions), functions, exports, and an element segment that puts
+// functions into the imported table when the module is instantiated.
+//
+// Type 0 is the type of table functions (see FunctionBuilder.returnCallIndirect). Imports come first, so their
+// indices are known when they are declared; functions get theirs when they are added, before their bodies need them.
+
+import { Code, valTypeCode } from './code.ts';
+import { FunctionBuilder } from './function.ts';
+import type { Callable, Signature } from './function.ts';
+
+export interface MemoryImport {
+  readonly addressType: 'i32' | 'i64';
+  readonly minPages: number;
+  readonly maxPages: number;
+}
+
+export class ModuleBuilder {
+  readonly addressType: 'i32' | 'i64';
+  readonly #memory: MemoryImport;
+  readonly #types: Signature[] = [];
+  readonly #imports: { name: string; type: number }[] = [];
+  readonly #functions: FunctionBuilder[] = [];
+  readonly #exports: { name: string; target: Callable }[] = [];
+  readonly #elements: { tableIndex: number; target: Callable }[] = [];
+
+  constructor(tableSignature: Signature, memory: MemoryImport) {
+    this.#types.push(tableSignature);
+    this.#memory = memory;
+    this.addressType = memory.addressType;
+  }
+
+  #typeIndex(signature: Signature): number {
+    const key = (s: Signature) => `${s.params.join()}:${s.results.join()}`;
+    const found = this.#types.findIndex(type => key(type) === key(signature));
+    if (found >= 0) return found;
+    return this.#types.push(signature) - 1;
+  }
+
+  /** All imports are declared before the first function. They are taken from the import module `env`. */
+  importFunction(name: string, signature: Signature): Callable {
+    if (this.#functions.length > 0) throw new Error('an import is declared after a function');
+    this.#imports.push({ name, type: this.#typeIndex(signature) });
+    return { signature, index: this.#imports.length - 1 };
+  }
+
+  /** A new function; the builder may be filled later, in any order. */
+  function(signature: Signature): FunctionBuilder {
+    const builder = new FunctionBuilder(signature, this.addressType);
+    builder.index = this.#imports.length + this.#functions.length;
+    this.#functions.push(builder);
+    return builder;
+  }
+
+  export(name: string, target: Callable): void {
+    this.#exports.push({ name, target });
+  }
+
+  /** Puts a function into the imported table at instantiation. */
+  place(tableIndex: number, target: Callable): void {
+    this.#elements.push({ tableIndex, target });
+  }
+
+  encode(): Uint8Array<ArrayBuffer> {
+    const functionTypes = this.#functions.map(f => this.#typeIndex(f.signature));
+    const out = new Code();
+    out.raw([0, 0x61, 0x73, 0x6d, 1, 0, 0, 0]);
+    section(out, 1, this.#types, (s, type) => {
+      s.byte(0x60);
+      for (const list of [type.params, type.results]) {
+        s.unsigned(list.length);
+        for (const t of list) s.byte(valTypeCode(t));
+      }
+    });
+    this.#encodeImports(out);
+    section(out, 3, functionTypes, (s, type) => s.unsigned(type));
+    section(out, 7, this.#exports, (s, item) => { s.name(item.name); s.byte(0); s.unsigned(item.target.index); });
+    section(out, 9, this.#elementRuns(), (s, run) => {
+      s.byte(0);
+      s.byte(0x41);
+      s.signed32(run.start);
+      s.byte(0x0b);
+      s.unsigned(run.targets.length);
+      for (const target of run.targets) s.unsigned(target.index);
+    });
+    section(out, 10, this.#functions, (s, f) => f.encode(s));
+    return out.bytes().slice();
+  }
+
+  #encodeImports(out: Code): void {
+    const { addressType, minPages, maxPages } = this.#memory;
+    const writers: ((s: Code) => void)[] = [
+      s => { s.name('memory'); s.byte(2); s.byte(addressType === 'i64' ? 7 : 3); s.unsigned(minPages); s.unsigned(maxPages); },
+      s => { s.name('table'); s.byte(1); s.byte(0x70); s.byte(0); s.unsigned(0); },
+      ...this.#imports.map(item => (s: Code) => { s.name(item.name); s.byte(0); s.unsigned(item.type); }),
+    ];
+    section(out, 2, writers, (s, write) => { s.name('env'); write(s); });
+  }
+
+  /** Adjacent table places go into one segment. */
+  #elementRuns(): { start: number; targets: Callable[] }[] {
+    const runs: { start: number; targets: Callable[] }[] = [];
+    for (const { tableIndex, target } of this.#elements.toSorted((a, b) => a.tableIndex - b.tableIndex)) {
+      const last = runs.at(-1);
+      if (last && last.start + last.targets.length === tableIndex) last.targets.push(target);
+      else runs.push({ start: tableIndex, targets: [target] });
+    }
+    return runs;
+  }
+}
+
+function section<T>(out: Code, id: number, items: readonly T[], encode: (section: Code, item: T) => void): void {
+  if (items.length === 0) return;
+  const body = new Code();
+  body.unsigned(items.length);
+  for (const item of items) encode(body, item);
+  out.byte(id);
+  out.unsigned(body.length);
+  out.raw(body.bytes());
+}

@@ -1,0 +1,45 @@
+// A part of the tree as JSON-able data, for images and forks: a flat list, parents first, so that a deep tree needs no
+// recursion. Paths are relative to the part's root, '' for the root itself; bytes of values are characters 0 … 255.
+
+import { bytesToString, stringToBytes } from './bytes.ts';
+import { XsError } from './errors.ts';
+import type { Change } from './operations.ts';
+import { childPath } from './path.ts';
+import { formatPermission, parsePermissions } from './permissions.ts';
+import { walk } from './tree.ts';
+import type { Node } from './tree.ts';
+
+export interface DumpedNode {
+  readonly path: string;
+  readonly value: string;
+  /** As on the wire. */
+  readonly permissions: readonly string[];
+}
+export type TreeDump = readonly DumpedNode[];
+
+export function dumpNodes(node: Node): TreeDump {
+  return walk(node, '/').map(([path, { value, permissions }]) => ({
+    path: path.slice(1), value: bytesToString(value), permissions: permissions.map(formatPermission),
+  })).toArray();
+}
+
+/**
+ * What puts a dump in place of whatever is at `root`. The dump may come from a file: EINVAL if it is no dump.
+ * @param domainIds numbers to give for others, in permissions: a fork is another domain than the one that was dumped.
+ */
+export function dumpToChanges(
+  dump: TreeDump, root: string, canonical: (path: string) => string, domainIds: ReadonlyMap<number, number>,
+): Change[] {
+  const changes: Change[] = [];
+  for (const node of dump) {
+    if (typeof node?.path !== 'string' || typeof node.value !== 'string' || !Array.isArray(node.permissions)) {
+      throw new XsError('EINVAL');
+    }
+    const path = canonical(node.path === '' ? root : childPath(root, node.path));
+    const permissions = parsePermissions(node.permissions).map(({ domainId, access }) =>
+      ({ domainId: domainIds.get(domainId) ?? domainId, access }));
+    changes.push({ type: 'write', path, value: stringToBytes(node.value), creatorId: undefined });
+    changes.push({ type: 'permissions', path, permissions });
+  }
+  return changes;
+}
