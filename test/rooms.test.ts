@@ -35,7 +35,7 @@ const IMPORT_PATTERNS: readonly { pattern: RegExp; eager: boolean }[] = [
   { pattern: /\bnew URL\(\s*['"](\.[^'"]+)['"],\s*import\.meta\.url\s*\)/g, eager: false },
 ];
 
-/** The modules that `source` names in declarations, `import()`, and `new URL(…, import.meta.url)` (how workers are named). */
+/** The modules that `source` names: in declarations, `import()`, and `new URL(…, import.meta.url)` (workers). */
 function importsOf(path: string, source: string): Import[] {
   const code = withoutComments(source);
   return IMPORT_PATTERNS.flatMap(({ pattern, eager }) => [...code.matchAll(pattern)].map((match) => {
@@ -45,7 +45,7 @@ function importsOf(path: string, source: string): Import[] {
   }));
 }
 
-/** Whole-line and block comments at the start of a line removed: the places where a comment could look like an import. */
+/** Comments that begin a line removed: only there could one look like an import. */
 function withoutComments(source: string): string {
   return source.replaceAll(/^\s*\/\*[\s\S]*?\*\//gm, '').replaceAll(/^\s*\/\/.*$/gm, '');
 }
@@ -55,8 +55,9 @@ function readGraph(patterns: readonly string[]): ImportGraph {
   return new Map(files.map((file) => [file, importsOf(file, readFileSync(join(ROOT, file), 'utf8'))]));
 }
 
+/** Tests, benchmarks, and `test-*.ts` beside them, which they share; everything outside src. */
 function isTest(file: string): boolean {
-  return /\.(test|bench)\.ts$/.test(file) || !file.startsWith('src/');
+  return /\.(test|bench)\.ts$|\/test-[^/]*\.ts$/.test(file) || !file.startsWith('src/');
 }
 
 /** `devices/<name>` for a device, else the folder under src. */
@@ -70,6 +71,7 @@ function judgeImport(file: string, target: string): string | undefined {
   if (!target.startsWith('src/')) {
     return `${file} imports ${target}: files under src/ import only from src/; move what they share into a room`;
   }
+  if (isTest(target)) return `${file} imports ${target}: only tests use test code; move out what the product needs`;
   const from = roomOf(file);
   const to = roomOf(target);
   if (from.room === to.room) {
@@ -82,8 +84,8 @@ function judgeImport(file: string, target: string): string | undefined {
     return `${file} imports ${target}: ${from.room} imports only from ${allowed.join(', ')}`;
   }
   if (ROOMS.indexOf(to.room) < ROOMS.indexOf(from.room)) return undefined;
-  return `${file} imports ${target}, but ${to.room} comes after ${from.room}; declare in ${from.room} the interface that `
-    + `it needs and let ${to.room} (or host) provide it, or move the shared part to an earlier room`;
+  return `${file} imports ${target}, but ${to.room} comes after ${from.room}; declare in ${from.room} the interface `
+    + `that it needs and let ${to.room} (or host) provide it, or move the shared part to an earlier room`;
 }
 
 /** Cycles of eager imports, as `a -> b -> a`; at least one of each set of files that import each other. */
@@ -109,7 +111,8 @@ function findCycles(graph: ImportGraph): string[] {
 
 /** Files that package.json starts or exports, and the bin scripts' targets. */
 function entryPoints(): Set<string> {
-  const texts = ['package.json', ...globSync('bin/*', { cwd: ROOT })].map((file) => readFileSync(join(ROOT, file), 'utf8'));
+  const files = ['package.json', ...globSync('bin/*', { cwd: ROOT })];
+  const texts = files.map((file) => readFileSync(join(ROOT, file), 'utf8'));
   return new Set(texts.flatMap((text) => [...text.matchAll(/\bsrc\/[\w/.-]+\.ts/g)].map(([path]) => path)));
 }
 
@@ -123,7 +126,7 @@ const product = new Map([...sources].filter(([file]) => !isTest(file)));
 test('every file lies in a room of the design', () => {
   assertNone([...sources.keys()].flatMap((file) => {
     const { room, device } = roomOf(file);
-    if (room === 'devices' && device!.endsWith('.ts')) return [`${file}: give each device a folder, src/devices/<name>/`];
+    if (device?.endsWith('.ts')) return [`${file}: give each device a folder, src/devices/<name>/`];
     if (ROOMS.includes(room)) return [];
     return [`${file}: ${room} is no room; use one of ${ROOMS.join(', ')}, or add it to the design and to ROOMS here`];
   }));
@@ -159,12 +162,14 @@ test('no file imports itself through others', () => {
 });
 
 test('every file is used by another one or is an entry point', () => {
-  const used = new Set([...product].flatMap(([file, imports]) => imports.map((i) => i.target).filter((t) => t !== file)));
+  const used = new Set([...product].flatMap(([file, imports]) => {
+    return imports.map((i) => i.target).filter((target) => target !== file);
+  }));
   const entries = entryPoints();
   const isAmbient = (file: string) => file.endsWith('.d.ts'); // declarations that nobody imports by name
   const unused = [...product.keys()].filter((file) => !used.has(file) && !entries.has(file) && !isAmbient(file));
   assertNone(unused.map((file) =>
-    `${file} is imported by no file but tests: use it, delete it, or move it under test/ if only tests need it`));
+    `${file} is imported by no file but tests: use it, delete it, or call it test-….ts if only tests need it`));
 });
 
 test('the rules themselves: what is allowed, what is not, and which imports are seen', () => {
@@ -174,11 +179,13 @@ test('the rules themselves: what is allowed, what is not, and which imports are 
   assert.match(judgeImport('src/guest/a.ts', 'src/abi/b.ts')!, /guest imports only from base/);
   assert.match(judgeImport('src/devices/net/a.ts', 'src/devices/block/b.ts')!, /do not import each other/);
   assert.match(judgeImport('src/cpu/a.ts', 'test/b.ts')!, /only from src/);
+  assert.match(judgeImport('src/cpu/a.ts', 'src/cpu/test-b.ts')!, /only tests use test code/);
   const text = `import type { A } from './a.ts';\nimport {\n  b,\n  c,\n} from "../x/b.ts";\nexport * from './c.ts';\n`
     + `import './d.ts';\nconst e = await ${'import'}('./e.ts');\nnew Worker(${'new'} URL('./f.ts', import.meta.url));\n`
     + `// import { z } from './z.ts';\n/* \nimport { y } from './y.ts'; */\nimport fs from 'node:fs';\n`;
   const imports = importsOf('src/m/n.ts', text);
-  const seen = (eager: boolean) => imports.filter((i) => i.eager === eager).map((i) => i.target ?? i.specifier).toSorted();
+  const seen = (eager: boolean) => imports.filter((i) => i.eager === eager)
+    .map((i) => i.target ?? i.specifier).toSorted();
   assert.deepEqual(seen(true), ['node:fs', 'src/m/c.ts', 'src/m/d.ts', 'src/x/b.ts']);
   assert.deepEqual(seen(false), ['src/m/a.ts', 'src/m/e.ts', 'src/m/f.ts']);
   const edge = (target: string, eager: boolean) => [{ specifier: `./${target}`, target, eager }];

@@ -1,6 +1,7 @@
-// `npm test`: the type check, the linter, then every `*.test.ts` under src/ and test/, each file in a process of its own,
-// as many at a time as there are processors. `npm test -- cpu timers` runs only the test files whose path contains one of
-// the words, without the checks. Prints one line per file, whatever a failing file wrote, the slowest files and the total time.
+// `npm test`: the type check, the linter, then every `*.test.ts` under src/ and test/, each file in a process of its
+// own, as many at a time as there are processors. `npm test -- cpu timers` runs only the test files whose path contains
+// one of the words, without the checks. Prints one line per file, whatever a failing file wrote, the slowest files and
+// the total time.
 //
 // Exit status: 0 when everything passed; 1 when a check or a test failed, no file matched, or, where ZAZEN_CI is set, a
 // test was skipped (there, every tool that a test needs is to be installed); 2 for an unknown option.
@@ -35,7 +36,7 @@ process.exitCode = await main(process.argv.slice(2));
 async function main(filters: string[]): Promise<number> {
   const option = filters.find((argument) => argument.startsWith('-'));
   if (option !== undefined) {
-    console.error(`npm test: unknown option ${option}; arguments are parts of paths of test files, as in: npm test -- cpu`);
+    console.error(`npm test: unknown option ${option}; give parts of paths of test files, as in: npm test -- cpu`);
     return 2;
   }
   const started = performance.now();
@@ -126,7 +127,8 @@ function printFile(file: string, millis: number, success: boolean, fileReport: F
     totals.failed += Math.max(1, fileReport.failures.length);
     process.stdout.write(fileReport.output.join(''));
     for (const failure of fileReport.failures) console.log(failure);
-    if (fileReport.failures.length === 0) console.log('the file failed outside its tests, ended early, or has no tests');
+    const unexplained = fileReport.failures.length === 0;
+    if (unexplained) console.log('the file failed outside its tests, ended early, or has no tests');
   }
   totals.durations.push({ file, millis });
   totals.skipped.push(...fileReport.skipped.map((test) => `${file}: ${test}`));

@@ -124,6 +124,8 @@ export interface Machine {
   scratchQ(index: 0 | 2 | 4 | 6): V128;
   /** Ends the instruction in TypeScript, which decides where execution goes on (the next instruction, a vector, …). */
   trap(name: TrapName, ...args: I32[]): void;
+  /** The same if a condition (non-zero) holds; else the instruction goes on. Faults' rules apply. */
+  trapIf(condition: I32, name: TrapName, ...args: I32[]): void;
   /** The instruction is UNDEFINED here. */
   undefined(): void;
   /** UNDEFINED at EL0. */

@@ -2,7 +2,7 @@
 
 /** Pure helpers: (vCPU record, up to four 32-bit arguments) → 32-bit result; see Machine.compute. */
 export const computeNames = [
-  'softFloat', 'crc32', 'aes', 'sha1', 'sha256', 'pmull', 'estimate',
+  'softFloat', 'crc32', 'aes', 'sha1', 'sha256', 'pmull',
 ] as const;
 export type ComputeName = (typeof computeNames)[number];
 

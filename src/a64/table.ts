@@ -7,10 +7,37 @@ import { assert } from '../base/assert.ts';
 import { HANDLER_FIRST_ROW } from '../abi/decode-cache.ts';
 import { fieldsOf } from './row.ts';
 import type { Fields, Row } from './row.ts';
+import branches from './definitions/branches.ts';
+import system from './definitions/system.ts';
 import dataProcessingImmediate from './definitions/data-processing-immediate.ts';
+import dataProcessingRegister from './definitions/data-processing-register.ts';
+import dataProcessingSources from './definitions/data-processing-sources.ts';
+import loadsStores from './definitions/loads-stores.ts';
+import loadsStoresPair from './definitions/loads-stores-pair.ts';
+import loadsStoresStructures from './definitions/loads-stores-structures.ts';
+import loadsStoresExclusive from './definitions/loads-stores-exclusive.ts';
+import atomics from './definitions/atomics.ts';
+import crypto from './definitions/crypto.ts';
+import fpDataProcessing from './definitions/fp-data-processing.ts';
+import fpConversions from './definitions/fp-conversions.ts';
+import simdFpThreeSame from './definitions/simd-fp-three-same.ts';
+import simdFpTwoRegister from './definitions/simd-fp-two-register.ts';
+import simdFpConversions from './definitions/simd-fp-conversions.ts';
+import simdAcrossLanes from './definitions/simd-across-lanes.ts';
+import simdByElement from './definitions/simd-by-element.ts';
+import simdModifiedImmediate from './definitions/simd-modified-immediate.ts';
+import simdPermuteCopy from './definitions/simd-permute-copy.ts';
+import simdShiftImmediate from './definitions/simd-shift-immediate.ts';
+import simdThreeDifferent from './definitions/simd-three-different.ts';
+import simdThreeSame from './definitions/simd-three-same.ts';
+import simdTwoMisc from './definitions/simd-two-misc.ts';
 
 const groups = [
-  dataProcessingImmediate,
+  dataProcessingImmediate, dataProcessingRegister, dataProcessingSources, branches, system,
+  loadsStores, loadsStoresPair, loadsStoresStructures, loadsStoresExclusive, atomics,
+  simdThreeSame, simdThreeDifferent, simdByElement, simdTwoMisc, simdAcrossLanes, simdShiftImmediate, simdPermuteCopy,
+  simdModifiedImmediate, crypto,
+  fpDataProcessing, fpConversions, simdFpThreeSame, simdFpTwoRegister, simdFpConversions,
 ];
 
 export const rows: readonly Row[] = groups.flatMap(group => group.rows);

@@ -193,6 +193,8 @@ export const MACHINE_HEADER = struct('machineHeader', {
   codeBytes: u32,
   regionCount: u32,
   regionFrames: array(u32, 2 * HEADER_REGIONS),
+  /** Taken around 128-bit exclusives and compare-and-swaps, of which emitted code has no atomic form. */
+  pairLock: u32,
 }, { padTo: FRAME_BYTES });
 
 /** 'ZZMM', little-endian. */

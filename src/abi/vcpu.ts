@@ -62,6 +62,12 @@ export const vcpuRecord = struct('vcpu', {
   pstateRest: u32,
   /** IRQ line from the interrupt controller, as last evaluated. */
   irqLine: u32,
+  /** The pCPU that ran the vCPU last, plus 1. */
+  lastPcpu: u32,
+  /** Raised by other vCPUs that want all TLB entries gone; and the value that the vCPU has obeyed. */
+  tlbFlushRequest: u32, tlbFlushDone: u32,
+  /** Non-zero while a pCPU runs the vCPU's code or its slow paths. */
+  running: u32,
   spEl0: u64, spEl1: u64,
   elrEl1: u64, spsrEl1: u64, esrEl1: u64, farEl1: u64, vbarEl1: u64,
 

@@ -320,6 +320,9 @@ export class InterpreterMachine implements Machine {
     this.#ended = true;
     this.#trap(name, args);
   }
+  trapIf(condition: I32, name: TrapName, ...args: I32[]): void {
+    this.f.if(condition, () => this.#trap(name, args));
+  }
   #trap(name: TrapName, args: I32[]): void {
     const { f } = this;
     this.writeState32(at.record, this.#record);

@@ -9,6 +9,10 @@ export class VcpuState {
   readonly address: number;
   readonly u32: Uint32Array;
   readonly u64: BigUint64Array;
+  /** Some entry of the upper half belongs to one ASID only; then a change of ASID flushes both halves. */
+  notGlobalInUpperHalf = false;
+  /** log2 of the largest block that has an entry, for each half of the address space. */
+  readonly reach: [number, number] = [12, 12];
 
   constructor(views: { u32: Uint32Array; u64: BigUint64Array }, address: number) {
     this.address = address;

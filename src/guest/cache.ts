@@ -38,18 +38,19 @@ export class Cache {
   }
 
   /**
-   * The directory `name` of the cache; if it is not there, `fill` is given an empty directory to fill, which then
-   * becomes it. `fill` runs in one process at a time, so far as the lock goes.
+   * The directory `name` of the cache; if it is not there, or is to be replaced, `fill` is given an empty directory to
+   * fill, which then becomes it. `fill` runs in one process at a time, so far as the lock goes.
    */
-  async directory(name: string, fill: (into: string) => Promise<void>): Promise<string> {
+  async directory(name: string, fill: (into: string) => Promise<void>, replace = false): Promise<string> {
     const path = this.path(name);
-    if (await exists(path)) return path;
+    if (!replace && (await exists(path))) return path;
     return this.withLock(name, async () => {
-      if (await exists(path)) return path;
+      if (!replace && (await exists(path))) return path;
       return this.temporary(async (dir) => {
         const into = join(dir, 'new');
         await mkdir(into);
         await fill(into);
+        if (replace) await rename(path, join(dir, 'old')).catch(() => {});
         await publish(into, path);
         return path;
       });
@@ -70,14 +71,13 @@ export class Cache {
   /** Runs `work` with a directory of its own inside the cache, which is removed afterwards. */
   async temporary<T>(work: (dir: string) => Promise<T>): Promise<T> {
     const dir = this.path('tmp', `${ownerOf(process.pid)}.${randomBytes(6).toString('hex')}`);
-    try {
-      await mkdir(dir, { recursive: true });
-    } catch (cause) {
-      const hint = 'set ZAZEN_CACHE_DIR to a directory that can be written';
-      throw new ZazenError('ZAZEN_CACHE', `cannot write the cache ${this.dir}`, { hint, cause });
-    }
+    await this.#makeDirectory(dir);
     try {
       return await work(dir);
+    } catch (cause) {
+      const code = (cause as NodeJS.ErrnoException).code;
+      if (code === 'ENOSPC' || code === 'EDQUOT' || code === 'EIO') throw this.#unwritable(cause as Error);
+      throw cause;
     } finally {
       await rm(dir, { recursive: true, force: true });
     }
@@ -87,7 +87,7 @@ export class Cache {
   async withLock<T>(name: string, work: () => Promise<T>): Promise<T> {
     const path = this.path('locks', name.replaceAll(/[^A-Za-z0-9.+_-]/g, '_'));
     const owner = ownerOf(process.pid) + '\n';
-    await mkdir(dirname(path), { recursive: true });
+    await this.#makeDirectory(dirname(path));
     await this.#removeLeftovers();
     let waiting = false;
     while (!(await tryLock(path, owner))) {
@@ -99,8 +99,10 @@ export class Cache {
         await breakLock(path, holder);
         continue;
       }
-      if (!waiting) this.#log(`waiting for another zazen (${holder.trim()}) to finish with ${name}`);
-      waiting = true;
+      if (!waiting && holder !== '') {
+        this.#log(`waiting for another zazen (process ${holder.split(',')[1]}) to finish with ${name}`);
+        waiting = true;
+      }
       await delay(100, undefined, { signal: this.#signal });
     }
     try {
@@ -108,6 +110,19 @@ export class Cache {
     } finally {
       await rm(path, { force: true });
     }
+  }
+
+  async #makeDirectory(path: string): Promise<void> {
+    try {
+      await mkdir(path, { recursive: true });
+    } catch (cause) {
+      throw this.#unwritable(cause as Error);
+    }
+  }
+
+  #unwritable(cause: Error): ZazenError {
+    const hint = 'set ZAZEN_CACHE_DIR to a directory that can be written and has space';
+    return new ZazenError('ZAZEN_CACHE', `cannot write the cache ${this.dir}: ${cause.message}`, { hint, cause });
   }
 
   async #removeLeftovers(): Promise<void> {

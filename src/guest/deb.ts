@@ -107,7 +107,8 @@ export function debMember(deb: Uint8Array, prefix: string): Uint8Array {
   for (let at = 8; at + 60 <= view.length; ) {
     const name = view.toString('latin1', at, at + 16).trimEnd();
     const digits = view.toString('latin1', at + 48, at + 58).trimEnd();
-    if (!/^[0-9]+$/.test(digits) || view.toString('latin1', at + 58, at + 60) !== '`\n') throw new Error('damaged package');
+    const isHeader = /^[0-9]+$/.test(digits) && view.toString('latin1', at + 58, at + 60) === '`\n';
+    if (!isHeader) throw new Error('the package is damaged');
     const end = at + 60 + Number(digits);
     if (end > view.length) throw new Error('the package is truncated');
     if (name.startsWith(prefix)) return deb.subarray(at + 60, end);

@@ -4,7 +4,7 @@ import { copyFile, mkdir, readFile, readdir, rename, rm, writeFile } from 'node:
 import { join } from 'node:path';
 import { ZazenError } from '../base/errors.ts';
 import { loadKernel } from './kernel.ts';
-import { openArchive, openCache } from './packages.ts';
+import { openArchive, openCache, releaseSuffix } from './packages.ts';
 import type { FetchOptions } from './packages.ts';
 
 /** Debian's kernel for virtual machines (small, the default), or the one for every arm64 machine. */
@@ -23,6 +23,9 @@ export interface GuestFiles {
   packages: { name: string; version: string }[];
 }
 
+const wanted =
+  /^(boot\/(vmlinuz|config)-|(usr\/)?lib\/modules\/|(usr\/)?bin\/busybox$|usr\/share\/doc\/[^/]+\/copyright)/;
+
 const metaPackages: Record<GuestFlavour, string> = { cloud: 'linux-image-cloud-arm64', generic: 'linux-image-arm64' };
 
 /**
@@ -32,7 +35,7 @@ const metaPackages: Record<GuestFlavour, string> = { cloud: 'linux-image-cloud-a
 export async function fetchGuest(options: FetchOptions & { flavour?: GuestFlavour } = {}): Promise<GuestFiles> {
   const { flavour = 'cloud' } = options;
   const cache = openCache(options);
-  const dir = await cache.directory(`guests/${flavour}`, async (into) => {
+  const fill = async (into: string): Promise<void> => {
     const archive = await openArchive('arm64', cache, options);
     // The meta-package depends on the kernel of the day, whose name carries its release.
     const release = /^linux-image-(\d.*)$/;
@@ -44,11 +47,11 @@ export async function fetchGuest(options: FetchOptions & { flavour?: GuestFlavou
     const packages = [archive.index.require(kernelName), archive.index.require('busybox-static')];
     const tree = join(into, 'tree');
     await mkdir(tree);
-    const wanted = /^(boot\/vmlinuz-|boot\/config-|(usr\/)?lib\/modules\/|(usr\/)?bin\/busybox$|usr\/share\/doc\/[^/]+\/copyright)/;
     await archive.unpack(packages, tree, (path) => wanted.test(path));
     const described = packages.map(({ name, version }) => ({ name, version }));
     await arrange(into, tree, release.exec(kernelName)![1]!, described);
-  });
+  };
+  const dir = await cache.directory(`guests/${flavour}${releaseSuffix()}`, fill, options.refresh);
   const manifest = JSON.parse(await readFile(join(dir, 'manifest.json'), 'utf8'));
   return {
     kernelPath: join(dir, 'Image'),

@@ -55,13 +55,13 @@ read -r consoles </sys/class/tty/console/active
 tty=/dev/\${consoles##* }
 [ -c "$tty" ] || tty=/dev/console
 
-command= nonce= mode=pipe winsize= hostname=zazen TERM=xterm
+run= command= nonce= mode=pipe winsize= hostname=zazen TERM=xterm
 read -r cmdline </proc/cmdline
 set -f
 for word in $cmdline; do
   value=\${word#*=}
   case $word in
-    zazen.exec=*) command=$(echo "$value" | base64 -d; echo .) ;;
+    zazen.exec=*) run=1 command=$(echo "$value" | base64 -d; echo .) ;;
     zazen.nonce=*) nonce=$value ;;
     zazen.tty=*) mode=$value ;;
     zazen.winsize=*) winsize=$value ;;
@@ -73,7 +73,7 @@ set +f
 export TERM
 # The dot kept newlines at the end of the command from being dropped.
 command=\${command%.}
-[ -z "$command" ] && [ -n "$nonce" ] && [ -f /${commandPath} ] && command=$(cat /${commandPath})
+[ -z "$run" ] && [ -n "$nonce" ] && [ -f /${commandPath} ] && run=1 command=$(cat /${commandPath})
 echo "$hostname" >/proc/sys/kernel/hostname
 
 while read -r module; do
@@ -84,9 +84,8 @@ ip link set lo up
 
 [ -n "$winsize" ] && stty -F "$tty" rows "\${winsize%x*}" columns "\${winsize#*x}"
 
-if [ -n "$command" ]; then
+if [ -n "$run" ]; then
   # Nothing of the kernel's below an emergency may come between the command's bytes.
-  read -r printk_level printk_rest </proc/sys/kernel/printk
   echo 1 >/proc/sys/kernel/printk
   case $mode in
     raw) stty -F "$tty" raw -echo ;;

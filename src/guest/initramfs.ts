@@ -34,7 +34,11 @@ export const xenModules: readonly string[] = [
 const encoder = new TextEncoder();
 const mergedDirs = /^(bin|sbin|lib)(?=\/|$)/;
 
-/** The uncompressed cpio archive; the same input gives the same bytes. Errors: ZAZEN_INITRAMFS_INPUT and others. */
+/**
+ * The uncompressed cpio archive. busybox's shell prefers its own applets to programs of the same name in `trees`
+ * (`/usr/bin/xz` names the program); a tree with another `bin/sh`, such as Debian's dash, changes that. The same input
+ * gives the same bytes. Errors: ZAZEN_INITRAMFS_INPUT and others.
+ */
 export async function buildInitramfs(options: InitramfsOptions): Promise<Uint8Array> {
   const { busyboxPath, modules = [], trees = [], init = initScript } = options;
   const files = new FileSet();

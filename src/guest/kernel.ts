@@ -116,7 +116,9 @@ function parseImage(image: Uint8Array, name: string): Kernel {
   }
   const textOffset = Number(view.readBigUInt64LE(8));
   const declaredSize = Number(view.readBigUInt64LE(0x10));
-  if (textOffset > 2 ** 30 || declaredSize > 2 ** 32) fail('ZAZEN_KERNEL_CORRUPT', name, 'the kernel header is corrupt');
+  if (textOffset > 2 ** 30 || declaredSize > 2 ** 32) {
+    fail('ZAZEN_KERNEL_CORRUPT', name, 'the kernel header is corrupt');
+  }
   const fileEnd = peFileEnd(view);
   if (view.length < fileEnd) {
     const words = `the kernel is truncated: its header promises ${fileEnd} bytes, it has ${view.length}`;
@@ -144,8 +146,10 @@ function peFileEnd(view: Buffer): number {
   return end;
 }
 
-const elfMachines = new Map([[3, 'i386'], [8, 'MIPS'], [20, 'PowerPC'], [21, 'PowerPC64'], [22, 's390'], [40, '32-bit Arm'],
-  [62, 'x86-64'], [183, 'arm64'], [243, 'RISC-V'], [258, 'LoongArch']]);
+const elfMachines = new Map([
+  [3, 'i386'], [8, 'MIPS'], [20, 'PowerPC'], [21, 'PowerPC64'], [22, 's390'], [40, '32-bit Arm'], [62, 'x86-64'],
+  [243, 'RISC-V'], [258, 'LoongArch'],
+]);
 
 /** Says what the file is instead of an arm64 Image. */
 function refuseOther(view: Buffer, name: string): never {

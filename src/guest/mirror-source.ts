@@ -4,7 +4,8 @@
 //
 // The signature is checked by gpgv with Debian's keyring; without either, nothing is fetched. The mirror comes from
 // ZAZEN_DEBIAN_MIRROR (`http://HOST/debian`), the release from ZAZEN_DEBIAN_SUITE (bookworm if unset), the keyring from
-// ZAZEN_DEBIAN_KEYRING or where Debian's and Fedora's packages put it.
+// ZAZEN_DEBIAN_KEYRING or where Debian's and Fedora's packages put it. Security updates, which have an archive of their
+// own, come with the release's next point update.
 
 import { createHash } from 'node:crypto';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';

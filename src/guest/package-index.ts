@@ -13,7 +13,6 @@ export interface PackageEntry {
   sha256: string;
   /** Pre-Depends and Depends: all of these, of each any one. */
   depends: Alternative[][];
-  provides: string[];
 }
 
 interface Alternative {
@@ -98,7 +97,6 @@ export class PackageIndex {
       sizeBytes: Number(field('Size')),
       sha256: field('SHA256').toLowerCase(),
       depends: [...parseDepends(field('Pre-Depends')), ...parseDepends(field('Depends'))],
-      provides: field('Provides').split(',').map((item) => item.trim()).filter(Boolean),
     };
     this.#parsed.set(stanza, entry);
     return entry;

@@ -17,6 +17,8 @@ export interface FetchOptions {
   /** Gets one line for each step that takes time. */
   log?: Log | undefined;
   signal?: AbortSignal | undefined;
+  /** Fetch again what the cache has, in the version that the archive has now. */
+  refresh?: boolean | undefined;
 }
 
 export interface FetchPackagesOptions extends FetchOptions {
@@ -32,22 +34,38 @@ export function hostArchitecture(): string {
   return names[process.arch] ?? process.arch;
 }
 
+/** Left out as Debian's slim images do, and the tables of iconv: half of a small tree, and no program's concern. */
+const needless = /^usr\/(share\/(doc\/.*(?<!\/copyright)$|man\/|locale\/|info\/|lintian\/|bug\/)|lib\/[^/]+\/gconv\/)/;
+/** Part of a tree's name in the cache; to be changed with the rules by which trees are made. */
+const treeFormat = 2;
+
 /**
- * Unpacks Debian packages into one tree, as they would lie under `/` (maintainer scripts are not run), and gives its
- * path. The tree belongs to the cache: read it, don't write to it. A second call for the same packages is instant and
- * stays off the network. Errors: ZazenError ZAZEN_GUEST_*.
+ * Unpacks Debian packages into one tree, as they would lie under `/` (without documentation and translations;
+ * maintainer scripts are not run), and gives its path. The tree belongs to the cache: read it, don't write to it. A
+ * second call for the same packages is instant and stays off the network. Errors: ZazenError ZAZEN_GUEST_*.
  */
 export async function fetchPackages(names: readonly string[], options: FetchPackagesOptions = {}): Promise<string> {
   const { withDependencies = false, architecture = 'arm64' } = options;
   const wanted = [...new Set(names)].toSorted();
-  const identity = JSON.stringify([wanted, withDependencies, architecture]);
+  for (const name of [...wanted, architecture]) {
+    if (/^[a-z0-9][a-z0-9+.-]*$/.test(name)) continue;
+    throw new ZazenError('ZAZEN_GUEST_PACKAGE_UNKNOWN', `"${name}" is no name of a Debian package or architecture`);
+  }
+  const identity = JSON.stringify([treeFormat, wanted, withDependencies, architecture, releaseSuffix()]);
   const digest = createHash('sha256').update(identity).digest('hex').slice(0, 16);
   const key = `${wanted.join('+').slice(0, 60)}_${architecture}_${digest}`;
   const cache = openCache(options);
-  return cache.directory(`trees/${key}`, async (into) => {
+  const fill = async (into: string): Promise<void> => {
     const archive = await openArchive(architecture, cache, options);
-    await archive.unpack(archive.index.resolve(wanted, withDependencies), into);
-  });
+    await archive.unpack(archive.index.resolve(wanted, withDependencies), into, (path) => !needless.test(path));
+  };
+  return cache.directory(`trees/${key}`, fill, options.refresh);
+}
+
+/** Keeps what comes from a Debian release that was asked for by name apart from the rest in the cache. */
+export function releaseSuffix(): string {
+  const suite = process.env['ZAZEN_DEBIAN_MIRROR'] ? process.env['ZAZEN_DEBIAN_SUITE'] : undefined;
+  return suite ? `-${suite.replaceAll(/[^A-Za-z0-9.+-]/g, '_')}` : '';
 }
 
 export function openCache({ cacheDir, log, signal }: FetchOptions): Cache {
@@ -67,9 +85,9 @@ export async function openArchive(architecture: string, cache: Cache, options: F
   const { log = () => {}, signal } = options;
   const source = await choosePackageSource(architecture, signal);
   const dir = cache.path('index', `${source.name}-${architecture}`);
+  const stamp = join(dir, 'updated');
   const index = await cache.withLock(`index-${architecture}`, async () => {
-    const stamp = join(dir, 'updated');
-    const updated = await stat(stamp).catch(() => undefined);
+    const updated = options.refresh ? undefined : await stat(stamp).catch(() => undefined);
     if (updated === undefined || Math.abs(Date.now() - updated.mtimeMs) > listsFreshMillis) {
       await rm(stamp, { force: true });
       await mkdir(dir, { recursive: true });
@@ -85,7 +103,11 @@ export async function openArchive(architecture: string, cache: Cache, options: F
         log(`fetching ${name} ${version} (${(sizeBytes / 1e6).toFixed(1)} MB)`);
       }
       await cache.temporary(async (work) => {
-        const paths = await source.download(dir, entries, work);
+        const paths = await source.download(dir, entries, work).catch(async (error: unknown) => {
+          // The archive may have moved on since the lists were read: the next attempt is to read them again.
+          await rm(stamp, { force: true });
+          throw error;
+        });
         for (const [i, path] of paths.entries()) {
           signal?.throwIfAborted();
           const entry = entries[i]!;

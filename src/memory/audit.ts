@@ -108,7 +108,8 @@ class Audit {
         found += 1 << order;
       }
     }
-    if (found !== lists.count(kind)) this.#problem(`${found} frames in lists of kind ${kind}, not ${lists.count(kind)}`);
+    const counted = lists.count(kind);
+    if (found !== counted) this.#problem(`${found} frames in lists of kind ${kind}, but ${counted} are counted`);
     if (kind === CLEAN) this.#counts.clean = found;
     else this.#counts.dirty = found;
   }

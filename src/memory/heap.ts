@@ -24,6 +24,7 @@ import {
 import { assert } from '../base/assert.ts';
 import { FrameTable } from './frame-table.ts';
 import { CLEAN, DIRTY, FreeLists } from './free-lists.ts';
+import type { Kind } from './free-lists.ts';
 import type { MachineMemory } from './machine-memory.ts';
 import { backOff, spinLock, spinUnlock } from './spin.ts';
 
@@ -140,13 +141,13 @@ export class Heap {
 
   /** Drops a mapping; the last use frees the frame, dirty. The zero frame has no count. */
   release(mfn: number): void {
-    if (mfn !== this.zeroMfn && this.frames.dropMapping(mfn)) this.#freeNow(DIRTY, mfn);
+    if (mfn !== this.zeroMfn && this.frames.dropMapping(mfn)) this.#free(mfn);
   }
 
   /** Gives back a frame from `allocate` without `overwritten` that nobody has written or seen: it is still clean. */
   releaseUntouched(mfn: number): void {
-    const last = this.frames.dropMapping(mfn);
-    assert(last, 'untouched frame is in use');
+    // A reader that followed an old translation may have it pinned for a moment, and will free it (dirty) itself.
+    if (!this.frames.dropMapping(mfn)) return;
     this.#uncharge(mfn);
     if (this.#cacheTop < HEAP_CACHE_FRAMES) this.#cache(mfn);
     else this.#putListed(CLEAN, mfn);
@@ -154,7 +155,10 @@ export class Heap {
 
   /** `release` for many frames: takes the heap lock once for 64 of them. Call `flushReleases` at the end. */
   releaseLater(mfn: number): void {
-    if (mfn !== this.zeroMfn && this.frames.dropMapping(mfn)) this.#freeLater(mfn);
+    if (mfn === this.zeroMfn || !this.frames.dropMapping(mfn)) return;
+    this.#uncharge(mfn);
+    this.#batch[this.#batchCount++] = mfn;
+    if (this.#batchCount === FREE_BATCH) this.flushReleases();
   }
 
   flushReleases(): void {
@@ -174,7 +178,7 @@ export class Heap {
   }
 
   unpin(mfn: number): void {
-    if (mfn !== this.zeroMfn && this.frames.dropPin(mfn)) this.#freeNow(DIRTY, mfn);
+    if (mfn !== this.zeroMfn && this.frames.dropPin(mfn)) this.#free(mfn);
   }
 
   /**
@@ -272,25 +276,19 @@ export class Heap {
     this.frames.disclaim(mfn);
   }
 
-  #freeNow(kind: typeof DIRTY, mfn: number): void {
+  #free(mfn: number): void {
     this.#uncharge(mfn);
-    this.#putListed(kind, mfn);
+    this.#putListed(DIRTY, mfn);
   }
 
-  #freeLater(mfn: number): void {
-    this.#uncharge(mfn);
-    this.#batch[this.#batchCount++] = mfn;
-    if (this.#batchCount === FREE_BATCH) this.flushReleases();
-  }
-
-  #takeListed(kind: typeof CLEAN | typeof DIRTY, order: number): number {
+  #takeListed(kind: Kind, order: number): number {
     spinLock(this.#words, this.#at);
     const mfn = this.lists.take(kind, order);
     spinUnlock(this.#words, this.#at);
     return mfn;
   }
 
-  #putListed(kind: typeof CLEAN | typeof DIRTY, mfn: number): void {
+  #putListed(kind: Kind, mfn: number): void {
     spinLock(this.#words, this.#at);
     this.lists.put(kind, mfn, 1);
     spinUnlock(this.#words, this.#at);

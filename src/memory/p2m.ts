@@ -15,7 +15,8 @@
 //
 // Translations are cached in TLBs. A change that makes an older translation wrong sets `stale`; what it took out of
 // the tree stays alive (pinned, in the hands of this object) until the caller has had all TLBs of the domain forget
-// it and calls `releaseStale`.
+// it and calls `releaseStale`. So an MFN from `lookup` or `frameForWrite` is good for a pCPU until it next answers a
+// request to flush; a thread that answers no such requests (a backend) must use `pinForRead` and `pinForWrite`.
 
 import {
   FRAME_STATE, FRAME_WORDS, GFN_LIMIT, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_LEVEL_BITS, P2M_READ_ONLY,
@@ -80,7 +81,9 @@ export class P2m {
 
   /**
    * A second tree with the same contents, for a checkpoint or fork; costs one frame. From then on both copy what they
-   * write. No vCPU of the domain may run between this call and the flush of its write translations.
+   * write. No vCPU of the domain may run between this call and the flush of its write translations. Pinned frames are
+   * shared like all others: who holds a pin in order to write, or to see what the guest writes, must give it up for
+   * one from `pinForWrite` before the domain runs on.
    * @returns its root, or 0 when out of frames
    */
   share(root: number, owner: number): number {
@@ -95,8 +98,8 @@ export class P2m {
   }
 
   /**
-   * Takes a tree apart that nobody uses any more, a bounded piece at a time; progress is kept in the tree itself, so
-   * that any thread may do the next step (one at a time).
+   * Takes a tree apart that no vCPU, TLB or backend uses any more, a bounded piece at a time. Progress is kept in the
+   * tree itself, so that any thread may do the next step (one at a time).
    * @param maxFrames how many frames and nodes to drop at most
    * @returns true when the tree, root included, is gone
    */
@@ -371,7 +374,9 @@ export class P2m {
   /** The leaf node of a GFN with its path made exclusive, or 0 when out of frames. */
   #leafNode(root: number, gfn: number): number {
     let node = root;
-    for (let level = ROOT_LEVEL; level > 0 && node !== 0; level--) node = this.#ownChild(node, indexOf(gfn, level), level);
+    for (let level = ROOT_LEVEL; level > 0 && node !== 0; level--) {
+      node = this.#ownChild(node, indexOf(gfn, level), level);
+    }
     return node;
   }
 

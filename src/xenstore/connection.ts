@@ -13,6 +13,7 @@ import { XENSTORE_PAYLOAD_MAX, XSD_SOCKMSG, XS_TYPE } from '../abi/xenstore-wire
 import type { XsErrno } from '../abi/xenstore-wire.ts';
 import { bytesToString, stringToBytes } from './bytes.ts';
 import type { StoreCore } from './core.ts';
+import { savedArray, savedBytes, savedString } from './dump.ts';
 import { XsError } from './errors.ts';
 import { isSpecial } from './path.ts';
 import { exceeds } from './quota.ts';
@@ -88,7 +89,13 @@ export class Connection {
     this.#send = (bytes) => options.send(bytes);
     this.#session = new Session(core, options.domainId, options.privileged ?? false,
       (watch, path) => this.#notify(watch, path));
-    if (options.state !== undefined) this.#restore(options.state);
+    if (options.state === undefined) return;
+    try {
+      this.#restore(options.state);
+    } catch (error) {
+      this.close();
+      throw error;
+    }
   }
 
   get state(): 'open' | 'broken' | 'closed' {
@@ -186,13 +193,16 @@ export class Connection {
 
   /** EINVAL if the state is none that `saveState` gives. */
   #restore(state: ConnectionState): void {
-    for (const { path, token, depth, pending } of state.watches) {
-      const watch = this.#session.restoreWatch(path, token, depth ?? Infinity);
+    for (const { path, token, depth, pending } of savedArray(state.watches)) {
+      if (depth !== null && !(depth >= 0)) throw new XsError('EINVAL');
+      const watch = this.#session.restoreWatch(savedString(path), bytesToString(savedBytes(token)), depth ?? Infinity);
       if (pending) this.#overflowed.add(watch);
     }
-    for (const id of state.transactionIds) this.#session.reopenTransaction(id);
-    for (const { event, bytes } of state.output) this.#push({ bytes: stringToBytes(bytes), event, key: undefined });
-    this.#restoreInput(stringToBytes(state.input));
+    for (const id of savedArray(state.transactionIds)) this.#session.reopenTransaction(id >>> 0);
+    for (const { event, bytes } of savedArray(state.output)) {
+      this.#push({ bytes: savedBytes(bytes), event, key: undefined });
+    }
+    this.#restoreInput(savedBytes(state.input));
   }
 
   /** Less than a message, so nothing is answered by it. */

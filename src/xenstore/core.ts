@@ -45,6 +45,13 @@ export interface Domain {
   readonly named: Set<string>;
 }
 
+export interface StoreStats {
+  readonly nodes: number;
+  readonly watches: number;
+  /** That own, may use, or are configured to use anything here, the toolstack's included. */
+  readonly domains: number;
+}
+
 const TOOLSTACK_ONLY: Permissions = [{ domainId: 0, access: ACCESS_NONE }];
 
 export class StoreCore implements Surface {
@@ -254,6 +261,12 @@ export class StoreCore implements Surface {
   }
 
   // -- Audit -----------------------------------------------------------------------------------------------------
+
+  stats(): StoreStats {
+    let nodes = 0;
+    for (const { owned } of this.#domains.values()) nodes += owned.size;
+    return { nodes, watches: this.watches.size, domains: this.#domains.size };
+  }
 
   /** What is inconsistent, one line each; empty if all is well. Walks the whole tree. */
   audit(): string[] {

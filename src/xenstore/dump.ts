@@ -17,6 +17,22 @@ export interface DumpedNode {
 }
 export type TreeDump = readonly DumpedNode[];
 
+/** Strings of a saved state come from a file: EINVAL if this is none, or no string of bytes. */
+export function savedBytes(value: unknown): Uint8Array {
+  if (typeof value !== 'string' || !/^[\0-\xff]*$/.test(value)) throw new XsError('EINVAL');
+  return stringToBytes(value);
+}
+
+export function savedArray<T>(value: readonly T[]): readonly T[] {
+  if (!Array.isArray(value) || value.some((one) => one === null || one === undefined)) throw new XsError('EINVAL');
+  return value;
+}
+
+export function savedString(value: unknown): string {
+  if (typeof value !== 'string') throw new XsError('EINVAL');
+  return value;
+}
+
 export function dumpNodes(node: Node): TreeDump {
   return walk(node, '/').map(([path, { value, permissions }]) => ({
     path: path.slice(1), value: bytesToString(value), permissions: permissions.map(formatPermission),
@@ -31,14 +47,12 @@ export function dumpToChanges(
   dump: TreeDump, root: string, canonical: (path: string) => string, domainIds: ReadonlyMap<number, number>,
 ): Change[] {
   const changes: Change[] = [];
-  for (const node of dump) {
-    if (typeof node?.path !== 'string' || typeof node.value !== 'string' || !Array.isArray(node.permissions)) {
-      throw new XsError('EINVAL');
-    }
-    const path = canonical(node.path === '' ? root : childPath(root, node.path));
-    const permissions = parsePermissions(node.permissions).map(({ domainId, access }) =>
+  for (const node of savedArray(dump)) {
+    const below = savedString(node.path);
+    const path = canonical(below === '' ? root : childPath(root, below));
+    const permissions = parsePermissions(savedArray(node.permissions).map(savedString)).map(({ domainId, access }) =>
       ({ domainId: domainIds.get(domainId) ?? domainId, access }));
-    changes.push({ type: 'write', path, value: stringToBytes(node.value), creatorId: undefined });
+    changes.push({ type: 'write', path, value: savedBytes(node.value), creatorId: undefined });
     changes.push({ type: 'permissions', path, permissions });
   }
   return changes;

@@ -3,7 +3,7 @@
 // off. Refusals are XsErrors with the errno that Xen's store gives.
 
 import { XsError } from './errors.ts';
-import { leafName, parentPath } from './path.ts';
+import { parentPath, pathNames } from './path.ts';
 import { ACCESS_READ, ACCESS_WRITE, accessOf, isOwner, ownerOf } from './permissions.ts';
 import type { Actor, Permissions } from './permissions.ts';
 import { exceeds } from './quota.ts';
@@ -65,16 +65,19 @@ interface Missing {
 
 /** Touches all that the absence of `path` and the making of it depend on. */
 function nearest(surface: Surface, path: string): Missing {
-  let missingNodes = 0;
-  let at = path;
-  for (;;) {
-    const parent = parentPath(at);
-    missingNodes++;
-    surface.touch(parent, TOUCH_DATA);
-    const ancestor = surface.tree.get(parent);
-    if (ancestor !== undefined) return { ancestor, missingNodes, firstName: leafName(at) };
-    at = parent;
+  const names = pathNames(path);
+  let ancestor = surface.tree.get('/')!;
+  let depth = 0;
+  for (let next = ancestor.children.get(names[0]!); next !== undefined; next = ancestor.children.get(names[depth]!)) {
+    ancestor = next;
+    depth++;
   }
+  let at = path;
+  for (let level = names.length; level > depth; level--) {
+    at = parentPath(at);
+    surface.touch(at, TOUCH_DATA);
+  }
+  return { ancestor, missingNodes: names.length - depth, firstName: names[depth]! };
 }
 
 /** The node, or what there is instead. EACCES unless the actor has the access there: absence is told to no stranger. */

@@ -1,6 +1,8 @@
 // Quotas: what an unprivileged domain may take. The names are those of GET_QUOTA; 0 switches a check off. A domain has
 // the store's values, but for those that were set for it.
 
+import { XENSTORE_REL_PATH_MAX } from '../abi/xenstore-wire.ts';
+
 /** Xen's defaults where Xen has the quota. */
 export const DEFAULT_QUOTA = {
   /** Nodes owned. */
@@ -20,7 +22,7 @@ export const DEFAULT_QUOTA = {
   /** Entries in the permissions of one node. */
   'permissions': 5,
   /** Bytes of a path, without /local/domain/<domid>/. */
-  'path-max': 2048,
+  'path-max': XENSTORE_REL_PATH_MAX,
 };
 
 export type QuotaName = keyof typeof DEFAULT_QUOTA;

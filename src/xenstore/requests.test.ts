@@ -3,8 +3,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Store } from './store.ts';
-import { homes, TestClient } from './test-client.ts';
-import type { RequestName } from './test-client.ts';
+import { homes, TestClient } from './wire-client.ts';
+import type { RequestName } from './wire-client.ts';
 
 type Script = readonly (readonly [RequestName, string, string])[];
 
@@ -104,6 +104,9 @@ test('SET_TARGET gives a domain what its target has', () => {
   assert.equal(toolstack.ask('SET_TARGET', '5\x009\0'), 'ENOENT');
   assert.equal(toolstack.ask('SET_TARGET', '5\x006\0'), 'OK\0');
   assert.equal(client.ask('WRITE', '/local/domain/6/x\0v'), 'OK\0');
+  store.write('/for6', 'v');
+  store.setPerms('/for6', ['n0', 'r6']);
+  assert.equal(client.ask('READ', '/for6\0'), 'v');
   store.domainReleased(6);
   assert.equal(client.ask('READ', '/local/domain/6\0'), 'EACCES');
 });
@@ -253,6 +256,12 @@ test('transactions that touch different nodes merge, also under one parent', () 
   client.ask('WRITE', 'seen\x002', lister);
   client.ask('WRITE', 'device/vkbd\0');
   assert.equal(client.ask('TRANSACTION_END', 'T\0', lister), 'EAGAIN', 'a list that it read has changed');
+
+  const loser = client.begin();
+  client.ask('DIRECTORY', 'device\0', loser);
+  client.ask('WRITE', 'seen\x003', loser);
+  client.ask('RM', 'device/vkbd\0');
+  assert.equal(client.ask('TRANSACTION_END', 'T\0', loser), 'EAGAIN', 'the list has lost an entry');
 
   const remover = client.begin();
   client.ask('RM', 'device\0', remover);

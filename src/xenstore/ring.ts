@@ -38,6 +38,8 @@ export class XenstoreRing {
   #page: Uint8Array | undefined;
   #words!: Int32Array;
   #serving = false;
+  /** The connection was ended here, for what the indices say, and not for what the guest sent. */
+  #failed = false;
   #signalDue = false;
 
   /** Advertises the server's features in the page; call `service` then, for the guest may have been quicker. */
@@ -57,8 +59,8 @@ export class XenstoreRing {
   service(): boolean {
     if (this.connection.state === 'closed') return false;
     this.#serving = true;
-    this.#map();
     try {
+      this.#map();
       if (this.#load('connection') === XENSTORE_RECONNECT) this.#reconnect();
       this.connection.flush();
       return this.#receive();
@@ -74,6 +76,7 @@ export class XenstoreRing {
 
   #receive(): boolean {
     for (let budgetBytes = SERVICE_BYTES; this.connection.wantsInput; ) {
+      this.#map();
       const consumed = this.#load('req_cons');
       const available = (this.#load('req_prod') - consumed) >>> 0;
       if (available > XENSTORE_RING_SIZE) {
@@ -86,7 +89,7 @@ export class XenstoreRing {
       budgetBytes -= taken;
       this.#store('req_cons', consumed + taken);
       this.#signalDue = true;
-      if (this.connection.state === 'broken') this.#announce(XENSTORE_ERROR.PROTO);
+      if (this.connection.state === 'broken' && !this.#failed) this.#announce(XENSTORE_ERROR.PROTO);
     }
     return false;
   }
@@ -111,6 +114,7 @@ export class XenstoreRing {
   /** The guest asked for a clean start and looks at nothing but `connection` until it is back. */
   #reconnect(): void {
     this.connection.reset();
+    this.#failed = false;
     for (const field of ['req_cons', 'req_prod', 'rsp_cons', 'rsp_prod'] as const) this.#store(field, 0);
     this.#store('error', XENSTORE_ERROR.NONE);
     this.#store('connection', XENSTORE_CONNECTED);
@@ -119,6 +123,7 @@ export class XenstoreRing {
 
   #fail(error: number): void {
     if (this.connection.state !== 'open') return;
+    this.#failed = true;
     this.connection.fail();
     this.#announce(error);
   }

@@ -1,13 +1,13 @@
 // The store of a host: the tree that guests and toolstack share. Guests come in over connections (bytes), the toolstack
 // by calls; both go through the same operations, so both see the same rules, events and transactions.
 
-import { ZazenError } from '../base/errors.ts';
 import { Connection } from './connection.ts';
 import type { ConnectOptions } from './connection.ts';
 import { StoreCore, SUPPORTED_FEATURES } from './core.ts';
-import type { StoreHooks } from './core.ts';
+import type { StoreHooks, StoreStats } from './core.ts';
 import { dumpNodes, dumpToChanges } from './dump.ts';
 import type { TreeDump } from './dump.ts';
+import { XsError } from './errors.ts';
 import { isQuotaName } from './quota.ts';
 import type { Quota } from './quota.ts';
 import { Session } from './session.ts';
@@ -53,8 +53,8 @@ export class Store extends StoreView {
 
   /**
    * Tells of every change at or below a path, and of special names (`@introduceDomain`, `@releaseDomain`). Calls come
-   * when the operation that made the change is over, the first without any change. A callback may use the store; it must
-   * not throw.
+   * when the operation that made the change is over, the first without any change. A callback may use the store; it
+   * must not throw.
    * @param options.depth levels below the path to tell of; all if not given.
    * @returns ends the watch: no call comes after.
    */
@@ -160,7 +160,9 @@ export class Store extends StoreView {
       const root = this.#session.path(path);
       const canonical = (given: string) => this.#session.path(given);
       const changes = dumpToChanges(dump, root, canonical, options.domainIds ?? new Map());
-      if (root !== '/' && this.#core.tree.get(root) !== undefined) this.#core.apply({ type: 'remove', path: root });
+      const before = this.#core.tree.get(root);
+      const doomed = root === '/' ? [...before!.children.keys()].map((name) => `/${name}`) : before ? [root] : [];
+      for (const at of doomed) this.#core.apply({ type: 'remove', path: at });
       for (const change of changes) this.#core.apply(change);
     }));
   }
@@ -170,15 +172,24 @@ export class Store extends StoreView {
     return { shutdown, features, quota: { ...quota } };
   }
 
-  /** Before `domainIntroduced`. ZAZEN_STORE_STATE if the state is none that `saveDomain` gave. */
+  /** Before `domainIntroduced`. ZAZEN_STORE_EINVAL if the state is none that `saveDomain` gave. */
   restoreDomain(domainId: number, state: DomainState): void {
-    const valid = Number.isInteger(state.features) && (state.features & ~SUPPORTED_FEATURES) === 0
-      && Object.entries(state.quota).every(([name, value]) => isQuotaName(name) && Number.isInteger(value));
-    if (!valid) throw new ZazenError('ZAZEN_STORE_STATE', `store: saved state of domain ${domainId} is not valid`);
-    const domain = this.#core.domain(domainId);
-    domain.features = state.features;
-    domain.shutdown = state.shutdown;
-    Object.assign(domain.quota, state.quota);
+    refusing(`saved state of domain ${domainId}`, () => {
+      const { shutdown, features, quota } = state;
+      const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0;
+      const valid = typeof shutdown === 'boolean' && isCount(features) && (features & ~SUPPORTED_FEATURES) === 0
+        && typeof quota === 'object' && quota !== null
+        && Object.entries(quota).every(([name, value]) => isQuotaName(name) && isCount(value));
+      if (!valid) throw new XsError('EINVAL');
+      const domain = this.#core.domain(domainId);
+      domain.features = features;
+      domain.shutdown = shutdown;
+      Object.assign(domain.quota, quota);
+    });
+  }
+
+  stats(): StoreStats {
+    return this.#core.stats();
   }
 
   /** What is inconsistent, one line each; empty if all is well. */

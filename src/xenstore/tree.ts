@@ -36,7 +36,8 @@ export interface GenerationCounter {
 }
 
 /** Told of every node that comes (`before` undefined), goes (`after` undefined) or changes its permissions. */
-export type PermissionObserver = (path: string, before: Permissions | undefined, after: Permissions | undefined) => void;
+export type PermissionObserver =
+  (path: string, before: Permissions | undefined, after: Permissions | undefined) => void;
 
 const NO_VALUE = new Uint8Array(0);
 /** Shared by all leaves, never written. */

@@ -68,7 +68,7 @@ export class WatchIndex {
     this.#tell(withDomain, withDomain, 0, visible);
   }
 
-  /** For tests and audits. */
+  /** How many are set. */
   get size(): number {
     let count = 0;
     for (const watches of this.#byPath.values()) count += watches.size;

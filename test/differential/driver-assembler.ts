@@ -1,5 +1,5 @@
-// The few A64 encodings that the oracle's driver needs, with labels. Deliberately apart from the product's own assembler
-// in src/a64: what judges the instruction table must not be built from it.
+// The few A64 encodings that the oracle's driver needs, with labels. Deliberately apart from the product's assembler in
+// src/a64: what judges the instruction table must not be built from it.
 
 /** Condition codes of B.cond. */
 export const CONDITION = { EQ: 0, NE: 1, HS: 2 } as const;

@@ -14,8 +14,8 @@
 //   saver:  X0 = record; store everything but X0; X0 = TPIDR_EL0, store it; copy scratch back; next case
 //
 // A fault takes the signal handler instead, which stores the state from the signal frame, and returns to the saver's
-// last part. A profiling timer catches a case that never ends. Stubs are STUB_BYTES apart and filled with UDF around the
-// words, so that a branch that leaves them faults at its target.
+// last part. A timer of CPU time catches a case that never ends. Stubs are STUB_BYTES apart and filled with UDF around
+// the words, so that a branch that leaves them faults at its target.
 
 import { CONDITION, DriverAssembler, SP, SYSTEM_REGISTER } from './driver-assembler.ts';
 import { type CpuState, FPCR_MASK, FPSR_MASK, SCRATCH_BYTES } from './cpu-state.ts';
@@ -72,7 +72,6 @@ export type FaultName = keyof typeof SIGNALS;
 const SIGINFO_ADDRESS = 16;
 const UCONTEXT = { X: 184, SP: 432, PC: 440, PSTATE: 448, FPSR: 472, FPCR: 476, V: 480 } as const;
 
-/** The scratch page, between two guards. */
 const MMAP = { SHARED_FIXED: 0x11n, ANONYMOUS_FIXED: 0x32n, NONE: 0n, READ_WRITE: 3n } as const;
 
 /** Address at which the first word of case `index` of a batch runs. */
@@ -222,7 +221,7 @@ function emitCopyScratch(a: DriverAssembler, label: string, source: number, targ
   a.branchIf(CONDITION.NE, label);
 }
 
-/** handler(X0 = signal, X1 = siginfo, X2 = ucontext): stores the state at the fault, makes the frame return to finishCase. */
+/** handler(X0 = signal, X1 = siginfo, X2 = ucontext): stores the state at the fault; returns to finishCase. */
 function emitSignalHandler(a: DriverAssembler): void {
   a.label('signalHandler');
   a.ldrLiteral(3, 'context');

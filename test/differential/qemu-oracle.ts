@@ -1,10 +1,11 @@
 // The differential oracle: what QEMU's user-mode emulator makes of short A64 code in a given state.
 //
 // It knows more than Zazen's guest is shown: FEAT_FP16, FEAT_DotProd, FEAT_DPB and FEAT_SSBS are in the modelled
-// Neoverse N1 (the closest to our feature set that QEMU has: no pointer authentication, BTI, SVE, MTE, AFP or RPRES), so
-// an instruction that is UNDEFINED for us may run here. It runs as a Linux process does: at EL0, with top-byte-ignore,
-// without alignment checks on loads, stores or SP, with access to cache maintenance by address and to CTR_EL0 and DCZID.
-// Code under test must not make system calls, and must not count on TPIDR_EL0 between cases.
+// Neoverse N1 (the closest to our feature set that QEMU has: no pointer authentication, BTI, SVE, MTE, AFP or RPRES),
+// so an instruction that is UNDEFINED for us may run here. It runs as a Linux process does: at EL0, with
+// top-byte-ignore, without alignment checks on ordinary loads and stores or on SP, and with access to cache maintenance
+// by address, CTR_EL0 and DCZID_EL0. Code under test must not make system calls, must not count on TPIDR_EL0 between
+// cases, and should load through the PC only from its own words: around them lie the oracle's.
 
 import { spawn } from 'node:child_process';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -79,7 +80,8 @@ export class QemuOracle {
       await writeFile(executable, code, { mode: 0o700 });
       await writeFile(recordsFile, records);
       const failure = await this.#runQemu(executable, recordsFile);
-      return collectResults(cases, await readBytes(recordsFile), failure);
+      // A copy, because views of 64-bit elements need its alignment.
+      return collectResults(cases, new Uint8Array(await readFile(recordsFile)), failure);
     } finally {
       await rm(directory, { recursive: true, force: true });
     }
@@ -104,7 +106,9 @@ export class QemuOracle {
   }
 }
 
-function collectResults(cases: readonly OracleCase[], records: Uint8Array, failure: string | undefined): OracleResult[] {
+function collectResults(
+  cases: readonly OracleCase[], records: Uint8Array, failure: string | undefined,
+): OracleResult[] {
   return cases.map(({ words }, index) => {
     const outcome = readRecord(records, index);
     if (outcome === undefined) {
@@ -119,9 +123,4 @@ function collectResults(cases: readonly OracleCase[], records: Uint8Array, failu
     }
     return result;
   });
-}
-
-/** The file's bytes, aligned for views of 64-bit elements. */
-async function readBytes(path: string): Promise<Uint8Array> {
-  return new Uint8Array(await readFile(path));
 }

@@ -1,14 +1,13 @@
 // Where qemu-aarch64 is: named by the environment, installed on the PATH, or Debian's package unpacked into the cache
 // directory, which needs no root and changes nothing else on the host.
 
-import { execFile } from 'node:child_process';
-import { access, constants, mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
-import { homedir } from 'node:os';
+import { access, constants } from 'node:fs/promises';
 import { delimiter, join } from 'node:path';
-import { promisify } from 'node:util';
 import { ZazenError } from '../../src/base/errors.ts';
+import { hostArchitecture, openArchive, openCache } from '../../src/guest/packages.ts';
 
-const run = promisify(execFile);
+/** Where the package has the executable, and its tree in the cache. */
+const EXECUTABLE = 'usr/bin/qemu-aarch64-static';
 
 let found: Promise<string> | undefined;
 
@@ -33,28 +32,24 @@ async function findQemuUser(): Promise<string> {
       if (directory !== '' && await isExecutable(path)) return path;
     }
   }
-  const cache = join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'zazen');
-  const cached = join(cache, 'qemu-user', 'qemu-aarch64-static');
-  if (!await isExecutable(cached)) await unpackQemuUser(cache, cached);
-  return cached;
+  return fetchQemuUser();
 }
 
-/** Downloads and unpacks beside the target, then renames: safe to interrupt, and to run twice at once. */
-async function unpackQemuUser(cache: string, target: string): Promise<void> {
-  await mkdir(cache, { recursive: true });
-  const directory = await mkdtemp(join(cache, 'qemu-user-'));
+/** Of the package's emulators, each some megabytes, only ours is kept. */
+async function fetchQemuUser(): Promise<string> {
+  const cache = openCache({});
   try {
-    await run('apt-get', ['download', '-qq', 'qemu-user-static'], { cwd: directory });
-    const archive = (await readdir(directory)).find((name) => name.endsWith('.deb'));
-    if (archive === undefined) throw missing('apt-get download left no package');
-    await run('dpkg-deb', ['-x', archive, '.'], { cwd: directory });
-    await mkdir(join(target, '..'), { recursive: true });
-    await rename(join(directory, 'usr', 'bin', 'qemu-aarch64-static'), target);
+    const tree = await cache.directory('trees/qemu-aarch64-static', async (into) => {
+      const archive = await openArchive(hostArchitecture(), cache, {});
+      const packages = archive.index.resolve(['qemu-user-static'], false);
+      await archive.unpack(packages, into, (path) => path === EXECUTABLE);
+    });
+    const path = join(tree, EXECUTABLE);
+    if (await isExecutable(path)) return path;
   } catch (cause) {
-    throw cause instanceof ZazenError ? cause : missing('Debian\'s qemu-user-static could not be fetched', cause);
-  } finally {
-    await rm(directory, { recursive: true, force: true });
+    throw missing('Debian\'s qemu-user-static could not be fetched', cause);
   }
+  throw missing('Debian\'s qemu-user-static holds no qemu-aarch64-static');
 }
 
 async function isExecutable(path: string): Promise<boolean> {

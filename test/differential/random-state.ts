@@ -11,7 +11,7 @@ export interface RandomStateOptions {
   edgeProbability?: number;
   /** Probability that FPCR is zero, the default of Linux. Default 0.5. */
   defaultFpcrProbability?: number;
-  /** Registers that are to hold a 16-byte aligned address in the middle of the scratch memory, with room on both sides. */
+  /** Registers that are to hold a 16-byte aligned address in scratch memory, 1 KiB or more from its ends. */
   pointers?: readonly number[];
 }
 
@@ -61,7 +61,8 @@ export function edgeInteger(random: SeededRandom, bits: number): bigint {
   const half = 1n << BigInt(bits - 1);
   const value = random.pick([
     0n, 1n, -1n, -2n, half, half - 1n, half + 1n, power, power - 1n, power + 1n, -power, ~power,
-    BigInt(bits - 1), BigInt(bits), BigInt(random.below(2 * bits + 1)), -BigInt(random.below(bits + 1)), // shift amounts
+    // shift amounts
+    BigInt(bits - 1), BigInt(bits), BigInt(random.below(2 * bits + 1)), -BigInt(random.below(bits + 1)),
     0x5555555555555555n, 0x00ff00ff00ff00ffn, 0x0123456789abcdefn,
   ]);
   return BigInt.asUintN(bits, value);
@@ -112,7 +113,7 @@ function conversionLimit(random: SeededRandom, bias: bigint, fraction: bigint, m
   return (clipped << fraction) + BigInt(random.below(3) - 1);
 }
 
-/** A value exactly between two neighbours of the next smaller format, or one step beside, also in its denormal range. */
+/** Halfway between two neighbours of the next smaller format, or one step beside; also in its denormal range. */
 function narrowingHalfway(random: SeededRandom, kind: keyof typeof FLOAT_FORMATS): bigint {
   if (kind === 'float16') return random.u64() & 0x7fffn;
   const wide = FLOAT_FORMATS[kind];

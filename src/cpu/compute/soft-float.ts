@@ -2,7 +2,7 @@
 // See a64/soft-float.ts for the request and for where operands and result lie.
 
 import { assert } from '../../base/assert.ts';
-import { softFloatOperations, unpackRequest } from '../../a64/soft-float.ts';
+import { unpackRequest } from '../../a64/soft-float.ts';
 import type { SoftFloatOperation, SoftFloatRequest, SoftFloatWidth } from '../../a64/soft-float.ts';
 import {
   fpAdd, fpDiv, fpMul, fpMulAdd, fpMulX, fpRSqrtStepFused, fpRecipStepFused, fpSqrt, fpSub,
@@ -58,12 +58,6 @@ const operations: Record<SoftFloatOperation, LaneOperation> = {
   unsignedRSqrtEstimate: (_, a) => BigInt(unsignedRSqrtEstimate(Number(a))),
 };
 
-const operandCounts: Partial<Record<SoftFloatOperation, number>> = { mulAdd: 3 };
-for (const name of softFloatOperations) {
-  operandCounts[name] ??= softFloatOperations.indexOf(name) < softFloatOperations.indexOf('sqrt') ||
-    name.startsWith('compare') ? 2 : 1;
-}
-
 const RESULT_WORD = 6;
 const roundingModes = {
   nearest: Rounding.TIEEVEN, positive: Rounding.POSINF, negative: Rounding.NEGINF, zero: Rounding.ZERO,
@@ -76,12 +70,10 @@ export function softFloat(cpu: ComputeContext, request: number, fpcr: number, fr
   const mode = r.rounding === 'dynamic' ? fpRoundingMode(fpcr) : roundingModes[r.rounding];
   const job: Job = { ...r, format: formats[r.from], mode, fpcr, fractionBits, status: { flags: 0 } };
   const operation = operations[r.operation];
-  const operands = operandCounts[r.operation]!;
   const results: bigint[] = [];
   for (let lane = 0; lane < r.lanes; lane++) {
-    const a = readLane(cpu, 0, r.from, lane);
-    const b = operands > 1 ? readLane(cpu, 2, r.from, lane) : 0n;
-    const c = operands > 2 ? readLane(cpu, 4, r.from, lane) : 0n;
+    // Operands that the operation does not have read as whatever is there.
+    const [a, b, c] = [readLane(cpu, 0, r.from, lane), readLane(cpu, 2, r.from, lane), readLane(cpu, 4, r.from, lane)];
     results.push(operation(job, a, b, c));
   }
   writeLanes(cpu, r.to, results);

@@ -1,0 +1,182 @@
+// Loads and stores that miss the TLB: translation, page crossings, emulated registers, faults; and the guest-memory
+// access of hypercalls, which goes through the same translation.
+
+import { FRAME_BYTES, HEAP } from '../abi/machine-memory.ts';
+import { scratchOffset, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
+import { ACCESS_ALIGNED, ACCESS_UNPRIVILEGED } from './emitted-calls.ts';
+import type { Engine } from './engine.ts';
+import { exceptionClass, faultStatus, syndrome } from './exceptions.ts';
+import { OUT_OF_FRAMES } from './host.ts';
+import { fillDataTlb } from './tlb.ts';
+import { ACCESS_READ, ACCESS_WRITE } from './translation.ts';
+import type { VcpuState } from './vcpu-state.ts';
+
+const at = vcpuRecord.at;
+const SCTLR_A = 2;
+const ISS_WNR = 1 << 6;
+/** Results of `#locate` that are no host address. */
+const FAULTED = -1;
+const MMIO = -2;
+
+export class DataAccess {
+  readonly #engine: Engine;
+  /** Physical address behind the last MMIO answer of `#locate`. */
+  #physical = 0;
+  /** Stands for all memory that was never written; never in a TLB, because it is not what the guest writes to. */
+  readonly #zeroFrameIndex: number;
+
+  constructor(engine: Engine) {
+    this.#engine = engine;
+    this.#zeroFrameIndex = (engine.machine.region('heap').offsetBytes + HEAP.at.zeroMfn) / 4;
+  }
+
+  isZeroFrame(mfn: number): boolean {
+    return mfn === this.#engine.machine.u32[this.#zeroFrameIndex];
+  }
+
+  /** Into scratch words 0 and 1. See emitted-calls.ts. */
+  load(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number): void {
+    const { u8 } = this.#engine.machine;
+    const size = sizeAndFlags & 0xff;
+    const scratch = vcpu.address + scratchOffset(0);
+    const first = this.#begin(vcpu, low, high, sizeAndFlags, ACCESS_READ);
+    if (first === FAULTED) return;
+    const inPage = FRAME_BYTES - (low & 0xfff);
+    if (first === MMIO) return this.#mmio(vcpu, low, high, size, ACCESS_READ);
+    vcpu.setHalves(scratchOffset(0), 0, 0);
+    vcpu.setHalves(scratchOffset(1), 0, 0);
+    if (size <= inPage) {
+      u8.copyWithin(scratch, first, first + size);
+      return;
+    }
+    const second = this.#nextPage(vcpu, low, high, sizeAndFlags, ACCESS_READ);
+    if (second < 0) return;
+    u8.copyWithin(scratch, first, first + inPage);
+    u8.copyWithin(scratch + inPage, second, second + size - inPage);
+  }
+
+  /** From scratch words 0 and 1. */
+  store(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number): void {
+    const { u8 } = this.#engine.machine;
+    const size = sizeAndFlags & 0xff;
+    const scratch = vcpu.address + scratchOffset(0);
+    const first = this.#begin(vcpu, low, high, sizeAndFlags, ACCESS_WRITE);
+    if (first === FAULTED) return;
+    const inPage = FRAME_BYTES - (low & 0xfff);
+    if (first === MMIO) return this.#mmio(vcpu, low, high, size, ACCESS_WRITE);
+    if (size <= inPage) {
+      u8.copyWithin(first, scratch, scratch + size);
+      return;
+    }
+    const second = this.#nextPage(vcpu, low, high, sizeAndFlags, ACCESS_WRITE);
+    if (second < 0) return;
+    u8.copyWithin(first, scratch, scratch + inPage);
+    u8.copyWithin(second, scratch + inPage, scratch + size);
+  }
+
+  /** Makes a TLB entry, for accesses that must go through one. Where none can be, the access is not supported. */
+  fill(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, isWrite: boolean): void {
+    const access = isWrite ? ACCESS_WRITE : ACCESS_READ;
+    const host = this.#begin(vcpu, low, high, sizeAndFlags, access);
+    if (host < 0) {
+      if (host === MMIO) this.#dataAbort(vcpu, low, high, faultStatus.exclusiveUnsupported, access);
+      return;
+    }
+    this.#fillTlb(vcpu, low, high, sizeAndFlags, access, Math.floor(host / FRAME_BYTES));
+  }
+
+  #begin(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1): number {
+    vcpu.set32(at.abort, 0);
+    const size = sizeAndFlags & 0xff;
+    const mustAlign = (sizeAndFlags & ACCESS_ALIGNED) !== 0 || (vcpu.get32(at.sctlrEl1) & SCTLR_A) !== 0;
+    // A pair or a vector of sixteen bytes need only be aligned to its elements.
+    if (mustAlign && low & ((sizeAndFlags & ACCESS_ALIGNED ? size : Math.min(size, 8)) - 1)) {
+      return this.#dataAbort(vcpu, low, high, faultStatus.alignment, access);
+    }
+    return this.#locate(vcpu, low, high, sizeAndFlags, access);
+  }
+
+  /** Host address of a virtual address, with a TLB entry made on the way; or FAULTED or MMIO. */
+  #locate(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1): number {
+    const { translation, host } = this.#engine;
+    const el = sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el;
+    if (!translation.translate(vcpu, low, high, access, el)) return this.#dataAbort(vcpu, low, high, translation.status, access);
+    const { guestFrame } = translation;
+    const mfn = access === ACCESS_WRITE ? host.frameForWrite(vcpu, guestFrame) : host.frameForRead(vcpu, guestFrame);
+    if (mfn === OUT_OF_FRAMES) {
+      vcpu.set32(at.abort, 1);
+      this.#engine.stopBefore(vcpu, 'host');
+      return FAULTED;
+    }
+    this.#physical = guestFrame * FRAME_BYTES + (low & 0xfff);
+    if (mfn === 0) return MMIO;
+    if (!translation.device && !this.isZeroFrame(mfn)) this.#fillTlb(vcpu, low, high, sizeAndFlags, access, mfn);
+    return mfn * FRAME_BYTES + (low & 0xfff);
+  }
+
+  #fillTlb(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1, mfn: number): void {
+    const tlb = tlbOffsets[sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el as 0 | 1];
+    this.#engine.noteFill(vcpu, high);
+    fillDataTlb(vcpu, access === ACCESS_WRITE ? tlb.write : tlb.read, low, high, mfn);
+  }
+
+  /** The second page of an access that crosses; emulated registers are not crossed into. */
+  #nextPage(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1): number {
+    const nextLow = ((low & ~0xfff) + FRAME_BYTES) >>> 0;
+    const nextHigh = nextLow === 0 ? (high + 1) | 0 : high;
+    const host = this.#locate(vcpu, nextLow, nextHigh, sizeAndFlags, access);
+    return host === MMIO ? this.#dataAbort(vcpu, nextLow, nextHigh, faultStatus.externalAbort, access) : host;
+  }
+
+  #mmio(vcpu: VcpuState, low: number, high: number, size: number, access: 0 | 1): void {
+    const { host } = this.#engine;
+    if (access === ACCESS_READ) {
+      vcpu.setHalves(scratchOffset(0), 0, 0);
+      vcpu.setHalves(scratchOffset(1), 0, 0);
+    }
+    const done = size <= 8 && (low & (size - 1)) === 0
+      && (access === ACCESS_READ ? host.mmioLoad(vcpu, this.#physical, size) : host.mmioStore(vcpu, this.#physical, size));
+    if (!done) this.#dataAbort(vcpu, low, high, faultStatus.externalAbort, access);
+  }
+
+  #dataAbort(vcpu: VcpuState, low: number, high: number, status: number, access: 0 | 1): typeof FAULTED {
+    vcpu.set32(at.abort, 1);
+    vcpu.setHalves(at.farEl1, low, high);
+    const ec = vcpu.el === 0 ? exceptionClass.dataAbortLower : exceptionClass.dataAbort;
+    this.#engine.fault(vcpu, syndrome(ec, status | (access === ACCESS_WRITE ? ISS_WNR : 0)));
+    return FAULTED;
+  }
+
+  // ---- for hypercalls: guest virtual addresses with the permissions of EL1
+
+  /** @returns undefined if any byte cannot be read. */
+  copyFromGuest(vcpu: VcpuState, address: bigint, sizeBytes: number): Uint8Array | undefined {
+    const bytes = new Uint8Array(sizeBytes);
+    const copied = this.#eachPiece(vcpu, address, sizeBytes, ACCESS_READ, (host, done, length) => {
+      bytes.set(this.#engine.machine.u8.subarray(host, host + length), done);
+    });
+    return copied ? bytes : undefined;
+  }
+  /** @returns false if any byte cannot be written; bytes before it may have been. */
+  copyToGuest(vcpu: VcpuState, address: bigint, bytes: Uint8Array): boolean {
+    return this.#eachPiece(vcpu, address, bytes.length, ACCESS_WRITE, (host, done, length) => {
+      this.#engine.machine.u8.set(bytes.subarray(done, done + length), host);
+    });
+  }
+  #eachPiece(vcpu: VcpuState, address: bigint, sizeBytes: number, access: 0 | 1,
+    piece: (host: number, done: number, length: number) => void): boolean {
+    const { translation, host } = this.#engine;
+    for (let done = 0; done < sizeBytes;) {
+      const va = BigInt.asUintN(64, address + BigInt(done));
+      const low = Number(va & 0xffff_ffffn);
+      if (!translation.translate(vcpu, low, Number(va >> 32n), access, 1)) return false;
+      const mfn = access === ACCESS_WRITE
+        ? host.frameForWrite(vcpu, translation.guestFrame) : host.frameForRead(vcpu, translation.guestFrame);
+      if (mfn <= 0) return false;
+      const length = Math.min(sizeBytes - done, FRAME_BYTES - (low & 0xfff));
+      piece(mfn * FRAME_BYTES + (low & 0xfff), done, length);
+      done += length;
+    }
+    return true;
+  }
+}

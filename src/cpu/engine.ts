@@ -1,0 +1,248 @@
+// Runs vCPUs on one thread: instantiates the emitted modules and provides the slow paths they call.
+//
+// A vCPU's place is one of two: in code (`record` ≠ 0, `pcBase` of the current page), or out of it (`record` = 0,
+// `pcBase` = PC). `fuel` is sixteen times the instructions left plus `record` in both. Between calls of `run` a vCPU is
+// always out of code, so that its decoded page may go.
+
+import { RECORD_BYTES, RECORD_SHIFT } from '../a64/operand.ts';
+import { tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
+import type { MachineMemory } from '../memory/machine-memory.ts';
+import { computeHandlers } from './compute/index.ts';
+import { DataAccess } from './data-access.ts';
+import { DecodeCache } from './decode-cache.ts';
+import { importObject } from './emitted-calls.ts';
+import type { EmittedCallHandlers } from './emitted-calls.ts';
+import { exceptionClass, faultStatus, syndrome, takeException } from './exceptions.ts';
+import { OUT_OF_FRAMES } from './host.ts';
+import type { CpuHost, ExitReason } from './host.ts';
+import { interpreterTableSize } from './interpreter.ts';
+import { fillExecTlb, flushAll, probeExecTlb } from './tlb.ts';
+import { ACCESS_EXEC, Translation } from './translation.ts';
+import { TrapHandlers } from './traps.ts';
+import { VcpuState } from './vcpu-state.ts';
+
+const at = vcpuRecord.at;
+const IRQ_MASKED = 0x80;
+const TCR_TBI0 = 1 << 5;
+
+export class Engine {
+  readonly machine: MachineMemory;
+  readonly host: CpuHost;
+  readonly translation: Translation;
+  readonly data: DataAccess;
+  readonly decodeCache: DecodeCache;
+  readonly #pcpu: number;
+  readonly #run: (vcpu: number) => void;
+  readonly #vcpus = new Map<number, VcpuState>();
+  #exit: ExitReason | undefined;
+
+  /** @param interpreter compiled from `buildInterpreter` for this machine memory. */
+  constructor(machine: MachineMemory, host: CpuHost, interpreter: WebAssembly.Module, pcpu = 0) {
+    this.machine = machine;
+    this.host = host;
+    this.#pcpu = pcpu;
+    this.translation = new Translation(machine, host);
+    this.data = new DataAccess(this);
+    this.decodeCache = new DecodeCache(machine);
+    const table = new WebAssembly.Table({ element: 'anyfunc', initial: interpreterTableSize });
+    const instance = new WebAssembly.Instance(interpreter, importObject(machine.memory, table, this.#handlers()));
+    this.#run = instance.exports['run'] as (vcpu: number) => void;
+  }
+
+  #handlers(): EmittedCallHandlers {
+    return {
+      decode: address => this.decodeCache.decodeRun(this.vcpu(address).get32(at.record)),
+      fetch: (address, low, high) => {
+        const vcpu = this.vcpu(address);
+        this.#leaveCode(vcpu, 1);
+        vcpu.setHalves(at.pcBase, low, high);
+        this.#enterCode(vcpu);
+      },
+      slowLoad: (address, low, high, size) => this.data.load(this.vcpu(address), low, high, size),
+      slowStore: (address, low, high, size) => this.data.store(this.vcpu(address), low, high, size),
+      fillTlb: (address, low, high, size, isWrite) => this.data.fill(this.vcpu(address), low, high, size, isWrite !== 0),
+      traps: new TrapHandlers(this).table(),
+      compute: computeHandlers(this.machine),
+    };
+  }
+
+  /** The TypeScript view of a vCPU record; one per record and thread. */
+  vcpu(address: number): VcpuState {
+    address >>>= 0;
+    let vcpu = this.#vcpus.get(address);
+    if (!vcpu) this.#vcpus.set(address, vcpu = new VcpuState(this.machine, address));
+    return vcpu;
+  }
+
+  /**
+   * Runs a vCPU until it has retired about `instructions` (an exit is seen at branches), waits, or is wanted.
+   * Instructions are counted in the vCPU record.
+   */
+  run(vcpu: VcpuState, instructions: number): ExitReason {
+    const fuel = instructions << RECORD_SHIFT;
+    this.#exit = undefined;
+    vcpu.set32(at.fuel, fuel);
+    vcpu.set32(at.record, 0);
+    if (vcpu.get32(at.lastPcpu) !== this.#pcpu + 1) this.#adopt(vcpu);
+    for (;;) {
+      this.#attend(vcpu);
+      if (vcpu.get32(at.record) === 0) this.#enterCode(vcpu);
+      if (vcpu.get32(at.record) !== 0) this.#run(vcpu.address);
+      // A fetch that faults again and again retires nothing; it still has to come to an end.
+      else this.#leaveCode(vcpu, 1);
+      if (this.#exit !== undefined || this.#remaining(vcpu) <= 0 || vcpu.get32(at.pending) !== 0) break;
+    }
+    this.#leaveCode(vcpu, 0);
+    const retired = BigInt((fuel - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT);
+    vcpu.set64(at.instructionsRetired, vcpu.get64(at.instructionsRetired) + retired);
+    return this.#exit ?? 'slice';
+  }
+
+  /** Makes `run` come back after the current instruction. For the host, during one of its calls. */
+  requestExit(reason: ExitReason): void {
+    this.#exit = reason;
+  }
+  get exitRequested(): boolean {
+    return this.#exit !== undefined;
+  }
+
+  /** Entries of the TLBs were made by another thread, which knows what they cover. */
+  #adopt(vcpu: VcpuState): void {
+    vcpu.set32(at.lastPcpu, this.#pcpu + 1);
+    this.flushTlb(vcpu);
+  }
+
+  flushTlb(vcpu: VcpuState): void {
+    flushAll(vcpu);
+    vcpu.notGlobalInUpperHalf = false;
+    vcpu.reach[0] = 12;
+    vcpu.reach[1] = 12;
+  }
+
+  /** What others have asked for by `pending`. */
+  #attend(vcpu: VcpuState): void {
+    Atomics.store(vcpu.u32, (vcpu.address + at.pending) / 4, 0);
+    this.obeyFlushRequest(vcpu);
+    if (this.interruptDue(vcpu)) this.takeInterrupt(vcpu);
+  }
+  obeyFlushRequest(vcpu: VcpuState): void {
+    const request = Atomics.load(vcpu.u32, (vcpu.address + at.tlbFlushRequest) / 4);
+    if (request === vcpu.get32(at.tlbFlushDone)) return;
+    this.flushTlb(vcpu);
+    Atomics.store(vcpu.u32, (vcpu.address + at.tlbFlushDone) / 4, request);
+  }
+
+  interruptDue(vcpu: VcpuState): boolean {
+    return vcpu.get32(at.irqLine) !== 0 && (vcpu.get32(at.daif) & IRQ_MASKED) === 0;
+  }
+  /** Between instructions: the current one has not been retired. */
+  takeInterrupt(vcpu: VcpuState): void {
+    this.#leaveCode(vcpu, 0);
+    vcpu.set64(at.pcBase, takeException(vcpu, 'irq', vcpu.get64(at.pcBase)));
+  }
+
+  #remaining(vcpu: VcpuState): number {
+    return (vcpu.get32(at.fuel) - vcpu.get32(at.record)) | 0;
+  }
+
+  #leaveCode(vcpu: VcpuState, retired: 0 | 1): void {
+    vcpu.set32(at.fuel, this.#remaining(vcpu) - retired * RECORD_BYTES);
+    if (vcpu.get32(at.record) === 0) return;
+    vcpu.set64(at.pcBase, vcpu.pc());
+    vcpu.set32(at.record, 0);
+  }
+
+  // ---- flow of control, for traps
+
+  /** After the current instruction. */
+  advance(vcpu: VcpuState): void {
+    if (this.exitRequested) {
+      this.#leaveCode(vcpu, 1);
+      vcpu.set64(at.pcBase, vcpu.get64(at.pcBase) + 4n);
+    } else {
+      vcpu.set32(at.record, vcpu.get32(at.record) + RECORD_BYTES);
+    }
+  }
+  /** To another address; the current instruction is retired. */
+  jump(vcpu: VcpuState, pc: bigint): void {
+    this.#leaveCode(vcpu, 1);
+    vcpu.set64(at.pcBase, pc);
+    if (this.interruptDue(vcpu)) this.takeInterrupt(vcpu);
+    if (!this.exitRequested) this.#enterCode(vcpu);
+  }
+  /** The current instruction faults: it is not retired. `returnOffset` is 4 for SVC and HVC, which prefer the next. */
+  fault(vcpu: VcpuState, esr: number, returnOffset = 0n): void {
+    this.#leaveCode(vcpu, returnOffset === 0n ? 0 : 1);
+    vcpu.set64(at.pcBase, takeException(vcpu, 'synchronous', vcpu.get64(at.pcBase) + returnOffset, esr));
+    this.#enterCode(vcpu);
+  }
+  /** The instruction is executed again when the vCPU runs next: nothing has happened. */
+  stopBefore(vcpu: VcpuState, reason: ExitReason): void {
+    this.#leaveCode(vcpu, 0);
+    this.#exit = reason;
+  }
+
+  /** From out of code into the code at the PC; or to the exception that fetching it raises, and out again. */
+  #enterCode(vcpu: VcpuState): void {
+    const low = vcpu.get32(at.pcBase);
+    const high = vcpu.get32(at.pcBase + 4);
+    const tlb = tlbOffsets[vcpu.el as 0 | 1].exec;
+    const slot = (low & 3) === 0 ? probeExecTlb(vcpu, tlb, low, high) || this.#fetch(vcpu, low, high) : this.#misaligned(vcpu);
+    if (slot === 0) return;
+    const record = slot + ((low & 0xffc) << 2);
+    vcpu.set64(at.pcBase, BigInt.asUintN(64, vcpu.get64(at.pcBase) - BigInt((low & 0xfff) + (slot >>> 2))));
+    vcpu.set32(at.fuel, vcpu.get32(at.fuel) + record);
+    vcpu.set32(at.record, record);
+  }
+
+  #misaligned(vcpu: VcpuState): 0 {
+    return this.#fetchFault(vcpu, syndrome(exceptionClass.pcAlignment, 0));
+  }
+  #fetchFault(vcpu: VcpuState, esr: number): 0 {
+    vcpu.copy64(at.farEl1, at.pcBase);
+    vcpu.set64(at.pcBase, takeException(vcpu, 'synchronous', vcpu.get64(at.pcBase), esr));
+    return 0;
+  }
+
+  /** @returns the slot of the page's decoded records, or 0 after an exception. */
+  #fetch(vcpu: VcpuState, low: number, high: number): number {
+    const { translation } = this;
+    const { el } = vcpu;
+    const abort = (status: number) => this.#fetchFault(vcpu,
+      syndrome(el === 0 ? exceptionClass.instructionAbortLower : exceptionClass.instructionAbort, status));
+    if (this.#stripTag(vcpu, high)) return this.#fetch(vcpu, low, vcpu.get32(at.pcBase + 4));
+    if (!translation.translate(vcpu, low, high, ACCESS_EXEC, el)) return abort(translation.status);
+    const { guestFrame } = translation;
+    let mfn = this.host.frameForRead(vcpu, guestFrame);
+    if (this.data.isZeroFrame(mfn)) mfn = this.host.frameForWrite(vcpu, guestFrame);
+    if (mfn === 0) return abort(faultStatus.externalAbort);
+    if (mfn === OUT_OF_FRAMES) {
+      this.#exit = 'host';
+      return 0;
+    }
+    let slot = this.decodeCache.slotFor(mfn);
+    if (slot === 0) {
+      this.host.flushDecodeCache(vcpu);
+      slot = this.decodeCache.slotFor(mfn);
+    }
+    this.noteFill(vcpu, high);
+    fillExecTlb(vcpu, tlbOffsets[el as 0 | 1].exec, low, high, slot);
+    return slot;
+  }
+
+  /** With TBI, a branch leaves the tag out of the PC (AArch64.BranchAddr). @returns true if the PC has changed. */
+  #stripTag(vcpu: VcpuState, high: number): boolean {
+    const upper = (high >>> 23) & 1;
+    if ((vcpu.get32(at.tcrEl1 + 4) & (TCR_TBI0 << upper)) === 0 || high >>> 24 === (upper ? 0xff : 0)) return false;
+    vcpu.set32(at.pcBase + 4, upper ? high | 0xff00_0000 : high & 0x00ff_ffff);
+    return true;
+  }
+
+  /** Remembers, for later invalidation, what kind of translation was put into a TLB. */
+  noteFill(vcpu: VcpuState, high: number): void {
+    const upper = (high >>> 23) & 1;
+    const { translation } = this;
+    if (upper && !translation.global) vcpu.notGlobalInUpperHalf = true;
+    if (translation.reach > vcpu.reach[upper]!) vcpu.reach[upper] = translation.reach;
+  }
+}

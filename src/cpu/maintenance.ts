@@ -1,0 +1,110 @@
+// SYS instructions: cache maintenance (IC, DC), TLB invalidation (TLBI), address translation (AT).
+//
+// There are no caches to keep coherent but the decoded code, so of cache maintenance only IC does anything. DC by
+// address still translates, because the guest may rely on the abort.
+
+import { systemRegister } from '../a64/system-registers.ts';
+import { scratchOffset, vcpuRecord } from '../abi/vcpu.ts';
+import type { Engine } from './engine.ts';
+import { flushRegion } from './tlb.ts';
+import { ACCESS_READ, ACCESS_WRITE } from './translation.ts';
+import type { VcpuState } from './vcpu-state.ts';
+
+const at = vcpuRecord.at;
+const LINE_BYTES = 64;
+const SCTLR_UCI = 1 << 26;
+const SCTLR_DZE = 1 << 14;
+
+export type Outcome = 'done' | 'undefined' | 'trapped' | 'aborted';
+type Operation = (vcpu: VcpuState, argument: bigint) => Outcome;
+
+const sys = (op1: number, crn: number, crm: number, op2: number) => systemRegister(1, op1, crn, crm, op2);
+const DC_ZVA = sys(3, 7, 4, 1);
+const IC_IVAU = sys(3, 7, 5, 1);
+
+export class Maintenance {
+  readonly #engine: Engine;
+  readonly #operations: ReadonlyMap<number, Operation>;
+
+  constructor(engine: Engine) {
+    this.#engine = engine;
+    const nothing: Operation = () => 'done';
+    const byAddress: Operation = (vcpu, address) => this.#translated(vcpu, address, ACCESS_READ) ? 'done' : 'aborted';
+    this.#operations = new Map<number, Operation>([
+      [sys(0, 7, 1, 0), vcpu => this.#invalidateAllCode(vcpu)], // IC IALLUIS
+      [sys(0, 7, 5, 0), vcpu => this.#invalidateAllCode(vcpu)], // IC IALLU
+      [IC_IVAU, (vcpu, address) => this.#invalidateCode(vcpu, address)],
+      [sys(0, 7, 6, 1), (vcpu, address) => this.#translated(vcpu, address, ACCESS_WRITE) ? 'done' : 'aborted'], // DC IVAC
+      [sys(3, 7, 10, 1), byAddress], [sys(3, 7, 11, 1), byAddress], [sys(3, 7, 14, 1), byAddress], // DC CVAC, CVAU, CIVAC
+      [sys(0, 7, 6, 2), nothing], [sys(0, 7, 10, 2), nothing], [sys(0, 7, 14, 2), nothing], // DC ISW, CSW, CISW
+      [sys(0, 7, 8, 0), (vcpu, address) => this.#translate(vcpu, address, 1, ACCESS_READ)], // AT S1E1R
+      [sys(0, 7, 8, 1), (vcpu, address) => this.#translate(vcpu, address, 1, ACCESS_WRITE)],
+      [sys(0, 7, 8, 2), (vcpu, address) => this.#translate(vcpu, address, 0, ACCESS_READ)], // AT S1E0R
+      [sys(0, 7, 8, 3), (vcpu, address) => this.#translate(vcpu, address, 0, ACCESS_WRITE)],
+    ]);
+  }
+
+  /** `aborted`: the address is in scratch word 0, the status in the translation. */
+  perform(vcpu: VcpuState, operation: number, argument: bigint): Outcome {
+    if (vcpu.el === 0) {
+      const op1 = (operation >>> 11) & 7;
+      if (op1 !== 3) return 'undefined';
+      const enable = operation === DC_ZVA ? SCTLR_DZE : SCTLR_UCI;
+      if ((vcpu.get32(at.sctlrEl1) & enable) === 0) return 'trapped';
+    }
+    const known = this.#operations.get(operation);
+    if (known) return known(vcpu, argument);
+    return this.#tlbi(vcpu, operation, argument);
+  }
+
+  #translated(vcpu: VcpuState, address: bigint, access: 0 | 1): boolean {
+    vcpu.set64(scratchOffset(0), address);
+    const [low, high] = halves(address);
+    return this.#engine.translation.translate(vcpu, low, high, access, vcpu.el);
+  }
+
+  #invalidateCode(vcpu: VcpuState, address: bigint): Outcome {
+    if (!this.#translated(vcpu, address, ACCESS_READ)) return 'aborted';
+    const { host, translation, decodeCache } = this.#engine;
+    const mfn = host.frameForRead(vcpu, translation.guestFrame);
+    if (mfn !== 0) decodeCache.invalidateLine(mfn, Number(address & 0xfffn), LINE_BYTES);
+    return 'done';
+  }
+  #invalidateAllCode(vcpu: VcpuState): Outcome {
+    this.#engine.host.flushDecodeCache(vcpu);
+    return 'done';
+  }
+
+  /** PAR_EL1: bit 0 says fault, with the status above; else the physical address and memory attributes. */
+  #translate(vcpu: VcpuState, address: bigint, el: number, access: 0 | 1): Outcome {
+    const { translation } = this.#engine;
+    const [low, high] = halves(address);
+    if (!translation.translate(vcpu, low, high, access, el)) {
+      vcpu.set64(at.parEl1, BigInt((translation.status << 1) | 1 | 0x800));
+    } else {
+      const attributes = translation.device ? 0n : 0xffn << 56n;
+      vcpu.set64(at.parEl1, (BigInt(translation.guestFrame) << 12n) | 0x800n | attributes);
+    }
+    return 'done';
+  }
+
+  // TLBI: op1 = 0, CRn = 8; CRm = 3 is inner shareable (all vCPUs of the domain), 7 this one.
+  #tlbi(vcpu: VcpuState, operation: number, argument: bigint): Outcome {
+    const crm = (operation >>> 3) & 15;
+    const op2 = operation & 7;
+    if (operation !== sys(0, 8, crm, op2) || (crm !== 3 && crm !== 7) || op2 === 4 || op2 === 6) return 'undefined';
+    // VMALLE1, ASIDE1: everything; a superset is allowed.
+    if (op2 === 0 || op2 === 2) this.#engine.flushTlb(vcpu);
+    else {
+      const [low, high] = halves((argument & 0xfff_ffff_ffffn) << 12n);
+      const extended = high & 0x0080_0000 ? high | 0xff00_0000 : high;
+      flushRegion(vcpu, low, extended, vcpu.reach[high & 0x0080_0000 ? 1 : 0]!);
+    }
+    if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu);
+    return 'done';
+  }
+}
+
+function halves(address: bigint): [number, number] {
+  return [Number(address & 0xffff_ffffn), Number(BigInt.asUintN(32, address >> 32n))];
+}

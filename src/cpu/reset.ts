@@ -1,0 +1,25 @@
+// The state of a vCPU after reset (Arm ARM: AArch64.TakeReset, entering EL1 because there is no EL2 or EL3).
+
+import { vcpuRecord, xOffset } from '../abi/vcpu.ts';
+import { flushAll } from './tlb.ts';
+import type { VcpuState } from './vcpu-state.ts';
+
+const at = vcpuRecord.at;
+const DAIF_ALL = 0x3c0;
+const MPIDR_RES1 = 0x8000_0000n;
+
+/**
+ * @param affinity Aff0 of MPIDR_EL1: the number of the vCPU in its domain, below 16.
+ * @param pc where it starts, with the MMU off and interrupts masked; `x0` as the boot protocols want it.
+ */
+export function resetVcpu(vcpu: VcpuState, affinity: number, pc = 0n, x0 = 0n): void {
+  vcpu.u32.fill(0, vcpu.address / 4, (vcpu.address + vcpuRecord.sizeBytes) / 4);
+  vcpu.set64(at.mpidrEl1, MPIDR_RES1 | BigInt(affinity));
+  vcpu.set64(at.exclusiveAddress, 0xffff_ffff_ffff_ffffn);
+  vcpu.set32(at.daif, DAIF_ALL);
+  vcpu.setNzcv(0);
+  vcpu.enterEl(1, 1);
+  flushAll(vcpu);
+  vcpu.set64(at.pcBase, pc);
+  vcpu.set64(xOffset(0), x0);
+}

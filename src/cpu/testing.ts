@@ -1,0 +1,116 @@
+// A machine for tests of the CPU: flat guest memory without stage 2, no devices, no hypervisor. Guest physical memory
+// starts at GUEST_BASE and is a run of frames at the end of the machine memory.
+
+import { systemRegister } from '../a64/system-registers.ts';
+import { MACHINE_HEADER } from '../abi/machine-memory.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
+import { MachineMemory } from '../memory/machine-memory.ts';
+import { Engine } from './engine.ts';
+import type { CpuHost } from './host.ts';
+import { buildInterpreter } from './interpreter.ts';
+import { resetVcpu } from './reset.ts';
+import type { VcpuState } from './vcpu-state.ts';
+
+const at = vcpuRecord.at;
+/** Guest physical address of the first byte of memory. */
+export const GUEST_BASE = 0x4000_0000;
+
+export class TestHost implements CpuHost {
+  readonly machine: MachineMemory;
+  /** HVC immediates in the order they were made; the run stops at each. */
+  readonly hypercalls: number[] = [];
+  engine: Engine | undefined;
+  /** Emulated registers for tests of MMIO: physical address → value. */
+  readonly registers = new Map<number, bigint>();
+
+  constructor(machine: MachineMemory) {
+    this.machine = machine;
+  }
+
+  frameForRead(_vcpu: VcpuState, guestFrame: number): number {
+    const mfn = this.machine.firstFrame + guestFrame - GUEST_BASE / 4096;
+    return mfn >= this.machine.firstFrame && mfn < this.machine.frameEnd ? mfn : 0;
+  }
+  frameForWrite(vcpu: VcpuState, guestFrame: number): number {
+    return this.frameForRead(vcpu, guestFrame);
+  }
+  mmioLoad(vcpu: VcpuState, physicalAddress: number, _sizeBytes: number): boolean {
+    const value = this.registers.get(physicalAddress);
+    if (value === undefined) return false;
+    vcpu.set64(at.scratch, value);
+    return true;
+  }
+  mmioStore(vcpu: VcpuState, physicalAddress: number, _sizeBytes: number): boolean {
+    if (!this.registers.has(physicalAddress)) return false;
+    this.registers.set(physicalAddress, vcpu.get64(at.scratch));
+    return true;
+  }
+  readSystemRegister(_vcpu: VcpuState, encoding: number): bigint | undefined {
+    return encoding === systemRegister(3, 3, 14, 0, 0) ? 62_500_000n : undefined;
+  }
+  writeSystemRegister(): boolean {
+    return false;
+  }
+  hvc(_vcpu: VcpuState, immediate: number): boolean {
+    this.hypercalls.push(immediate);
+    this.engine!.requestExit('host');
+    return true;
+  }
+  broadcastTlbInvalidate(): void {}
+  flushDecodeCache(): void {
+    this.engine!.decodeCache.empty();
+    for (const vcpu of this.vcpus) this.engine!.flushTlb(vcpu);
+  }
+  readonly vcpus: VcpuState[] = [];
+}
+
+export interface TestMachine {
+  readonly machine: MachineMemory;
+  readonly host: TestHost;
+  readonly engine: Engine;
+  readonly vcpu: VcpuState;
+  /** Guest physical memory. */
+  readonly ram: Uint8Array;
+  /** Writes instruction words at a guest physical address. Decoded code of those addresses is dropped. */
+  load(physicalAddress: number, words: readonly number[]): void;
+}
+
+/** The module depends on the shape of the memory only; tests that make many machines share it. */
+const modules = new Map<string, WebAssembly.Module>();
+
+export function createTestMachine(options: { sizeBytes?: number; addressType?: 'i32' | 'i64' } = {}): TestMachine {
+  const addressType = options.addressType ?? 'i32';
+  const machine = MachineMemory.create({
+    sizeBytes: options.sizeBytes ?? 64 * 2 ** 20, addressType, domainCount: 1, vcpuCount: 4, codeBytes: 8 * 2 ** 20,
+  });
+  const pages = machine.parameters.sizeBytes / 65536;
+  const key = `${addressType} ${pages}`;
+  let module = modules.get(key);
+  if (!module) {
+    const bytes = buildInterpreter({ addressType, minPages: 1, maxPages: pages }, MACHINE_HEADER.at.pairLock);
+    modules.set(key, module = new WebAssembly.Module(bytes));
+  }
+  const host = new TestHost(machine);
+  const engine = new Engine(machine, host, module);
+  host.engine = engine;
+  const vcpu = engine.vcpu(machine.vcpuAddress(0));
+  host.vcpus.push(vcpu);
+  resetVcpu(vcpu, 0);
+  const start = machine.firstFrame * 4096;
+  const ram = machine.u8.subarray(start);
+  return {
+    machine, host, engine, vcpu, ram,
+    load(physicalAddress, words) {
+      const offset = physicalAddress - GUEST_BASE;
+      words.forEach((word, i) => { machine.u32[(start + offset) / 4 + i] = word; });
+      for (let i = 0; i < words.length * 4 + 64; i += 64) {
+        engine.decodeCache.invalidateLine(machine.firstFrame + Math.floor((offset + i) / 4096), (offset + i) & 0xfff, 64);
+      }
+    },
+  };
+}
+
+/** ESR_EL1.EC after an exception. */
+export function exceptionClassOf(vcpu: VcpuState): number {
+  return vcpu.get32(at.esrEl1) >>> 26;
+}

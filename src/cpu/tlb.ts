@@ -1,0 +1,77 @@
+// Filling and flushing the TLBs in a vCPU record (layout: abi/vcpu.ts). Only the thread that runs the vCPU does it.
+
+import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, tlbOffsets } from '../abi/vcpu.ts';
+import type { VcpuState } from './vcpu-state.ts';
+
+const ENTRY_WORDS = TLB_ENTRY_BYTES / 4;
+const ENTRIES_IN_ALL = 2 * TLB_SET_BYTES / TLB_ENTRY_BYTES;
+
+function entryIndex(vcpu: VcpuState, tlbOffset: number, low: number): number {
+  return (vcpu.address + tlbOffset) / 4 + ((low >>> 12) & (TLB_ENTRIES - 1)) * ENTRY_WORDS;
+}
+
+/** Read and write entries: host address = virtual address + (frame address - page address). */
+export function fillDataTlb(vcpu: VcpuState, tlbOffset: number, low: number, high: number, mfn: number): void {
+  const { u32 } = vcpu;
+  const index = entryIndex(vcpu, tlbOffset, low);
+  const pageLow = (low & ~0xfff) >>> 0;
+  const host = mfn * 4096;
+  const targetLow = host % 0x1_0000_0000 - pageLow;
+  u32[index + 2] = targetLow;
+  u32[index + 3] = Math.floor(host / 0x1_0000_0000) - (high >>> 0) - (targetLow < 0 ? 1 : 0);
+  u32[index] = pageLow;
+  u32[index + 1] = high;
+}
+
+export function fillExecTlb(vcpu: VcpuState, tlbOffset: number, low: number, high: number, slot: number): void {
+  const { u32 } = vcpu;
+  const index = entryIndex(vcpu, tlbOffset, low);
+  u32[index + 2] = slot;
+  u32[index] = low & ~0xfff;
+  u32[index + 1] = high;
+}
+
+/** The slot of the page's decoded records, or 0. */
+export function probeExecTlb(vcpu: VcpuState, tlbOffset: number, low: number, high: number): number {
+  const { u32 } = vcpu;
+  const index = entryIndex(vcpu, tlbOffset, low);
+  if (u32[index] !== (low & ~0xfff) >>> 0 || u32[index + 1] !== high >>> 0) return 0;
+  return u32[index + 2]!;
+}
+
+export function flushAll(vcpu: VcpuState): void {
+  const { u32 } = vcpu;
+  let index = (vcpu.address + tlbOffsets[0].read) / 4;
+  for (let i = 0; i < ENTRIES_IN_ALL; i++, index += ENTRY_WORDS) {
+    u32[index] = TLB_INVALID_TAG;
+    u32[index + 1] = 0;
+  }
+}
+
+/** All entries of one half of the address space. */
+export function flushHalf(vcpu: VcpuState, upper: boolean): void {
+  const { u32 } = vcpu;
+  let index = (vcpu.address + tlbOffsets[0].read) / 4;
+  for (let i = 0; i < ENTRIES_IN_ALL; i++, index += ENTRY_WORDS) {
+    if (isUpper(u32[index + 1]!) === upper) u32[index] = TLB_INVALID_TAG;
+  }
+}
+
+/** All entries whose address agrees with the given one above `reach` bits; a tag byte is ignored. */
+export function flushRegion(vcpu: VcpuState, low: number, high: number, reach: number): void {
+  const { u32 } = vcpu;
+  if (reach === 12) {
+    for (const set of tlbOffsets) {
+      for (const offset of [set.read, set.write, set.exec]) u32[entryIndex(vcpu, offset, low)] = TLB_INVALID_TAG;
+    }
+    return;
+  }
+  const lowMask = reach >= 32 ? 0 : -1 << reach;
+  const highMask = (reach > 32 ? -1 << (reach - 32) : -1) & 0xffff;
+  let index = (vcpu.address + tlbOffsets[0].read) / 4;
+  for (let i = 0; i < ENTRIES_IN_ALL; i++, index += ENTRY_WORDS) {
+    if (((u32[index]! ^ low) & lowMask) === 0 && ((u32[index + 1]! ^ high) & highMask) === 0) u32[index] = TLB_INVALID_TAG;
+  }
+}
+
+const isUpper = (high: number): boolean => (high & 0x0080_0000) !== 0;

@@ -1,0 +1,109 @@
+// Arguments of hypercalls: a structure in guest memory, copied once before anything in it is believed.
+
+import type { FieldType } from '../abi/struct.ts';
+import { xOffset } from '../abi/vcpu.ts';
+import type { VcpuState } from '../cpu/vcpu-state.ts';
+import type { DomainRecord } from './domain-record.ts';
+import type { GuestAccess } from './environment.ts';
+
+/** The vCPU that makes a hypercall. */
+export interface Caller {
+  readonly vcpu: VcpuState;
+  readonly vcpuId: number;
+  readonly domain: DomainRecord;
+}
+
+export class GuestStruct {
+  readonly #bytes: Uint8Array;
+  readonly #view: DataView;
+
+  constructor(bytes: Uint8Array) {
+    this.#bytes = bytes;
+    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  }
+
+  /** @returns undefined when the guest may not read there */
+  static read(guest: GuestAccess, caller: Caller, va: bigint, type: FieldType): GuestStruct | undefined {
+    const bytes = guest.copyFromGuest(caller.vcpu, va, type.sizeBytes);
+    return bytes === undefined ? undefined : new GuestStruct(bytes);
+  }
+
+  static blank(type: FieldType): GuestStruct {
+    return new GuestStruct(new Uint8Array(type.sizeBytes));
+  }
+
+  /** Writes all of it back. @returns false when the guest may not write there */
+  write(guest: GuestAccess, caller: Caller, va: bigint): boolean {
+    return guest.copyToGuest(caller.vcpu, va, this.#bytes);
+  }
+
+  u16(offset: number): number {
+    return this.#view.getUint16(offset, true);
+  }
+
+  u32(offset: number): number {
+    return this.#view.getUint32(offset, true);
+  }
+
+  u64(offset: number): bigint {
+    return this.#view.getBigUint64(offset, true);
+  }
+
+  /** A u64 as a double: exact below 2^53, which every bound that it is compared with is. */
+  number(offset: number): number {
+    return this.u32(offset + 4) * 2 ** 32 + this.u32(offset);
+  }
+
+  set8(offset: number, value: number): void {
+    this.#view.setUint8(offset, value);
+  }
+
+  set16(offset: number, value: number): void {
+    this.#view.setUint16(offset, value, true);
+  }
+
+  set32(offset: number, value: number): void {
+    this.#view.setUint32(offset, value, true);
+  }
+
+  set64(offset: number, value: bigint): void {
+    this.#view.setBigUint64(offset, BigInt.asUintN(64, value), true);
+  }
+
+  bytes(offset: number, sizeBytes: number): Uint8Array {
+    return this.#bytes.subarray(offset, offset + sizeBytes);
+  }
+
+  /** NUL-terminated text, cut to the size of its field. */
+  setText(offset: number, sizeBytes: number, text: string): void {
+    this.#bytes.set(new TextEncoder().encode(text).subarray(0, sizeBytes - 1), offset);
+  }
+}
+
+/** The arguments of one hypercall, from registers or from an entry of a multicall. */
+export interface HypercallArguments {
+  u32(index: number): number;
+  /** As a double: exact below 2^53. */
+  number(index: number): number;
+  u64(index: number): bigint;
+}
+
+export class RegisterArguments implements HypercallArguments {
+  readonly #vcpu: VcpuState;
+
+  constructor(vcpu: VcpuState) {
+    this.#vcpu = vcpu;
+  }
+
+  u32(index: number): number {
+    return this.#vcpu.get32(xOffset(index));
+  }
+
+  number(index: number): number {
+    return this.#vcpu.getDouble(xOffset(index));
+  }
+
+  u64(index: number): bigint {
+    return this.#vcpu.x(index);
+  }
+}

@@ -1,0 +1,87 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { FRAME_BYTES, PCPU_MAX, layoutMachine, defaultMachineParameters } from '../abi/machine-memory.ts';
+import type { MachineRegions } from '../abi/machine-memory.ts';
+import { ZazenError } from '../base/errors.ts';
+import { Heap } from './heap.ts';
+import { MachineMemory } from './machine-memory.ts';
+import { P2m, entryValue } from './p2m.ts';
+import { assertAudit, createMachine, mark, markOf, smallMachine } from './testing.ts';
+
+function assertDisjoint(regions: MachineRegions, sizeBytes: number): void {
+  const sorted = Object.values(regions).sort((a, b) => a.offsetBytes - b.offsetBytes);
+  let end = 0;
+  for (const region of sorted) {
+    assert.ok(region.offsetBytes >= end, 'regions overlap');
+    assert.equal(region.offsetBytes % FRAME_BYTES, 0);
+    end = region.offsetBytes + region.sizeBytes;
+  }
+  assert.equal(end, sizeBytes);
+  assert.ok(regions.frames.offsetBytes < 2 ** 32);
+}
+
+test('regions are disjoint, aligned, and leave most of the memory to frames', () => {
+  for (const [sizeBytes, addressType] of [[2 ** 31, 'i32'], [2 ** 32, 'i32'], [2 ** 34, 'i64']] as const) {
+    const regions = layoutMachine({ ...defaultMachineParameters, sizeBytes, addressType });
+    assertDisjoint(regions, sizeBytes);
+    assert.ok(regions.frames.sizeBytes > 0.85 * sizeBytes);
+    assert.equal(regions.frameTable.sizeBytes, (sizeBytes / FRAME_BYTES) * 16);
+  }
+});
+
+test('a worker finds everything from the header', () => {
+  const created = MachineMemory.create({ ...smallMachine, pcpuCount: 3 });
+  const attached = MachineMemory.attach(created.memory);
+  assert.deepEqual(attached.parameters, created.parameters);
+  assert.equal(attached.parameters.pcpuCount, 3);
+  for (const name of ['pcpus', 'domains', 'vcpus', 'code', 'frameTable', 'heap', 'frames'] as const) {
+    assert.deepEqual(attached.region(name), created.region(name));
+  }
+  assert.equal(attached.firstFrame * FRAME_BYTES, attached.region('frames').offsetBytes);
+  assert.equal(attached.frameEnd * FRAME_BYTES, attached.parameters.sizeBytes);
+  assert.equal(attached.pcpuAddress(PCPU_MAX), attached.region('domains').offsetBytes);
+  assert.throws(() => MachineMemory.attach(new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true })));
+});
+
+test('sizes that cannot be are operator errors', () => {
+  const codeOf = (parameters: object) => {
+    try {
+      MachineMemory.create(parameters);
+    } catch (error) {
+      return (error as ZazenError).code;
+    }
+    return undefined;
+  };
+  assert.equal(codeOf({ sizeBytes: 12345 }), 'ZAZEN_HOST_MEMORY_SIZE');
+  assert.equal(codeOf({ sizeBytes: NaN }), 'ZAZEN_HOST_MEMORY_SIZE');
+  assert.equal(codeOf({ sizeBytes: 1024 * 1024 }), 'ZAZEN_HOST_MEMORY_SIZE');
+  assert.equal(codeOf({ sizeBytes: 2 ** 33 }), 'ZAZEN_HOST_MEMORY_SIZE');
+  assert.equal(codeOf({ sizeBytes: 2 ** 35, addressType: 'i64' }), 'ZAZEN_HOST_MEMORY_SIZE');
+});
+
+test('a machine of 16 GiB with 64-bit addresses works to its last byte', () => {
+  const memory = createMachine({ ...defaultMachineParameters, sizeBytes: 2 ** 34, addressType: 'i64' });
+  const heap = new Heap(memory, 64);
+  const last = memory.frameEnd - 1;
+  mark(memory, last, 7);
+  assert.equal(memory.u8[2 ** 34 - 4], 7);
+  assert.equal(memory.u64[2 ** 31 - 1]! >> 32n, 7n);
+  memory.zeroFrame(last);
+
+  // Blocks come from the top of the memory first, so all of this is above 4 GiB.
+  const block = heap.allocateBlock(1, 9);
+  assert.ok(block * FRAME_BYTES > 2 ** 33);
+  const p2m = new P2m(heap);
+  const root = p2m.create(1);
+  assert.ok(p2m.mapZeroRange(root, 0, 2 ** 22));
+  const gfns = [0, 511, 2 ** 20, 2 ** 22 - 1];
+  for (const gfn of gfns) {
+    const mfn = p2m.frameForWrite(root, gfn);
+    assert.ok(mfn > 0);
+    mark(memory, mfn, gfn + 1);
+  }
+  for (const gfn of gfns) assert.equal(markOf(memory, entryValue(p2m.lookup(root, gfn))), gfn + 1);
+  p2m.releaseStale();
+  assert.equal(p2m.releaseStep(root, 1000), true);
+  assertAudit(heap, { roots: [], held: Array.from({ length: 512 }, (_, i) => block + i), readClean: false });
+});

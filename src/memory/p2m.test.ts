@@ -1,0 +1,438 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { GFN_LIMIT, P2M_KIND, P2M_READ_ONLY } from '../abi/machine-memory.ts';
+import { Heap } from './heap.ts';
+import { IN_IMAGE, NOT_MEMORY, OUT_OF_FRAMES, P2m, READ_ONLY, entryKind, entryValue } from './p2m.ts';
+import { assertAudit, createMachine, mark, markOf, seed } from './testing.ts';
+
+const GIB_GFNS = 2 ** 18;
+
+function setUp(sizeBytes = 4 * 1024 * 1024) {
+  const memory = createMachine({ sizeBytes });
+  const heap = new Heap(memory, 0);
+  return { memory, heap, p2m: new P2m(heap) };
+}
+
+function releaseAll(p2m: P2m, root: number, maxFrames = 1_000_000): number {
+  let steps = 1;
+  while (!p2m.releaseStep(root, maxFrames)) steps++;
+  return steps;
+}
+
+test('a new domain of any size costs one frame and its tables', () => {
+  const { heap, p2m } = setUp();
+  const root = p2m.create(1);
+  assert.ok(p2m.mapZeroRange(root, GIB_GFNS, 3 * GIB_GFNS));
+  assert.equal(heap.stats().used, 1);
+  assert.ok(p2m.mapZeroRange(root, 5 * GIB_GFNS, 100 * 1024 * 1024 / 4096));
+  assert.equal(heap.stats().used, 2);
+  assert.ok(!p2m.stale);
+  for (const gfn of [GIB_GFNS, 4 * GIB_GFNS - 1, 5 * GIB_GFNS + 25599]) {
+    const entry = p2m.lookup(root, gfn);
+    assert.deepEqual([entryKind(entry), entryValue(entry)], [P2M_KIND.zero, heap.zeroMfn]);
+  }
+  const outside = [0, GIB_GFNS - 1, 4 * GIB_GFNS, 5 * GIB_GFNS + 25600, GFN_LIMIT - 1, GFN_LIMIT, -1, NaN, 2 ** 40];
+  for (const gfn of outside) {
+    assert.equal(p2m.lookup(root, gfn), P2M_KIND.absent);
+    assert.equal(p2m.frameForWrite(root, gfn), NOT_MEMORY);
+  }
+  assertAudit(heap, { roots: [root] });
+  releaseAll(p2m, root);
+  assert.equal(heap.stats().used, 0);
+});
+
+test('the first write brings a clean frame and makes translations stale', () => {
+  const { memory, heap, p2m } = setUp();
+  const root = p2m.create(1);
+  p2m.mapZeroRange(root, 0, 1000);
+  const mfn = p2m.frameForWrite(root, 999);
+  assert.ok(mfn > 0 && p2m.stale);
+  assert.equal(markOf(memory, mfn), 0);
+  p2m.releaseStale();
+  assert.equal(p2m.frameForWrite(root, 999), mfn);
+  assert.ok(!p2m.stale);
+  assert.equal(entryValue(p2m.lookup(root, 999)), mfn);
+  assert.equal(entryKind(p2m.lookup(root, 998)), P2M_KIND.zero);
+  assert.equal(heap.chargedFrames(1), heap.stats().used);
+  assertAudit(heap, { roots: [root] });
+});
+
+test('sharing costs one frame; writes copy; what was shared stays as it was', () => {
+  const { memory, heap, p2m } = setUp();
+  const root = p2m.create(1);
+  p2m.mapZeroRange(root, 0, 4096);
+  for (let gfn = 0; gfn < 100; gfn++) mark(memory, p2m.frameForWrite(root, gfn), 1000 + gfn);
+  p2m.releaseStale();
+  const before = heap.stats().used;
+  const checkpoint = p2m.share(root, 2);
+  assert.equal(heap.stats().used, before + 1);
+  const old = entryValue(p2m.lookup(root, 7));
+  const fresh = p2m.frameForWrite(root, 7);
+  assert.ok(p2m.stale && fresh !== old);
+  assert.equal(markOf(memory, fresh), 1007);
+  mark(memory, fresh, 5);
+  assert.equal(entryValue(p2m.lookup(checkpoint, 7)), old);
+  assert.equal(markOf(memory, old), 1007);
+  assertAudit(heap, { roots: [root, checkpoint], pins: [old] });
+  p2m.releaseStale();
+  assert.equal(heap.stats().used, before + 4); // two nodes and a frame were copied
+  releaseAll(p2m, root);
+  assertAudit(heap, { roots: [checkpoint] });
+  assert.equal(p2m.frameForWrite(checkpoint, 7), old); // exclusive again, so nothing is copied
+  for (let gfn = 0; gfn < 100; gfn++) assert.equal(markOf(memory, entryValue(p2m.lookup(checkpoint, gfn))), 1000 + gfn);
+  releaseAll(p2m, checkpoint);
+  assert.equal(heap.stats().used, 0);
+});
+
+test('a replaced frame stays readable until the stale translations are gone', () => {
+  const { memory, heap, p2m } = setUp();
+  const root = p2m.create(1);
+  const mfn = heap.allocate(1);
+  mark(memory, mfn, 77);
+  assert.ok(p2m.mapFrame(root, 3, mfn));
+  assert.ok(!p2m.stale);
+  assert.ok(p2m.unmap(root, 3));
+  assert.ok(p2m.stale);
+  assert.equal(p2m.lookup(root, 3), P2M_KIND.absent);
+  assert.equal(heap.frames.pins(mfn), 1);
+  assert.equal(markOf(memory, mfn), 77);
+  p2m.releaseStale();
+  assert.equal(heap.frames.mappings(mfn) + heap.frames.pins(mfn), 0);
+  assertAudit(heap, { roots: [root] });
+});
+
+test('pins do not make writes copy, shared mappings do', () => {
+  const { memory, heap, p2m } = setUp();
+  const root = p2m.create(1);
+  p2m.mapZeroRange(root, 0, 8);
+  assert.equal(p2m.pinForRead(root, 1), heap.zeroMfn);
+  assert.equal(p2m.pinForRead(root, 9), 0);
+  assert.equal(p2m.pinForWrite(root, 9), NOT_MEMORY);
+  const pinned = p2m.pinForWrite(root, 0);
+  assert.equal(p2m.frameForWrite(root, 0), pinned);
+  const template = heap.allocate(0);
+  mark(memory, template, 9);
+  assert.ok(heap.frames.retain(template));
+  assert.ok(p2m.mapFrame(root, 1, template));
+  assert.equal(heap.stats().shared, 1);
+  const copy = p2m.frameForWrite(root, 1);
+  assert.notEqual(copy, template);
+  assert.equal(markOf(memory, copy), 9);
+  p2m.releaseStale();
+  assert.equal(heap.stats().shared, 0);
+  assertAudit(heap, { roots: [root], held: [template], pins: [pinned] });
+  releaseAll(p2m, root);
+  assert.equal(heap.frames.pins(pinned), 1);
+  heap.unpin(pinned);
+  heap.release(template);
+  assert.equal(heap.stats().used, 0);
+});
+
+test('read-only mappings refuse writes, shared or not', () => {
+  const { heap, p2m } = setUp();
+  const root = p2m.create(1);
+  assert.ok(p2m.mapFrame(root, 5, heap.allocate(1), true));
+  assert.equal(p2m.lookup(root, 5) & P2M_READ_ONLY, P2M_READ_ONLY);
+  assert.equal(p2m.frameForWrite(root, 5), READ_ONLY);
+  const copy = p2m.share(root, 2);
+  assert.equal(p2m.frameForWrite(copy, 5), READ_ONLY);
+  assertAudit(heap, { roots: [root, copy] });
+});
+
+test('image ranges split to the right pages and give way to loaded ones', () => {
+  const { memory, heap, p2m } = setUp();
+  const root = p2m.create(1);
+  assert.ok(p2m.mapImageRange(root, 100, GIB_GFNS, 3, 5000));
+  for (const gfn of [100, 511, 512, 1000, GIB_GFNS - 1, GIB_GFNS, GIB_GFNS + 99]) {
+    const entry = p2m.lookup(root, gfn);
+    assert.deepEqual([entryKind(entry), entryValue(entry)], [P2M_KIND.image, 5000 + gfn - 100]);
+    assert.equal(p2m.imageOf(root, gfn), 3);
+  }
+  assert.equal(p2m.frameForWrite(root, 1000), IN_IMAGE);
+  assert.equal(p2m.imageOf(root, 99), undefined);
+  const shared = p2m.share(root, 2);
+  const entry = p2m.lookup(root, 1000);
+  const loaded = heap.allocate(1, true);
+  mark(memory, loaded, 1);
+  assert.equal(p2m.replaceImagePage(root, 1000, entry, loaded), 'mapped');
+  assert.equal(p2m.replaceImagePage(root, 1000, entry, 0), 'changed');
+  assert.equal(p2m.replaceImagePage(root, 1001, p2m.lookup(root, 1001), 0), 'mapped');
+  assert.equal(p2m.frameForWrite(root, 1000), loaded);
+  assert.equal(entryKind(p2m.lookup(root, 1001)), P2M_KIND.zero);
+  assert.equal(p2m.lookup(shared, 1000), entry);
+  assert.equal(entryValue(p2m.lookup(root, 1002)), 5902);
+  assertAudit(heap, { roots: [root, shared] });
+});
+
+test('tear-down in small steps by changing threads drops everything once', () => {
+  const { memory, heap, p2m } = setUp();
+  const other = new P2m(new Heap(memory, 1));
+  const root = p2m.create(1);
+  p2m.mapZeroRange(root, 0, 4 * GIB_GFNS);
+  for (let i = 0; i < 200; i++) p2m.frameForWrite(root, (i * 7919) % (4 * GIB_GFNS));
+  p2m.releaseStale();
+  let turn = 0;
+  while (!(turn++ % 2 === 0 ? p2m : other).releaseStep(root, 3)) assertAuditEvery(turn, heap, root);
+  assert.ok(turn > 60);
+  assert.equal(heap.stats().used, 0);
+  assertAudit(heap, { roots: [] });
+});
+
+function assertAuditEvery(turn: number, heap: Heap, root: number): void {
+  if (turn % 40 === 0) assertAudit(heap, { roots: [root], readClean: false });
+}
+
+test('out of frames is an answer at every step, and nothing is lost', () => {
+  const { heap, p2m } = setUp();
+  const root = p2m.create(1);
+  p2m.mapZeroRange(root, 0, 1024);
+  p2m.frameForWrite(root, 0);
+  const checkpoint = p2m.share(root, 2);
+  p2m.releaseStale();
+  const held: number[] = [];
+  for (let mfn = heap.allocate(0); mfn !== 0; mfn = heap.allocate(0)) held.push(mfn);
+  // The middle node, the leaf node and the frame are copied one after the other, as frames come.
+  for (const spare of [0, 1, 1]) {
+    for (let i = 0; i < spare; i++) heap.release(held.pop()!);
+    assert.equal(p2m.frameForWrite(root, 0), OUT_OF_FRAMES);
+    assertAudit(heap, { roots: [root, checkpoint], held });
+    while (heap.stats().used < heap.stats().total) held.push(heap.allocate(0));
+  }
+  assert.equal(p2m.create(3), 0);
+  assert.equal(p2m.share(root, 3), 0);
+  assert.equal(p2m.mapFrame(root, GIB_GFNS, held[0]!), false);
+  assert.equal(p2m.mapZeroRange(root, GIB_GFNS, 5), false);
+  assert.equal(p2m.unmap(root, 2 * GIB_GFNS, 5), true); // nothing is there, so no node is needed
+  assertAudit(heap, { roots: [root, checkpoint], held });
+  for (const mfn of held) heap.release(mfn);
+  assert.ok(p2m.frameForWrite(root, 0) > 0);
+  p2m.releaseStale();
+  releaseAll(p2m, root);
+  releaseAll(p2m, checkpoint);
+  assert.equal(heap.stats().used, 0);
+});
+
+// ---- Races, with the other thread's move made at the worst moment ---------------------------------------------------
+
+/** Two threads of one domain; `meanwhile` runs once, when the first has found that it needs a frame. */
+function raceAtAllocation(meanwhile: (other: P2m, root: number, checkpoint: number) => void) {
+  const { memory, heap, p2m } = setUp();
+  const other = new P2m(new Heap(memory, 1));
+  const root = p2m.create(1);
+  p2m.mapZeroRange(root, 0, 512);
+  mark(memory, p2m.frameForWrite(root, 1), 11);
+  const checkpoint = p2m.share(root, 2);
+  p2m.frameForWrite(root, 2); // makes the path exclusive, so that only the frame is still to be allocated
+  const allocate = heap.allocate.bind(heap);
+  heap.allocate = (owner, overwritten) => {
+    heap.allocate = allocate;
+    const mfn = allocate(owner, overwritten);
+    meanwhile(other, root, checkpoint);
+    return mfn;
+  };
+  return { memory, heap, p2m, other, root, checkpoint };
+}
+
+test('of two first writes to one guest frame, one brings the frame and both use it', () => {
+  let winner = 0;
+  const { memory, heap, p2m, other, root, checkpoint } = raceAtAllocation((rival, tree) => {
+    winner = rival.frameForWrite(tree, 3);
+    mark(memory, winner, 33);
+  });
+  assert.equal(p2m.frameForWrite(root, 3), winner);
+  assert.equal(markOf(memory, winner), 33);
+  p2m.releaseStale();
+  other.releaseStale();
+  assertAudit(heap, { roots: [root, checkpoint] });
+});
+
+test('of two copies of one shared frame, one is used', () => {
+  let winner = 0;
+  const { memory, heap, p2m, other, root, checkpoint } = raceAtAllocation((rival, tree) => {
+    winner = rival.frameForWrite(tree, 1);
+    mark(memory, winner, 33);
+  });
+  assert.equal(p2m.frameForWrite(root, 1), winner);
+  assert.equal(markOf(memory, winner), 33);
+  assert.equal(markOf(memory, entryValue(p2m.lookup(checkpoint, 1))), 11);
+  p2m.releaseStale();
+  other.releaseStale();
+  assertAudit(heap, { roots: [root, checkpoint] });
+});
+
+test('a frame that becomes exclusive while it is copied is written in place', () => {
+  let inPlace = 0;
+  const { memory, heap, p2m, root } = raceAtAllocation((rival, tree, checkpoint) => {
+    releaseAll(rival, checkpoint);
+    inPlace = rival.frameForWrite(tree, 1);
+    mark(memory, inPlace, 33);
+  });
+  assert.equal(p2m.frameForWrite(root, 1), inPlace);
+  assert.equal(markOf(memory, inPlace), 33);
+  p2m.releaseStale();
+  assertAudit(heap, { roots: [root] });
+});
+
+test('a walk whose node is replaced, freed and reused under it starts again', () => {
+  const { memory, heap, p2m } = setUp();
+  const other = new P2m(new Heap(memory, 1));
+  const root = p2m.create(1);
+  p2m.mapZeroRange(root, 0, 512);
+  p2m.frameForWrite(root, 5);
+  p2m.releaseStale();
+  const load = Atomics.load;
+  const held: number[] = [];
+  const intrude = () => {
+    Atomics.load = load;
+    assert.ok(other.mapZeroRange(root, 0, GIB_GFNS));
+    other.releaseStale();
+    for (let mfn = heap.allocate(2, true); mfn !== 0; mfn = heap.allocate(2, true)) {
+      memory.u32.fill(0xfffffff1, mfn * 1024, mfn * 1024 + 1024); // nodes of a lunatic
+      held.push(mfn);
+    }
+  };
+  Atomics.load = ((words: Uint32Array, index: number) => {
+    const value = load(words, index);
+    if (index === root * 1024) intrude();
+    return value;
+  }) as typeof Atomics.load;
+  try {
+    assert.equal(p2m.lookup(root, 5), (heap.zeroMfn << 4) | P2M_KIND.zero);
+  } finally {
+    Atomics.load = load;
+  }
+  assert.ok(held.length > 0);
+  assertAudit(heap, { roots: [root], held });
+});
+
+// ---- Against a model ------------------------------------------------------------------------------------------------
+
+/** GFNs around every boundary of the tree; the model follows these only. */
+const GFNS = [
+  0, 1, 2, 510, 511, 512, 513, 1023, 1024, GIB_GFNS - 1, GIB_GFNS, GIB_GFNS + 1, 3 * GIB_GFNS, GFN_LIMIT - 1,
+];
+
+type Content = 'absent' | 'zero' | `image ${number} ${number}` | `mark ${number}`;
+type Tree = { root: number; contents: Map<number, Content> };
+type Step =
+  | { op: 'write' | 'load'; tree: number; gfn: number }
+  | { op: 'map' | 'zero' | 'unmap' | 'image'; tree: number; gfn: number; end: number }
+  | { op: 'share' | 'release' | 'flush'; tree: number };
+
+const tree = fc.nat(5);
+const gfn = fc.constantFrom(...GFNS);
+const stepArbitrary: fc.Arbitrary<Step> = fc.oneof(
+  { weight: 6, arbitrary: fc.record({
+    op: fc.constantFrom('write' as const, 'write' as const, 'load' as const), tree, gfn,
+  }) },
+  { weight: 3, arbitrary: fc.record({
+    op: fc.constantFrom('map' as const, 'zero' as const, 'unmap' as const, 'image' as const), tree, gfn, end: gfn,
+  }) },
+  { weight: 2, arbitrary: fc.record({
+    op: fc.constantFrom('share' as const, 'share' as const, 'release' as const, 'flush' as const), tree,
+  }) },
+);
+
+class Model {
+  readonly memory = createMachine({ sizeBytes: 8 * 1024 * 1024 });
+  readonly heap = new Heap(this.memory, 0);
+  readonly p2m = new P2m(this.heap);
+  readonly trees: Tree[] = [];
+  #tag = 1;
+
+  constructor() {
+    this.trees.push({ root: this.p2m.create(1), contents: new Map(GFNS.map((g) => [g, 'absent'])) });
+  }
+
+  read({ root }: Tree, g: number): Content {
+    const entry = this.p2m.lookup(root, g);
+    const kind = entryKind(entry);
+    if (kind === P2M_KIND.absent) return 'absent';
+    if (kind === P2M_KIND.image) return `image ${this.p2m.imageOf(root, g)!} ${entryValue(entry)}`;
+    const tag = markOf(this.memory, entryValue(entry));
+    return tag === 0 ? 'zero' : `mark ${tag}`;
+  }
+
+  step(step: Step): void {
+    const chosen = this.trees[step.tree % this.trees.length]!;
+    const { root, contents } = chosen;
+    switch (step.op) {
+      case 'write': return this.#write(chosen, step.gfn);
+      case 'load': return this.#load(chosen, step.gfn);
+      case 'map': {
+        const mfn = this.heap.allocate(1);
+        mark(this.memory, mfn, ++this.#tag);
+        assert.ok(this.p2m.mapFrame(root, step.gfn, mfn));
+        contents.set(step.gfn, `mark ${this.#tag}`);
+        return;
+      }
+      case 'share':
+        if (this.trees.length < 6) this.trees.push({ root: this.p2m.share(root, 2), contents: new Map(contents) });
+        return;
+      case 'release':
+        if (this.trees.length === 1) return;
+        releaseAll(this.p2m, root, 1 + (step.tree % 3));
+        this.trees.splice(step.tree % this.trees.length, 1);
+        return;
+      case 'flush': return this.p2m.releaseStale();
+      default: return this.#fill(chosen, step.op, Math.min(step.gfn, step.end), Math.max(step.gfn, step.end) + 1);
+    }
+  }
+
+  #write({ root, contents }: Tree, g: number): void {
+    const mfn = this.p2m.frameForWrite(root, g);
+    const old = contents.get(g)!;
+    if (old === 'absent') assert.equal(mfn, NOT_MEMORY);
+    else if (old.startsWith('image')) assert.equal(mfn, IN_IMAGE);
+    else {
+      assert.ok(mfn > 0);
+      assert.equal(this.read({ root, contents }, g), old);
+      mark(this.memory, mfn, ++this.#tag);
+      contents.set(g, `mark ${this.#tag}`);
+    }
+  }
+
+  #load({ root, contents }: Tree, g: number): void {
+    const entry = this.p2m.lookup(root, g);
+    if (entryKind(entry) !== P2M_KIND.image) return;
+    if (g % 2 === 0) {
+      assert.equal(this.p2m.replaceImagePage(root, g, entry, 0), 'mapped');
+      contents.set(g, 'zero');
+      return;
+    }
+    const mfn = this.heap.allocate(1, true);
+    this.memory.zeroFrame(mfn);
+    mark(this.memory, mfn, ++this.#tag);
+    assert.equal(this.p2m.replaceImagePage(root, g, entry, mfn), 'mapped');
+    contents.set(g, `mark ${this.#tag}`);
+  }
+
+  #fill({ root, contents }: Tree, op: 'zero' | 'unmap' | 'image', from: number, end: number): void {
+    const count = end - from;
+    const page = 17;
+    const filled = op === 'zero' ? this.p2m.mapZeroRange(root, from, count)
+      : op === 'unmap' ? this.p2m.unmap(root, from, count) : this.p2m.mapImageRange(root, from, count, 4, page);
+    assert.ok(filled);
+    for (const g of GFNS) {
+      if (g < from || g >= end) continue;
+      contents.set(g, op === 'zero' ? 'zero' : op === 'unmap' ? 'absent' : `image 4 ${page + g - from}`);
+    }
+  }
+}
+
+test('random changes of trees that share behave like separate maps', (t) => {
+  t.diagnostic(`seed ${seed}`);
+  fc.assert(fc.property(fc.array(stepArbitrary, { minLength: 10, maxLength: 80 }), (steps) => {
+    const model = new Model();
+    for (const step of steps) {
+      model.step(step);
+      for (const each of model.trees) for (const g of GFNS) assert.equal(model.read(each, g), each.contents.get(g));
+    }
+    model.p2m.releaseStale();
+    assertAudit(model.heap, { roots: model.trees.map(({ root }) => root), readClean: false });
+    for (const { root } of model.trees) releaseAll(model.p2m, root);
+    assert.equal(model.heap.stats().used, 0);
+    assertAudit(model.heap, { roots: [], readClean: false });
+  }), { seed, numRuns: 60 });
+});
