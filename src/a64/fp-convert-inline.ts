@@ -71,7 +71,8 @@ export function toInteger(m: Machine, s: Shape, operand: Value, to: IntegerSide,
 export function toIntegers(m: Machine, s: Shape, operand: Value, to: IntegerSide, rounding: RoundingName): Value {
   const a = s.let(m, operand) as V128;
   const { rounded, inRange, unchanged } = roundToRange(m, s, a, to, rounding);
-  return attemptOrExact(m, 'v128', { value: truncateLanes(s, rounded as V128, to), ok: inRange, exact: unchanged }, {
+  const value = truncateLanes(s, rounded as V128, to);
+  return attemptOrExact(m, 'v128', { value, ok: inRange, exact: unchanged }, {
     request: { operation: 'toFixed', from: s.size, lanes: s.lanes, rounding, unsigned: to.unsigned },
     arguments: () => s.toScratch(m, 0, a),
     result: () => m.scratchQ(6),
@@ -93,7 +94,7 @@ function convertScalar(s: Shape, integer: Word, from: IntegerSide): Value {
   return from.unsigned ? ops.convertI32U(integer as I32) : ops.convertI32S(integer as I32);
 }
 
-/** 1 if converting back gives the integer. The limit of the range must be ruled out: it saturates to the highest one. */
+/** 1 if converting back gives the integer. The limit of the range is ruled out: it would saturate to the highest one. */
 function convertsBack(s: Shape, integer: Word, value: Value, from: IntegerSide): I32 {
   const double = (s.size === 32 ? widen(s, value)[0] : value) as F64;
   const wide = from.bits === 64 ? integer as I64
@@ -123,7 +124,8 @@ export function fromIntegers(m: Machine, s: Shape, operand: V128, from: IntegerS
   const integers = m.f.let(operand);
   const converted = s.let(m, convertLanes(s, integers, from)) as V128;
   const value = from.fractionBits ? s.mul(converted, scale(m, s, from.fractionBits, -1)) as V128 : converted;
-  return attemptOrExact(m, 'v128', { value, ok: i32.const(1), exact: () => lanesConvertBack(s, integers, converted, from) }, {
+  const exact = () => lanesConvertBack(s, integers, converted, from);
+  return attemptOrExact(m, 'v128', { value, ok: i32.const(1), exact }, {
     request: { operation: 'fixedToFP', from: s.size, lanes: s.lanes, unsigned: from.unsigned },
     arguments: () => m.setScratchQ(0, integers),
     result: () => m.scratchQ(6),

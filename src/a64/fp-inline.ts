@@ -10,7 +10,7 @@
 
 import { i32 } from '../wasm/scalar.ts';
 import type { Expr, I32, I64, ValType } from '../wasm/types.ts';
-import { doubleBits, narrow, wideShape, widen } from './fp-shape.ts';
+import { bitsOf, narrow, wideShape, widen } from './fp-shape.ts';
 import type { Mask, Shape, Value } from './fp-shape.ts';
 import type { Machine } from './machine.ts';
 import { packRequest } from './soft-float.ts';
@@ -35,12 +35,15 @@ export interface Exact<T extends ValType> {
 }
 
 /** The fast path if it is proved, else the exact one. The result is a local. */
-export function attemptOrExact<T extends ValType>(m: Machine, type: T, attempt: Attempt<T> | undefined, exact: Exact<T>): Expr<T> {
+export function attemptOrExact<T extends ValType>(
+  m: Machine, type: T, attempt: Attempt<T> | undefined, exact: Exact<T>,
+): Expr<T> {
   const { f } = m;
   const result = f.local(type);
   const exactPath = () => {
     exact.arguments();
-    const flags = m.compute('softFloat', i32.const(packRequest(exact.request)), m.fpcr(), exact.fractionBits ?? i32.const(0));
+    const request = i32.const(packRequest(exact.request));
+    const flags = m.compute('softFloat', request, m.fpcr(), exact.fractionBits ?? i32.const(0));
     m.setFpsr(i32.or(m.fpsr(), flags));
     f.set(result, exact.result());
   };
@@ -92,7 +95,7 @@ function sumError(m: Machine, s: Shape, a: Value, b: Value, sum: Value): Value {
   return s.add(s.sub(a, s.sub(sum, shadow)), s.sub(b, shadow));
 }
 
-/** a × b - product for doubles, where product is a × b rounded and at least 2^-968 or an exact zero (Dekker, Veltkamp). */
+/** a × b - product for doubles; product is a × b rounded, and at least 2^-968 or an exact zero (Dekker, Veltkamp). */
 function productError(m: Machine, s: Shape, a: Value, b: Value, product: Value): Value {
   const split = (x: Value): [Value, Value] => {
     const scaled = s.let(m, s.mul(x, s.const(2 ** 27 + 1)));
@@ -223,7 +226,7 @@ function fusedStep(m: Machine, s: Shape, a: Value, b: Value, constant: 2 | 3): A
 function fastMulAddSingle(m: Machine, s: Shape, c: Value, a: Value, b: Value): Attempt {
   const { f } = m;
   const wide = wideShape(s);
-  const bits = doubleBits(wide);
+  const bits = bitsOf(wide);
   const pin = (value: Value) => wide.let(m, value);
   const all = (predicate: (sum: Value, k: number) => Mask): I32 =>
     sums.map((sum, k) => wide.all(predicate(sum, k))).reduce((x, y) => i32.and(x, y));
@@ -251,8 +254,8 @@ function fastMulAddSingle(m: Machine, s: Shape, c: Value, a: Value, b: Value): A
  * Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd" (2008):
  * the product and the sums are split into rounded values and errors; the two errors are added with rounding to odd,
  * which keeps what the last addition needs to know. Valid while nothing overflows and no error is below the range,
- * which the bounds on product and addend ensure. A product with a zero operand is added as it is, and so is one that
- * cancels out exactly: only then is the sign of zero right.
+ * which the bounds on product and addend ensure. A product with a zero operand is added as it is: only so is the sign
+ * of a zero sum right.
  */
 function fastMulAddDouble(m: Machine, s: Shape, c: Value, a: Value, b: Value): Attempt {
   const pin = (value: Value) => s.let(m, value);
@@ -266,7 +269,7 @@ function fastMulAddDouble(m: Machine, s: Shape, c: Value, a: Value, b: Value): A
   const restLow = pin(sumError(m, s, innerLow, outerLow, rest));
   const odd = pin(roundToOdd(m, s, rest, restLow));
   const fused = pin(s.add(outer, odd));
-  const plain = s.or(isZero(s, product), isZero(s, fused));
+  const plain = isZero(s, product);
   const value = pin(s.choose(plain, s.add(product, c), fused));
 
   const within = (x: Value) => s.and(s.ge(s.abs(x), s.const(2 ** -900)), s.le(s.abs(x), s.const(2 ** 1000)));
@@ -278,13 +281,13 @@ function fastMulAddDouble(m: Machine, s: Shape, c: Value, a: Value, b: Value): A
   return { value: value as Expr, ok, exact };
 }
 
-/** The exact sum high + low, where high is that sum rounded to nearest, rounded to the neighbour with an odd last bit. */
+/** The exact sum high + low (high is that sum rounded to nearest), rounded to the neighbour with an odd last bit. */
 function roundToOdd(m: Machine, s: Shape, high: Value, low: Value): Value {
-  const bits = doubleBits(s);
+  const bits = bitsOf(s);
   const one = bits.const(1n);
   const highBits = m.f.let(bits.of(high) as I64);
   const even = bits.eq(bits.and(highBits, one), bits.const(0n));
-  const adjust = bits.fromMask(s.and(even, s.ne(low, s.const(0))));
+  const adjust = bits.of(s.fromMask(s.and(even, s.ne(low, s.const(0)))));
   // One step away from zero if the signs agree, towards it if not.
   const disagree = bits.shrU(bits.xor(highBits, bits.of(low)), 63);
   const step = bits.sub(one, bits.add(disagree, disagree));
@@ -338,7 +341,9 @@ export function roundHost(m: Machine, s: Shape, a: Value, rounding: RoundingName
 }
 
 /** FRINT*: `signalInexact` is FRINTX's. */
-export function roundIntegral(m: Machine, s: Shape, operand: Value, rounding: RoundingName, signalInexact: boolean): Value {
+export function roundIntegral(
+  m: Machine, s: Shape, operand: Value, rounding: RoundingName, signalInexact: boolean,
+): Value {
   const a = s.let(m, operand);
   const value = s.let(m, roundHost(m, s, a, rounding));
   const attempt = { value: value as Expr, ok: s.all(isNumber(s, value)) };

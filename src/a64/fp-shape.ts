@@ -14,8 +14,8 @@ import type { VReg } from './operand.ts';
 export type Value = F32 | F64 | V128;
 /** The outcome of a comparison in each lane: 0 or 1 for a scalar, zeros or ones for a vector. */
 export type Mask = I32 | V128;
-/** The encodings of doubles as integers. */
-export type Bits = I64 | V128;
+/** The encodings of numbers as integers. */
+export type Bits = I32 | I64 | V128;
 
 type Unary = (a: Value) => Value;
 type Binary = (a: Value, b: Value) => Value;
@@ -136,20 +136,37 @@ export const highHalf = (a: V128): V128 => i8x16.shuffle(a, a, [...lowBytes.map(
 /** The low halves of two vectors, that of `a` lowest. */
 export const joinLow = (a: V128, b: V128): V128 => i8x16.shuffle(a, b, [...lowBytes, ...lowBytes.map(k => k + 16)]);
 
-/** Integer operations on the encodings of doubles, in the shape's lanes. */
-export function doubleBits(s: Shape) {
-  const ops = (s.vector ? i64x2 : i64) as unknown as Record<'add' | 'sub', (a: Bits, b: Bits) => Bits> &
-    { eq(a: Bits, b: Bits): Mask; ne(a: Bits, b: Bits): Mask };
-  const logic = (s.vector ? v128 : i64) as unknown as Record<'and' | 'or' | 'xor', (a: Bits, b: Bits) => Bits>;
+type BinaryBits = (a: Bits, b: Bits) => Bits;
+interface BitsOps {
+  add: BinaryBits; sub: BinaryBits; and: BinaryBits; or: BinaryBits; xor: BinaryBits;
+  eq(a: Bits, b: Bits): Mask;
+  ne(a: Bits, b: Bits): Mask;
+  shrU(a: Bits, count: number): Bits;
+  /** The same encoding in every lane. */
+  const(bits: bigint): Bits;
+  of(a: Value): Bits;
+  toValue(a: Bits): Value;
+}
+
+/** Integer operations on the encodings of a shape's numbers, lane by lane. */
+export function bitsOf(s: Shape): BitsOps {
+  const single = s.size === 32;
+  if (s.vector) {
+    return {
+      ...((single ? i32x4 : i64x2) as unknown as BitsOps),
+      ...({ and: v128.and, or: v128.or, xor: v128.xor } as unknown as Pick<BitsOps, 'and' | 'or' | 'xor'>),
+      shrU: (a, count) => (single ? i32x4 : i64x2).shrU(a as V128, i32.const(count)),
+      const: bits => splatBits(single ? bits * 0x1_0000_0001n : bits),
+      of: a => a as V128,
+      toValue: a => a as V128,
+    };
+  }
   return {
-    add: ops.add, sub: ops.sub, eq: ops.eq, ne: ops.ne, and: logic.and, or: logic.or, xor: logic.xor,
-    const: (bits: bigint): Bits => s.vector ? splatBits(bits) : i64.const(bits),
-    shrU: (a: Bits, count: number): Bits => s.vector
-      ? i64x2.shrU(a as V128, i32.const(count)) : i64.shrU(a as I64, i64.const(count)),
-    of: (a: Value): Bits => s.vector ? a as V128 : i64.reinterpretF64(a as F64),
-    toValue: (a: Bits): Value => s.vector ? a as V128 : f64.reinterpretI64(a as I64),
-    /** All ones where a mask is true. */
-    fromMask: (mask: Mask): Bits =>
-      s.vector ? mask as V128 : i64.extendI32S(i32.sub(i32.const(0), mask as I32)),
+    ...((single ? i32 : i64) as unknown as BitsOps),
+    shrU: (a, count) => single
+      ? i32.shrU(a as I32, i32.const(count)) : i64.shrU(a as I64, i64.const(count)),
+    const: bits => single ? i32.const(Number(bits)) : i64.const(bits),
+    of: a => single ? i32.reinterpretF32(a as F32) : i64.reinterpretF64(a as F64),
+    toValue: a => single ? f32.reinterpretI32(a as I32) : f64.reinterpretI64(a as I64),
   };
 }

@@ -1,9 +1,7 @@
 // The names of the slow paths that meanings may call; the cpu room implements each in TypeScript.
 
 /** Pure helpers: (vCPU record, up to four 32-bit arguments) → 32-bit result; see Machine.compute. */
-export const computeNames = [
-  'softFloat', 'crc32', 'aes', 'sha1', 'sha256', 'pmull',
-] as const;
+export const computeNames = ['softFloat', 'crc32'] as const;
 export type ComputeName = (typeof computeNames)[number];
 
 /** Ends of an instruction; see Machine.trap. */

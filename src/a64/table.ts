@@ -8,6 +8,7 @@ import { HANDLER_FIRST_ROW } from '../abi/decode-cache.ts';
 import { fieldsOf } from './row.ts';
 import type { Fields, Row } from './row.ts';
 import branches from './definitions/branches.ts';
+import systemRegisterStorage from './definitions/system-register-storage.ts';
 import system from './definitions/system.ts';
 import dataProcessingImmediate from './definitions/data-processing-immediate.ts';
 import dataProcessingRegister from './definitions/data-processing-register.ts';
@@ -33,7 +34,7 @@ import simdThreeSame from './definitions/simd-three-same.ts';
 import simdTwoMisc from './definitions/simd-two-misc.ts';
 
 const groups = [
-  dataProcessingImmediate, dataProcessingRegister, dataProcessingSources, branches, system,
+  dataProcessingImmediate, dataProcessingRegister, dataProcessingSources, branches, system, systemRegisterStorage,
   loadsStores, loadsStoresPair, loadsStoresStructures, loadsStoresExclusive, atomics,
   simdThreeSame, simdThreeDifferent, simdByElement, simdTwoMisc, simdAcrossLanes, simdShiftImmediate, simdPermuteCopy,
   simdModifiedImmediate, crypto,

@@ -7,6 +7,8 @@
 //          │ pcpus      64 × 4 KiB     │ one record per pCPU
 //          │ domains    count × stride │ one record per domain
 //          │ vcpus      count × stride │ one record per vCPU (registers, TLB); untouched records cost no memory
+//          │ interrupts see abi/gic.ts │ interrupt controllers and virtual time
+//          │ scheduler  abi/scheduler  │ run queue, run state of each vCPU
 //          │ code       bytes          │ arena of decoded code
 //          │ frameTable 16 B per frame │ indexed by MFN from 0, so its first records describe this area itself
 //          │ heap       see HEAP       │ free lists, caches, accounts
@@ -18,6 +20,8 @@
 
 import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
+import { GIC_DOMAIN, GIC_VCPU } from './gic.ts';
+import { SCHEDULER, VCPU_SCHEDULE } from './scheduler.ts';
 import { array, struct, u32 } from './struct.ts';
 
 export const FRAME_SHIFT = 12;
@@ -161,6 +165,8 @@ const REGIONS = [
   { name: 'pcpus', sizeBytes: () => PCPU_MAX * PCPU_STRIDE_BYTES },
   { name: 'domains', sizeBytes: (p) => p.domainCount * p.domainStrideBytes },
   { name: 'vcpus', sizeBytes: (p) => p.vcpuCount * p.vcpuStrideBytes },
+  { name: 'interrupts', sizeBytes: (p) => p.domainCount * GIC_DOMAIN.sizeBytes + p.vcpuCount * GIC_VCPU.sizeBytes },
+  { name: 'scheduler', sizeBytes: (p) => SCHEDULER.sizeBytes + p.vcpuCount * VCPU_SCHEDULE.sizeBytes },
   { name: 'code', sizeBytes: (p) => p.codeBytes },
   { name: 'frameTable', sizeBytes: (p) => (p.sizeBytes / FRAME_BYTES) * FRAME.sizeBytes },
   { name: 'heap', sizeBytes: (p) => HEAP.at.accounts + p.domainCount * 4 },

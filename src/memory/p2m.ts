@@ -17,6 +17,7 @@
 // the tree stays alive (pinned, in the hands of this object) until the caller has had all TLBs of the domain forget
 // it and calls `releaseStale`. So an MFN from `lookup` or `frameForWrite` is good for a pCPU until it next answers a
 // request to flush; a thread that answers no such requests (a backend) must use `pinForRead` and `pinForWrite`.
+// The zero frame is never put into a TLB, so the first write to untouched memory makes nothing stale.
 
 import {
   FRAME_STATE, FRAME_WORDS, GFN_LIMIT, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_LEVEL_BITS, P2M_READ_ONLY,
@@ -325,8 +326,10 @@ export class P2m {
         result = entryKind(entry) === FRAME && this.#frames.mappings(old) === 1 ? old : NEEDS_FRAME;
       } else if (entryKind(entry) === FRAME && !this.#frames.mappingToPinIfShared(old)) result = old;
       else {
-        if (entryKind(entry) === FRAME) this.#stalePins.push(old);
-        this.stale = true;
+        if (entryKind(entry) === FRAME) {
+          this.#stalePins.push(old);
+          this.stale = true;
+        }
         this.#store(wordOf(node, gfn & INDEX_MASK), makeEntry(FRAME, fresh), 0);
         result = fresh;
       }
@@ -435,7 +438,7 @@ export class P2m {
       this.#frames.mappingToPin(entryValue(old));
       this.#stalePins.push(entryValue(old));
     } else if (kind === NODE) this.#staleNodes.push(entryValue(old));
-    if (kind !== ABSENT && kind !== IMAGE) this.stale = true;
+    if (kind === FRAME || kind === NODE) this.stale = true;
   }
 
   /** Readers look at the low half only, so the order does not matter to them. */

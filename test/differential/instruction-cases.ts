@@ -66,6 +66,7 @@ function build(row: Row, word: number, state: CpuState, random: SeededRandom): I
   if (row.name.endsWith('(literal)')) return literal(row, word, state, random);
   if (row.name === 'DC ZVA') return zeroBlock(row, word, state, random);
   if (row.name === 'CLREX') return withExclusives(row, word, state, random);
+  if (row.group === 'system-register-storage') return registerMove(row, word, state, random);
   if (MEMORY_GROUPS.has(row.group)) return memoryAccess(row, word, state, random);
   return { row, word, words: [word], state };
 }
@@ -162,6 +163,18 @@ function otherRegister(registers: readonly (number | undefined)[], random: Seede
     const register = random.below(31);
     if (!registers.includes(register)) return register;
   }
+}
+
+// ---- system registers
+
+const READS = 1 << 21;
+
+/** A read comes after a write of the register, and a write before a read, where EL0 may do both. */
+function registerMove(row: Row, word: number, state: CpuState, random: SeededRandom): InstructionCase {
+  const other = (((word ^ READS) & ~31) | random.below(31)) >>> 0;
+  const otherRow = decode(other)?.row;
+  if (otherRow?.group !== row.group || otherRow.undifferentiable !== undefined) return { row, word, words: [word], state };
+  return { row, word, words: word & READS ? [other, word] : [word, other], state };
 }
 
 // ---- memory

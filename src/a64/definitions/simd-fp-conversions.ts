@@ -79,8 +79,8 @@ for (const [op, u] of [['SCVTF', '0'], ['UCVTF', '1']] as const) {
   });
 }
 
-// ---- fixed point: sz:shift is immh:immb, twice the width less the fraction bits; immh is 1xxx for doubles and 01xx for
-// singles, so that both have 64 - shift fraction bits
+// ---- fixed point: sz:shift is immh:immb, twice the width less the fraction bits. immh is 1xxx for doubles and 01xx
+// for singles, so that both have 64 - shift fraction bits.
 
 const fixedPoint = [
   ['SCVTF', '0', '11100'], ['UCVTF', '1', '11100'], ['FCVTZS', '0', '11111'], ['FCVTZU', '1', '11111'],

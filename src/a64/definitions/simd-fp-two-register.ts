@@ -4,6 +4,7 @@
 import type { V128 } from '../../wasm/types.ts';
 import { f32x4, f64x2, i8x16 } from '../../wasm/vector.ts';
 import { binary, compareMask, roundIntegral, squareRoot, unaryExact } from '../fp-inline.ts';
+import { reciprocalEstimate, reciprocalSquareRootEstimate } from '../fp-estimate-inline.ts';
 import { scalarShape, scalarSingle, vectorShape } from '../fp-shape.ts';
 import type { Shape, Value } from '../fp-shape.ts';
 import type { Machine } from '../machine.ts';
@@ -32,8 +33,8 @@ const twoRegister: readonly (readonly [string, '0' | '1', '0' | '1',
   ['FCMLT (zero)', '0', '1', '01110', (m, s, n) => compareMask(m, s, 'GT', zero(s), n), 'and scalar'],
   ['FCMGE (zero)', '1', '1', '01100', (m, s, n) => compareMask(m, s, 'GE', n, zero(s)), 'and scalar'],
   ['FCMLE (zero)', '1', '1', '01101', (m, s, n) => compareMask(m, s, 'GE', zero(s), n), 'and scalar'],
-  ['FRECPE', '0', '1', '11101', (m, s, n) => unaryExact(m, s, 'recipEstimate', n), 'and scalar'],
-  ['FRSQRTE', '1', '1', '11101', (m, s, n) => unaryExact(m, s, 'rSqrtEstimate', n), 'and scalar'],
+  ['FRECPE', '0', '1', '11101', reciprocalEstimate, 'and scalar'],
+  ['FRSQRTE', '1', '1', '11101', reciprocalSquareRootEstimate, 'and scalar'],
   ['FRECPX', '0', '1', '11111', (m, s, n) => unaryExact(m, s, 'recpX', n), 'only scalar'],
 ];
 for (const [op, u, a, opcode, meaning, forms] of twoRegister) {
@@ -59,7 +60,10 @@ for (const [op, u, a, opcode, meaning, forms] of twoRegister) {
   });
 }
 
-for (const [op, u, operation] of [['URECPE', '0', 'unsignedRecipEstimate'], ['URSQRTE', '1', 'unsignedRSqrtEstimate']] as const) {
+const integerEstimates = [
+  ['URECPE', '0', 'unsignedRecipEstimate'], ['URSQRTE', '1', 'unsignedRSqrtEstimate'],
+] as const;
+for (const [op, u, operation] of integerEstimates) {
   inst(op, `0 Q ${u} 01110 10 10000 11100 10 Rn:5 Rd:5`, {
     fp: true, statics: ['Q'],
     operands: f => ({ d: vr(f.Rd), n: vr(f.Rn) }),

@@ -2,12 +2,12 @@
 
 import { i32, i64 } from '../../wasm/scalar.ts';
 import type { I32, V128 } from '../../wasm/types.ts';
-import { i16x8, i32x4, i64x2, i8x16, v128, v128FromI64 } from '../../wasm/vector.ts';
+import { i16x8, i32x4, i64x2, i8x16, v128 } from '../../wasm/vector.ts';
 import type { Machine } from '../machine.ts';
 import { imm, vr, xd, xr } from '../operand.ts';
 import type { Reg, VReg } from '../operand.ts';
 import { group } from '../row.ts';
-import { bytesFrom, elementMask, splatElement } from '../simd/element.ts';
+import { bytesOfPair, elementMask, splatElement } from '../simd/element.ts';
 import { ALL, threeVectors, vectorAllowed, vectorLanes } from '../simd/forms.ts';
 import type { Bits3 } from '../simd/forms.ts';
 import { Lanes, scalarWidth, shuffleElements, splatConstant, vectorWidth, writeVector } from '../simd/lanes.ts';
@@ -130,14 +130,9 @@ inst('EXT', '0 Q 101110 00 0 Rm:5 0 imm4:4 0 Rn:5 Rd:5', {
   operands: f => ({ ...threeVectors(f), first: imm(f.imm4) }),
   meaning: (m, o, s) => {
     const first = m.f.let(m.imm(o.first));
-    if (s.Q === 0) {
-      const pair = i64x2.replace(v128FromI64(m.d(o.n)), 1, m.d(o.m));
-      return m.setD(o.d, i64x2.extract(bytesFrom(pair, i8x16.splat(first)), 0));
-    }
-    m.setQ(o.d, v128.or(
-      bytesFrom(m.q(o.n), i8x16.splat(first)),
-      bytesFrom(m.q(o.m), i8x16.splat(i32.sub(first, i32.const(16)))),
-    ));
+    if (s.Q === 1) return m.setQ(o.d, bytesOfPair(m.q(o.n), m.q(o.m), first));
+    const pair = m.f.let(i64x2.replace(m.q(o.n), 1, m.d(o.m)));
+    m.setD(o.d, i64x2.extract(bytesOfPair(pair, pair, first), 0));
   },
 });
 

@@ -18,7 +18,8 @@ import type { Lanes, Size } from '../simd/lanes.ts';
 const { name, rows, inst } = group('simd-three-same');
 
 function threeSame(
-  op: string, U: Bit, opcode: Bits5, sizes: { vector: readonly Size[]; scalar: readonly Size[] }, operation: BinaryOperation,
+  op: string, U: Bit, opcode: Bits5, sizes: { vector: readonly Size[]; scalar: readonly Size[] },
+  operation: BinaryOperation,
 ): void {
   inst(`${op} (vector)`, `0 Q ${U} 01110 size:2 1 Rm:5 ${opcode} 1 Rn:5 Rd:5`, {
     statics: ['Q', 'size'], fp: true,

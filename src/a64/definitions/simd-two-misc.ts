@@ -19,7 +19,8 @@ import type { Size } from '../simd/lanes.ts';
 const { name, rows, inst } = group('simd-two-misc');
 
 function twoMisc(
-  op: string, U: Bit, opcode: Bits5, sizes: { vector: readonly Size[]; scalar: readonly Size[] }, operation: UnaryOperation,
+  op: string, U: Bit, opcode: Bits5, sizes: { vector: readonly Size[]; scalar: readonly Size[] },
+  operation: UnaryOperation,
 ): void {
   inst(`${op} (vector)`, `0 Q ${U} 01110 size:2 10000 ${opcode} 10 Rn:5 Rd:5`, {
     statics: ['Q', 'size'], fp: true,

@@ -2,7 +2,7 @@
 
 import { i32 } from '../../wasm/scalar.ts';
 import type { I32, V128 } from '../../wasm/types.ts';
-import { i8x16 } from '../../wasm/vector.ts';
+import { i8x16, v128 } from '../../wasm/vector.ts';
 import type { Machine } from '../machine.ts';
 import { bytesConstant, shuffleElements } from './lanes.ts';
 import type { Size } from './lanes.ts';
@@ -21,10 +21,20 @@ export function splatElement(m: Machine, size: Size, a: V128, lane: I32): V128 {
 
 /** Ones in lane `index`, zeros in the others. */
 export function elementMask(size: Size, index: I32): V128 {
-  return i8x16.eq(bytesConstant(iota.map(k => k >> size)), i8x16.splat(index));
+  const lanes = iota.map(k => k >> size);
+  if (index.constant !== undefined) return bytesConstant(lanes.map(lane => lane === index.constant ? 0xff : 0));
+  return i8x16.eq(bytesConstant(lanes), i8x16.splat(index));
 }
 
-/** Bytes `first` to `first` + 15 of a register; those beyond it (counted modulo 256) are zero. */
-export function bytesFrom(a: V128, first: V128): V128 {
-  return i8x16.swizzle(a, i8x16.add(bytesConstant(iota), first));
+/** Bytes `first` (0 to 15, pinned) and the 15 after it of two registers in a row. */
+export function bytesOfPair(low: V128, high: V128, first: I32): V128 {
+  if (first.constant !== undefined) {
+    return i8x16.shuffle(low, high, iota.map(k => k + (first.constant as number)));
+  }
+  // A swizzle gives zero for indices beyond its 16 bytes, also for those that have wrapped below zero.
+  const bytes = bytesConstant(iota);
+  return v128.or(
+    i8x16.swizzle(low, i8x16.add(bytes, i8x16.splat(first))),
+    i8x16.swizzle(high, i8x16.add(bytes, i8x16.splat(i32.sub(first, i32.const(16))))),
+  );
 }

@@ -1,10 +1,10 @@
-// A vector register seen as lanes of one size: the operations that Advanced SIMD has for all sizes, under one name each.
+// A vector register seen as lanes of one size: the operations that Advanced SIMD has for all sizes, one name each.
 // Where Wasm SIMD lacks one for a size, it is put together here. The arguments of every operation are pinned or
 // constant: they may be emitted more than once.
 //
-// `width` is how many low bits of a register the instruction works on: 128 or 64 in vector forms (Q), one lane in scalar
-// forms. Operations compute all lanes; only `write` and `saturated` look at the width, so that scalar forms and vector
-// forms of an instruction share one meaning.
+// `width` is how many low bits of a register the instruction works on: 128 or 64 in vector forms (Q), one lane in
+// scalar forms. Operations compute all lanes; `write`, `saturated` and what combines lanes (`unzip`, `reduce`) look at
+// the width. So scalar and vector forms of an instruction share one meaning.
 
 import type { FunctionBuilder } from '../../wasm/function.ts';
 import { i32, i64 } from '../../wasm/scalar.ts';
@@ -43,7 +43,7 @@ export function bytesConstant(bytes: ArrayLike<number>): V128 {
   return v128.const(view.getBigUint64(0, true), view.getBigUint64(8, true));
 }
 
-/** Bytes `lanes[i]` of the lanes' elements: a shuffle of whole lanes. Elements of `b` follow those of `a`. */
+/** A shuffle of whole lanes: `element` numbers the source of each, first those of `a`, then those of `b`. */
 export function shuffleElements(size: Size, a: V128, b: V128, element: (lane: number) => number): V128 {
   const bytes = Array.from({ length: 16 }, (_, k) => (element(k >> size) << size) + (k & ((1 << size) - 1)));
   return i8x16.shuffle(a, b, bytes);
@@ -58,7 +58,7 @@ export function writeVector(m: Machine, r: VReg, width: number, value: V128): vo
   else m.setS(r, i8x16.extractU(value, 0));
 }
 
-/** Writes the low half of `value` to the low half of the register, zeroing the rest, or to the upper half, keeping the rest. */
+/** Writes the low half of `value` to the register: to its low half, zeroing the rest, or to its upper half alone. */
 export function writeHalf(m: Machine, r: VReg, upper: boolean, value: V128): void {
   const half = i64x2.extract(value, 0);
   if (upper) m.setQ(r, i64x2.replace(m.q(r), 1, half));

@@ -97,7 +97,7 @@ export function sha256ScheduleStart(f: FunctionBuilder, w0: V128, w4: V128): V12
   const first = f.let(w0);
   return i32x4.add(first, sigma(f, wordsFrom(1, first, w4), [7, 18], 3));
 }
-/** Plus the words 9 further and sigma1 of those 14 further, the last two of which are the first two results: SHA256SU1. */
+/** Plus the words 9 further and sigma1 of those 14 further; the last two of those are the first results: SHA256SU1. */
 export function sha256ScheduleEnd(f: FunctionBuilder, partial: V128, w8: V128, w12: V128): V128 {
   const last = f.let(w12);
   const sum = f.let(i32x4.add(partial, wordsFrom(1, w8, last)));

@@ -1,7 +1,6 @@
 // Shifts that Wasm SIMD does not have: rounding, by up to the lane's whole size, by a count of each lane's own, with
 // saturation. Arguments are pinned (see lanes.ts); results are not.
 
-import { i32 } from '../../wasm/scalar.ts';
 import type { I32, V128 } from '../../wasm/types.ts';
 import { v128 } from '../../wasm/vector.ts';
 import { saturateWhere } from './arithmetic.ts';
@@ -16,6 +15,8 @@ function shiftLastBit(l: Lanes, sign: Signedness, a: V128, round: boolean): V128
 
 /** Right shift by 1 to the lane's size; the count is given less one. */
 export function shiftRight(l: Lanes, sign: Signedness, a: V128, countLessOne: I32, round: boolean): V128 {
+  const known = countLessOne.constant as number | undefined;
+  if (known !== undefined && known + 1 < l.bits && !round) return l.shr(sign, a, known + 1);
   return shiftLastBit(l, sign, l.shr(sign, a, countLessOne), round);
 }
 
@@ -24,7 +25,6 @@ export type LeftSaturation = 'S' | 'U' | 'SU';
 
 /** Left shift by less than the lane's size: SQSHL, UQSHL, SQSHLU (immediate). */
 export function saturatingShiftLeft(l: Lanes, kind: LeftSaturation, a: V128, count: I32): V128 {
-  const shifted = l.let(l.shl(a, count));
   if (kind === 'SU') {
     const clipped = l.let(v128.andnot(a, l.signs(a)));
     const positive = l.let(l.shl(clipped, count));
@@ -32,6 +32,7 @@ export function saturatingShiftLeft(l: Lanes, kind: LeftSaturation, a: V128, cou
     l.saturated(v128.or(tooLarge, l.signs(a)));
     return v128.or(positive, tooLarge);
   }
+  const shifted = l.let(l.shl(a, count));
   return saturateLeft(l, kind, a, l.ne(l.shr(kind, shifted, count), a), shifted);
 }
 
@@ -82,5 +83,5 @@ export function insertedByLeftShift(l: Lanes, count: I32): V128 {
 }
 /** Likewise for a right shift by 1 to the lane's size, given less one: SRI's mask. */
 export function insertedByRightShift(l: Lanes, countLessOne: I32): V128 {
-  return l.shr('U', l.shr('U', l.ones, countLessOne), i32.const(1));
+  return shiftRight(l, 'U', l.ones, countLessOne, false);
 }

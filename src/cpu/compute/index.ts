@@ -4,16 +4,12 @@ import { scratchOffset } from '../../abi/vcpu.ts';
 import type { ComputeName } from '../../a64/slow.ts';
 import type { EmittedCallHandlers } from '../emitted-calls.ts';
 import type { ComputeContext } from './context.ts';
-import { unreachable } from '../../base/assert.ts';
 import { crc32 } from './crc32.ts';
 import { softFloat } from './soft-float.ts';
 
 type Helper = (context: ComputeContext, a: number, b: number, c: number, d: number) => number;
 
-const helpers: Record<ComputeName, Helper> = {
-  crc32, softFloat,
-  aes: () => unreachable('TEMPORARY'), sha1: () => unreachable('TEMPORARY'), sha256: () => unreachable('TEMPORARY'), pmull: () => unreachable('TEMPORARY'),
-};
+const helpers: Record<ComputeName, Helper> = { crc32, softFloat };
 
 export function computeHandlers(views: { u32: Uint32Array; u64: BigUint64Array }): EmittedCallHandlers['compute'] {
   const contexts = new Map<number, ComputeContext>();

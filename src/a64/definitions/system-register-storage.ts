@@ -1,0 +1,102 @@
+// Moves to and from the system registers that are plain storage and often used, as rows of their own: they cost a load
+// and a store instead of a trap. Anything out of the ordinary (wrong exception level) goes to the trap all the same.
+
+import { vcpuRecord } from '../../abi/vcpu.ts';
+import { i32, i64 } from '../../wasm/scalar.ts';
+import type { I32 } from '../../wasm/types.ts';
+import type { Machine } from '../machine.ts';
+import { xd, xr } from '../operand.ts';
+import { group } from '../row.ts';
+import { sysreg } from '../system-registers.ts';
+
+const at = vcpuRecord.at;
+const { name, rows, inst } = group('system-register-storage');
+
+type Access = 'el0' | 'el1';
+interface Storage {
+  readonly register: keyof typeof sysreg;
+  readonly offset: number;
+  /** 32-bit fields of PSTATE are read zero-extended. */
+  readonly bits: 32 | 64;
+  readonly read?: Access;
+  readonly write?: Access;
+}
+
+const storage: readonly Storage[] = [
+  { register: 'TPIDR_EL0', offset: at.tpidrEl0, bits: 64, read: 'el0', write: 'el0' },
+  { register: 'TPIDRRO_EL0', offset: at.tpidrroEl0, bits: 64, read: 'el0', write: 'el1' },
+  { register: 'TPIDR_EL1', offset: at.tpidrEl1, bits: 64, read: 'el1', write: 'el1' },
+  { register: 'ELR_EL1', offset: at.elrEl1, bits: 64, read: 'el1', write: 'el1' },
+  { register: 'SPSR_EL1', offset: at.spsrEl1, bits: 64, read: 'el1' },
+  { register: 'ESR_EL1', offset: at.esrEl1, bits: 64, read: 'el1' },
+  { register: 'FAR_EL1', offset: at.farEl1, bits: 64, read: 'el1' },
+  { register: 'DAIF', offset: at.daif, bits: 32, read: 'el1' },
+  { register: 'CONTEXTIDR_EL1', offset: at.contextidrEl1, bits: 64, read: 'el1', write: 'el1' },
+];
+
+const bit = (value: number, count: number): string => value.toString(2).padStart(count, '0');
+/** `L` and the encoding as pattern tokens: 1101010100 L 1 o0 op1 CRn CRm op2 Rt. */
+function pattern(encoding: number, isRead: boolean): '0 Rt:5' {
+  return `1101010100 ${isRead ? 1 : 0} ${bit(encoding, 16)} Rt:5` as '0 Rt:5';
+}
+const denied = (m: Machine, access: Access): I32 =>
+  access === 'el0' ? i32.const(0) : i32.eqz(m.readState32(at.el));
+const EL_DEPENDS = 'its value or the access depends on the exception level; tests of the system registers cover it';
+
+for (const { register, offset, bits, read, write } of storage) {
+  const encoding = sysreg[register];
+  if (read) {
+    inst(`MRS ${register}`, pattern(encoding, true), {
+      operands: f => ({ t: xd(f.Rt) }),
+      undifferentiable: read === 'el1' ? EL_DEPENDS : undefined,
+      meaning: (m, o) => {
+        m.trapIf(denied(m, read), 'mrs', i32.const(encoding), m.slotOffset(o.t));
+        m.setX(o.t, bits === 64 ? m.readState64(offset) : i64.extendI32U(m.readState32(offset)));
+      },
+    });
+  }
+  if (write) {
+    inst(`MSR ${register}`, pattern(encoding, false), {
+      operands: f => ({ t: xr(f.Rt) }),
+      undifferentiable: write === 'el1' ? EL_DEPENDS : undefined,
+      meaning: (m, o) => {
+        m.trapIf(denied(m, write), 'msr', i32.const(encoding), m.slotOffset(o.t));
+        m.writeState64(offset, m.x(o.t));
+      },
+    });
+  }
+}
+
+// SP_EL0 is storage while SP_EL1 is the stack pointer in use, which is when Linux keeps the current task there.
+const spNotSelected = (m: Machine): I32 =>
+  i32.or(i32.eqz(m.readState32(at.el)), i32.eqz(m.readState32(at.spSel)));
+inst('MRS SP_EL0', pattern(sysreg.SP_EL0, true), {
+  operands: f => ({ t: xd(f.Rt) }),
+  undifferentiable: EL_DEPENDS,
+  meaning: (m, o) => {
+    m.trapIf(spNotSelected(m), 'undefined');
+    m.setX(o.t, m.readState64(at.spEl0));
+  },
+});
+inst('MSR SP_EL0', pattern(sysreg.SP_EL0, false), {
+  operands: f => ({ t: xr(f.Rt) }),
+  undifferentiable: EL_DEPENDS,
+  meaning: (m, o) => {
+    m.trapIf(spNotSelected(m), 'undefined');
+    m.writeState64(at.spEl0, m.x(o.t));
+  },
+});
+
+/** Unmasking with an interrupt waiting goes through the trap, which takes it. */
+const DAIF_BITS = 0x3c0;
+inst('MSR DAIF', pattern(sysreg.DAIF, false), {
+  operands: f => ({ t: xr(f.Rt) }),
+  undifferentiable: EL_DEPENDS,
+  meaning: (m, o) => {
+    const slow = i32.or(i32.eqz(m.readState32(at.el)), m.readState32(at.irqLine));
+    m.trapIf(slow, 'msr', i32.const(sysreg.DAIF), m.slotOffset(o.t));
+    m.writeState32(at.daif, i32.and(m.w(o.t), i32.const(DAIF_BITS)));
+  },
+});
+
+export default { name, rows };

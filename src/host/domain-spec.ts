@@ -1,0 +1,182 @@
+// From what the caller asks for to what is built: checks a DomainSpec, fills in its defaults, gets the kernel and the
+// initramfs into memory and writes the kernel command line.
+
+import { readFile } from 'node:fs/promises';
+import { ZazenError } from '../base/errors.ts';
+import type { Random } from '../base/random.ts';
+import { commandOverlay, prepareGuest } from '../guest/initramfs.ts';
+import { loadKernel } from '../guest/kernel.ts';
+import type { Kernel } from '../guest/kernel.ts';
+import { parseSize } from './size.ts';
+import type { CreateOptions, DomainSpec, ExecTty, TerminalSpec } from './types.ts';
+
+/** What a domain is built from: complete and checked, except against what the host has left. */
+export interface DomainPlan {
+  /** Undefined: the host chooses one. */
+  readonly name: string | undefined;
+  readonly uuid: string;
+  readonly memoryBytes: number;
+  readonly vcpus: number;
+  readonly kernel: Kernel;
+  readonly initramfs: Uint8Array | undefined;
+  readonly cmdline: string;
+  readonly paused: boolean;
+  /** For `attachGuestCommand`. */
+  readonly exec: { readonly nonce: string; readonly tty: ExecTty } | undefined;
+}
+
+export interface PlanOptions extends CreateOptions {
+  random: Random;
+  cacheDir?: string | undefined;
+}
+
+export const DEFAULT_MEMORY = '400MiB';
+const DEFAULT_CMDLINE = 'console=hvc0';
+const VCPUS_MAX = 64;
+/** COMMAND_LINE_SIZE of arm64 Linux, its terminating zero included. */
+const CMDLINE_MAX_BYTES = 2048;
+/** A command whose words fit into this stays on the kernel command line, where anybody can see it. */
+const EXEC_ON_CMDLINE_MAX_BYTES = 1024;
+
+const refuse = (code: string, message: string, hint?: string): never => {
+  throw new ZazenError(code, message, { hint });
+};
+
+/**
+ * Errors: ZAZEN_SPEC_NAME, _UUID, _SIZE, _VCPUS, _CMDLINE, _EXEC, _TERMINAL; ZAZEN_INITRD_UNREADABLE; those of loadKernel
+ * and prepareGuest.
+ */
+export async function planDomain(spec: DomainSpec, options: PlanOptions): Promise<DomainPlan> {
+  const { name, vcpus = 1 } = spec;
+  // Everything that needs no reading first: a mistake should not have to wait for a download.
+  if (name !== undefined && (!/^[A-Za-z0-9_.+-]{1,64}$/.test(name) || /^\d+$/.test(name))) {
+    refuse('ZAZEN_SPEC_NAME', `a domain cannot be called "${name}"`, 'use letters, digits, and _ . + -, up to 64');
+  }
+  if (!Number.isInteger(vcpus) || vcpus < 1 || vcpus > VCPUS_MAX) {
+    refuse('ZAZEN_SPEC_VCPUS', `a domain cannot have ${vcpus} vCPUs`, `give 1 to ${VCPUS_MAX}`);
+  }
+  const memoryBytes = parseSize(spec.memory ?? DEFAULT_MEMORY);
+  const uuid = checkUuid(spec.uuid) ?? randomUuid(options.random);
+  const exec = planExec(spec, options.random);
+  const cmdline = composeCmdline(spec, exec);
+  options.signal?.throwIfAborted();
+  const files = await readFiles(spec, options);
+  const initramfs = exec?.overlay && files.initramfs ? append(files.initramfs, exec.overlay) : files.initramfs;
+  return {
+    name, uuid, memoryBytes, vcpus, cmdline, initramfs,
+    kernel: files.kernel,
+    paused: spec.paused ?? false,
+    exec: exec && { nonce: exec.nonce, tty: exec.tty },
+  };
+}
+
+interface ExecPlan {
+  nonce: string;
+  tty: ExecTty;
+  /** Words for the kernel command line. */
+  words: string[];
+  /** To append to the initramfs when the command is too long for the command line. */
+  overlay: Uint8Array | undefined;
+}
+
+function planExec(spec: DomainSpec, random: Random): ExecPlan | undefined {
+  if (spec.exec === undefined) return undefined;
+  const { command, tty = 'pipe' } = typeof spec.exec === 'string' ? { command: spec.exec } : spec.exec;
+  if (command.trim() === '') refuse('ZAZEN_SPEC_EXEC', 'the command to run in the guest is empty');
+  if (command.includes('\0')) refuse('ZAZEN_SPEC_EXEC', 'the command to run in the guest contains a zero byte');
+  if (!['pipe', 'raw', 'cooked'].includes(tty)) refuse('ZAZEN_SPEC_EXEC', `there is no terminal mode "${tty}"`);
+  if (spec.initrd === 'none') {
+    refuse('ZAZEN_SPEC_EXEC', 'a command needs an initramfs to run in', 'leave out initrd, or give one by Zazen');
+  }
+  const nonce = randomHex(random, 4);
+  const encoded = Buffer.from(command).toString('base64');
+  const words = [`zazen.nonce=${nonce}`, `zazen.tty=${tty}`];
+  const isLong = encoded.length > EXEC_ON_CMDLINE_MAX_BYTES;
+  if (!isLong) words.push(`zazen.exec=${encoded}`);
+  return { nonce, tty, words, overlay: isLong ? commandOverlay(command) : undefined };
+}
+
+function composeCmdline(spec: DomainSpec, exec: ExecPlan | undefined): string {
+  const words = [DEFAULT_CMDLINE, ...(exec?.words ?? []), ...terminalWords(spec.terminal)];
+  if (spec.name !== undefined) words.push(`zazen.hostname=${spec.name}`);
+  const extra = spec.cmdline?.trim() ?? '';
+  if (extra !== '') words.push(extra);
+  const cmdline = words.join(' ');
+  if (/\p{Cc}/u.test(cmdline)) {
+    refuse('ZAZEN_SPEC_CMDLINE', 'the kernel command line contains a control character');
+  }
+  const sizeBytes = Buffer.byteLength(cmdline);
+  if (sizeBytes >= CMDLINE_MAX_BYTES) {
+    refuse('ZAZEN_SPEC_CMDLINE', `the kernel command line has ${sizeBytes} bytes; Linux takes ${CMDLINE_MAX_BYTES - 1}`);
+  }
+  return cmdline;
+}
+
+function terminalWords(terminal: TerminalSpec | undefined): string[] {
+  if (terminal === undefined) return [];
+  const { rows, columns, type = 'xterm' } = terminal;
+  const fits = (n: number): boolean => Number.isInteger(n) && n > 0 && n < 65536;
+  if (!fits(rows) || !fits(columns) || !/^[\w.+-]{1,64}$/.test(type)) {
+    refuse('ZAZEN_SPEC_TERMINAL', `there is no terminal of type "${type}" with ${rows} rows of ${columns} columns`);
+  }
+  return [`zazen.winsize=${rows}x${columns}`, `zazen.term=${type}`];
+}
+
+interface BootFiles {
+  kernel: Kernel;
+  initramfs: Uint8Array | undefined;
+}
+
+async function readFiles(spec: DomainSpec, { cacheDir, log, signal }: PlanOptions): Promise<BootFiles> {
+  const { kernel: kernelName = 'debian', initrd = 'default' } = spec;
+  const flavour = kernelName === 'debian-generic' ? 'generic' : 'cloud';
+  const isDebian = kernelName === 'debian' || kernelName === 'debian-generic';
+  // A wrong path should be told at once, so what the caller named is read before anything is fetched.
+  const given = isDebian ? undefined : await loadKernel(kernelName);
+  const named = initrd === 'default' || initrd === 'none' ? undefined : await readInitrd(initrd);
+  if (given !== undefined && initrd !== 'default') return { kernel: given, initramfs: named };
+  const guest = await prepareGuest({ flavour, cacheDir, log, signal });
+  signal?.throwIfAborted();
+  const kernel = given ?? await loadKernel(guest.kernelPath);
+  return { kernel, initramfs: initrd === 'default' ? await readInitrd(guest.initramfsPath) : named };
+}
+
+async function readInitrd(path: string): Promise<Uint8Array> {
+  let bytes: Uint8Array;
+  try {
+    bytes = await readFile(path);
+  } catch (cause) {
+    throw new ZazenError('ZAZEN_INITRD_UNREADABLE', `${path}: cannot read the initramfs: ${(cause as Error).message}`, {
+      cause, hint: 'give the path of a cpio archive, or leave it out to use the default one',
+    });
+  }
+  if (bytes.length === 0) refuse('ZAZEN_INITRD_UNREADABLE', `${path}: the initramfs is empty`);
+  return bytes;
+}
+
+/** Linux reads archive after archive, each of which starts at a multiple of four bytes. */
+function append(initramfs: Uint8Array, overlay: Uint8Array): Uint8Array {
+  const at = Math.ceil(initramfs.length / 4) * 4;
+  const joined = new Uint8Array(at + overlay.length);
+  joined.set(initramfs);
+  joined.set(overlay, at);
+  return joined;
+}
+
+function randomHex(random: Random, words: number): string {
+  return Array.from({ length: words }, () => random.u32().toString(16).padStart(8, '0')).join('');
+}
+
+/** RFC 9562, version 4. */
+function randomUuid(random: Random): string {
+  const hex = randomHex(random, 4);
+  const variant = ((Number.parseInt(hex[16]!, 16) & 3) | 8).toString(16);
+  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-${variant}${hex.slice(17, 20)}-${hex.slice(20)}`;
+}
+
+function checkUuid(uuid: string | undefined): string | undefined {
+  if (uuid !== undefined && !/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(uuid)) {
+    refuse('ZAZEN_SPEC_UUID', `"${uuid}" is no UUID`);
+  }
+  return uuid?.toLowerCase();
+}

@@ -1,0 +1,218 @@
+// The public API as types: what a program that embeds Zazen, and the command line, see of a host and its domains.
+//
+//   Host ──create(DomainSpec)──▶ Domain ──┬─ console   bytes to and from the guest's hvc0
+//     │                                   ├─ exec      the one command of `spec.exec`, its output, input and status
+//     └─ stats(), audit(), close()        ├─ events()  what becomes of it, in order
+//                                         └─ pause, unpause, shutdown, destroy, stats
+//
+// Failures that the caller can do something about are `ZazenError`s with stable codes; the codes are named with each
+// method. A guest that misbehaves never makes a method throw: it shows as an event.
+
+import type { Duplex, Readable, Writable } from 'node:stream';
+import type { Clock } from '../base/clock.ts';
+import type { Random } from '../base/random.ts';
+import type { AuditReport } from '../memory/audit.ts';
+
+/** A number of bytes, or text as `parseSize` takes it: `400MiB`, `400M`, `1GiB`; digits alone are MiB, as in xl. */
+export type Size = number | string;
+
+export interface HostOptions {
+  /** Machine memory, for all guests and the host's records; default 2GiB. At most 4GiB. */
+  memory?: Size;
+  /** Worker threads that run guest code; default: as many as there are processors, at most 4. */
+  pcpus?: number;
+  /** Default: the system's clock and randomness. Others make a run repeatable. */
+  clock?: Clock;
+  random?: Random;
+  /** Gets a line, without newline, for each thing worth telling the operator; default: nowhere. */
+  log?: (line: string) => void;
+  /** Where guest files are kept; default: `$ZAZEN_CACHE_DIR`, else `zazen` in `$XDG_CACHE_HOME` or `~/.cache`. */
+  cacheDir?: string;
+}
+
+/** How the guest's terminal treats the bytes of a command; the three modes are described in guest/init-script.ts. */
+export type ExecTty = 'pipe' | 'raw' | 'cooked';
+
+export interface TerminalSpec {
+  rows: number;
+  columns: number;
+  /** Value of TERM; default `xterm`. */
+  type?: string;
+}
+
+export interface ExecSpec {
+  /** For `sh -c`, any length. */
+  command: string;
+  /** Default `pipe`: bytes pass unaltered both ways, and the end of input is the end of file. */
+  tty?: ExecTty;
+}
+
+/** What to create. Every field has a default: `host.create({})` boots Debian's cloud kernel to a shell. */
+export interface DomainSpec {
+  /** Unique on the host, 1 to 64 of `A-Z a-z 0-9 _ . + -`, not all digits; default `domain-ID`. */
+  name?: string;
+  /** Default: random. */
+  uuid?: string;
+  /** Guest RAM; default 400MiB. */
+  memory?: Size;
+  /** Default 1; at most 64. */
+  vcpus?: number;
+  /**
+   * `debian` (the cloud flavour, default) and `debian-generic` are fetched when not in the cache; anything else is the
+   * path of an arm64 Image, Image.gz or EFI zboot file.
+   */
+  kernel?: string;
+  /** `default`: Zazen's own initramfs with the modules of the Debian kernel; `none`; or the path of a file. */
+  initrd?: string;
+  /**
+   * Added after the default command line, `console=hvc0`. Linux lets the last word of a kind win, so whatever the
+   * default says can be overruled.
+   */
+  cmdline?: string;
+  /** One command to run instead of a shell, after which the guest powers off. Needs Zazen's init in the initramfs. */
+  exec?: string | ExecSpec;
+  /** Of the person at the console; without it the guest believes what its kernel believes. */
+  terminal?: TerminalSpec;
+  /** Create it paused: it runs from `unpause()` on. */
+  paused?: boolean;
+}
+
+export interface CreateOptions {
+  /** Ends fetching and building. Once `create` has resolved it has no effect. */
+  signal?: AbortSignal;
+  /** Gets a line for each step that takes time (fetching); default: that of the host. */
+  log?: (line: string) => void;
+}
+
+/** Why a guest stopped by itself: SHUTDOWN_* of Xen's public/sched.h. */
+export type ShutdownReason = 'poweroff' | 'reboot' | 'suspend' | 'crash' | 'watchdog';
+
+export type DomainState = 'running' | 'paused' | 'shutdown' | 'destroyed';
+
+export type DomainEventBody =
+  | { readonly type: 'started' }
+  | { readonly type: 'paused' }
+  | { readonly type: 'unpaused' }
+  /** The guest runs no more; its memory is kept until it is destroyed. */
+  | { readonly type: 'shutdown'; readonly reason: ShutdownReason }
+  /** A vCPU cannot go on because of the host, for instance for want of frames; the domain is paused. */
+  | { readonly type: 'stalled'; readonly message: string }
+  /** Always the last one. */
+  | { readonly type: 'destroyed' };
+
+export type DomainEvent = DomainEventBody & {
+  readonly domainId: number;
+  /** 1, 2, 3 … within the domain. */
+  readonly sequence: number;
+  /** Unix time in milliseconds, with fractions. */
+  readonly timeMillis: number;
+};
+
+export interface VcpuStats {
+  readonly id: number;
+  readonly state: 'offline' | 'runnable' | 'running' | 'blocked';
+  readonly instructionsRetired: number;
+  /** Time on a pCPU. */
+  readonly runMillis: number;
+}
+
+export interface DomainStats {
+  readonly id: number;
+  readonly name: string;
+  readonly uuid: string;
+  readonly state: DomainState;
+  /** Guest RAM as the guest sees it. */
+  readonly memoryBytes: number;
+  /** Frames that the domain owns now, tables included: what it has touched. */
+  readonly residentBytes: number;
+  readonly vcpus: readonly VcpuStats[];
+  /** Sums over the vCPUs. */
+  readonly instructionsRetired: number;
+  readonly runMillis: number;
+  /** Made by the guest since it was created. */
+  readonly hypercalls: number;
+  /** Accesses to system registers that this CPU does not have, each UNDEFINED for the guest. */
+  readonly unknownSystemRegisters: number;
+  readonly consoleOutBytes: number;
+  readonly consoleInBytes: number;
+}
+
+export interface HostStats {
+  /** Machine memory, the host's records included. */
+  readonly memoryBytes: number;
+  /** Frames that a guest can get, clean ones and those still to be scrubbed. */
+  readonly freeBytes: number;
+  readonly dirtyBytes: number;
+  readonly pcpus: readonly { readonly id: number; readonly busyMillis: number }[];
+  /** Live domains. */
+  readonly domains: number;
+  readonly uptimeMillis: number;
+}
+
+/** The command of a domain that was created with `exec`. It has taken over the domain's `console`. */
+export interface GuestCommand {
+  /** What the command writes, standard output and error as one stream, byte for byte; ends when it has ended. */
+  readonly output: Readable;
+  /** What the command reads; `end()` is its end of file. Bytes wait here until the command has started. */
+  readonly input: Writable;
+  /** Everything else on the console: boot messages before, the kernel's words after. Drops what nobody reads. */
+  readonly log: Readable;
+  /** Resolves when the command is about to get its first instruction. Rejects as `result` does. */
+  readonly started: Promise<void>;
+  /**
+   * Status as a shell has it: 0–255, 128+n for signal n. Rejects with ZazenError ZAZEN_EXEC_LOST when the domain went
+   * before the command ended. Nobody needs to listen: it never becomes an unhandled rejection.
+   */
+  readonly result: Promise<{ readonly status: number }>;
+}
+
+export interface Domain extends AsyncDisposable {
+  readonly id: number;
+  readonly name: string;
+  readonly uuid: string;
+  readonly state: DomainState;
+  /** When `state` is `shutdown`. */
+  readonly shutdownReason: ShutdownReason | undefined;
+  /**
+   * Bytes from and to hvc0. Reading starts with the history that is kept (at least 64 KiB); a reader that does not read
+   * stops the guest's console, not the guest. Ends after the last byte when the domain has shut down or is destroyed.
+   */
+  readonly console: Duplex;
+  /** When the spec had `exec`. */
+  readonly exec: GuestCommand | undefined;
+  /**
+   * All events since the domain was created, then those to come; each call is a subscription of its own. Ends after
+   * `destroyed`. Leaving the loop unsubscribes.
+   */
+  events(): AsyncIterableIterator<DomainEvent>;
+  /** When it resolves, no vCPU runs. Paused twice is paused. Errors: ZAZEN_DOMAIN_GONE, also of the next two. */
+  pause(): Promise<void>;
+  unpause(): Promise<void>;
+  /** Asks the guest, by `control/shutdown` in the store; does not wait for it: see `waitForShutdown`. */
+  shutdown(options?: { reason?: 'poweroff' | 'reboot' }): Promise<void>;
+  /** When the guest has stopped, by itself or by being destroyed; at once if it has already. */
+  waitForShutdown(): Promise<ShutdownReason | 'destroyed'>;
+  /** Returns when the domain is unreachable. Destroyed twice is destroyed. */
+  destroy(): Promise<void>;
+  /** Also after `destroy`: as it was then. */
+  stats(): DomainStats;
+}
+
+export interface Host extends AsyncDisposable {
+  /**
+   * Loads and starts a guest. Errors: ZAZEN_SPEC_* (domain-spec.ts), ZAZEN_KERNEL_* (guest/kernel.ts), ZAZEN_GUEST_*
+   * (fetching), ZAZEN_INITRD_UNREADABLE, ZAZEN_DOMAIN_MEMORY (too little for kernel and initramfs, or more than the host
+   * has), ZAZEN_DOMAIN_NAME_TAKEN, ZAZEN_DOMAIN_LIMIT, ZAZEN_HOST_CLOSED; `signal.reason` when aborted.
+   */
+  create(spec?: DomainSpec, options?: CreateOptions): Promise<Domain>;
+  /** Live ones, by id. */
+  domains(): Domain[];
+  stats(): HostStats;
+  /** Accounts for every frame of the machine; stops all guests meanwhile. `problems` is empty when all is well. */
+  audit(): Promise<AuditReport>;
+  /** Destroys all domains and ends the workers; when it resolves, none is left. Closed twice is closed. */
+  close(): Promise<void>;
+}
+
+/** `Host.start`: the one way to get a host. Errors: ZAZEN_HOST_MEMORY_SIZE, ZAZEN_HOST_MEMORY_UNAVAILABLE, ZAZEN_SPEC_*. */
+export type StartHost = (options?: HostOptions) => Promise<Host>;

@@ -1,0 +1,242 @@
+// Building a domain: its address space with a kernel, an initramfs and a device tree in it, ready for the first
+// instruction of vCPU 0. Nothing of it needs a vCPU, an event channel or the store: who calls wires those.
+//
+//  0x3900_0000 ┌──────────────┐
+//              │ console ring │ one frame each, all zero
+//              │ store ring   │
+//  0x4000_0000 ├──────────────┤ RAM, first bank
+//              │ kernel       │ at textOffset, with its zero-initialised data: `imageSize` bytes
+//              ├──────────────┤
+//              │ free         │
+//              ├──────────────┤
+//              │ initramfs    │ page-aligned, ending where the device tree begins
+//              ├──────────────┤ 2 MiB aligned
+//              │ device tree  │ at most 2 MiB
+//              └──────────────┘
+//
+// RAM is one range of untouched memory (the zero frame); only pages of the files that are not all zero take frames.
+// Boot protocol (Linux: Documentation/arch/arm64/booting.rst): the kernel lies `textOffset` above a 2 MiB boundary and
+// starts at its first byte with the MMU off and interrupts masked, x0 = address of the device tree, x1-x3 = 0; initramfs
+// and kernel lie within one window of 32 GiB aligned to 1 GiB; the device tree is 8-byte aligned.
+
+import { FRAME_BYTES, GFN_LIMIT } from '../abi/machine-memory.ts';
+import {
+  GUEST_CONSOLE_GFN, GUEST_MAX_VCPUS, GUEST_RAM0_BASE, GUEST_RAM0_SIZE, GUEST_RAM1_BASE, GUEST_XENSTORE_GFN,
+} from '../abi/xen.ts';
+import { assert } from '../base/assert.ts';
+import { ZazenError } from '../base/errors.ts';
+import type { Random } from '../base/random.ts';
+import type { Heap } from '../memory/heap.ts';
+import type { P2m } from '../memory/p2m.ts';
+import { writeDeviceTree } from './device-tree.ts';
+import { guestDeviceTree } from './guest-device-tree.ts';
+import type { AddressRange } from './guest-device-tree.ts';
+
+export interface KernelImage {
+  /** The raw Image. */
+  readonly image: Uint8Array;
+  /** Where it goes, in bytes above a 2 MiB boundary. */
+  readonly textOffset: number;
+  /** Bytes that it needs from there on; at least `image.length`. */
+  readonly imageSize: number;
+}
+
+export interface DomainSpec {
+  readonly kernel: KernelImage;
+  /** Empty or left out: none. */
+  readonly initrd?: Uint8Array | undefined;
+  readonly commandLine: string;
+  /** A multiple of 4 KiB. */
+  readonly memoryBytes: number;
+  readonly vcpuCount: number;
+}
+
+/** Guest physical addresses; what starts there and how many bytes it takes. */
+export interface DomainLayout {
+  /** RAM, in ascending order. */
+  readonly banks: readonly AddressRange[];
+  readonly kernel: AddressRange;
+  readonly initrd: AddressRange | undefined;
+  /** The place that is kept for it; the tree itself is smaller. */
+  readonly deviceTree: AddressRange;
+}
+
+export interface BuiltDomain extends DomainLayout {
+  /** Root of its p2m. */
+  readonly p2mRoot: number;
+  /** For vCPU 0: `resetVcpu(vcpu, 0, entryAddress, deviceTree.address)`. */
+  readonly entryAddress: number;
+  readonly consoleGfn: number;
+  readonly xenstoreGfn: number;
+  /** Guest pages, RAM and the two rings. */
+  readonly pages: number;
+  /** The highest GFN with memory. */
+  readonly maxGfn: number;
+}
+
+const MIB = 2 ** 20;
+const KERNEL_ALIGN = 2 * MIB;
+const DEVICE_TREE_MAX_BYTES = 2 * MIB;
+/** COMMAND_LINE_SIZE of Linux on arm64, with its NUL. */
+const COMMAND_LINE_MAX_BYTES = 2048;
+/** What a kernel needs beside its image and initramfs before it can do anything at all. */
+const WORKING_BYTES = 16 * MIB;
+const RAM_MAX_BYTES = GUEST_RAM0_SIZE + (GFN_LIMIT * FRAME_BYTES - GUEST_RAM1_BASE);
+const RELEASE_STEP_FRAMES = 4096;
+
+const alignUp = (value: number, align: number) => Math.ceil(value / align) * align;
+const alignDown = (value: number, align: number) => Math.floor(value / align) * align;
+const mib = (bytes: number) => `${Math.ceil(bytes / MIB)} MiB`;
+
+/**
+ * Checks a specification and says where everything goes; takes no memory.
+ * @throws ZazenError ZAZEN_MEMORY_SIZE, ZAZEN_VCPU_COUNT, ZAZEN_CMDLINE, ZAZEN_KERNEL_TOO_LARGE,
+ *   ZAZEN_INITRD_TOO_LARGE, ZAZEN_MEMORY_TOO_SMALL
+ */
+export function layoutDomain(spec: DomainSpec): DomainLayout {
+  const { kernel, memoryBytes } = spec;
+  checkNumbers(spec);
+  assert(kernel.imageSize >= kernel.image.length && kernel.textOffset >= 0, 'kernel is larger than it says');
+  const bank0Bytes = Math.min(memoryBytes, GUEST_RAM0_SIZE);
+  const initrdBytes = spec.initrd?.length ?? 0;
+  const kernelEnd = kernel.textOffset + kernel.imageSize;
+  const needed = alignUp(kernelEnd, KERNEL_ALIGN) + alignUp(initrdBytes, FRAME_BYTES) + 2 * DEVICE_TREE_MAX_BYTES;
+  const minimum = `it needs at least ${mib(needed + WORKING_BYTES)} with this kernel and initramfs`;
+  const hint = `give the guest more memory: ${minimum}`;
+  if (kernelEnd > memoryBytes) {
+    throw new ZazenError('ZAZEN_KERNEL_TOO_LARGE',
+      `the kernel takes ${mib(kernelEnd)}, the guest's memory is ${mib(memoryBytes)}`, { hint });
+  }
+  if (needed > bank0Bytes) {
+    // With memory beyond the first bank, the answer is not more memory.
+    const room = memoryBytes > bank0Bytes ? `the ${mib(bank0Bytes)} they must fit in` : mib(memoryBytes);
+    throw new ZazenError('ZAZEN_INITRD_TOO_LARGE',
+      `the kernel (${mib(kernelEnd)}) and the initramfs (${mib(initrdBytes)}) are too large for ${room}`,
+      { hint: memoryBytes > bank0Bytes ? 'use a smaller initramfs' : hint });
+  }
+  if (memoryBytes < needed + WORKING_BYTES) {
+    throw new ZazenError('ZAZEN_MEMORY_TOO_SMALL',
+      `${mib(memoryBytes)} is too little memory for the guest: ${minimum}`, { hint: 'give the guest more memory' });
+  }
+  const treeAt = alignDown(GUEST_RAM0_BASE + bank0Bytes, DEVICE_TREE_MAX_BYTES) - DEVICE_TREE_MAX_BYTES;
+  const initrdAt = treeAt - alignUp(initrdBytes, FRAME_BYTES);
+  const rest = memoryBytes - bank0Bytes;
+  return {
+    banks: [
+      { address: GUEST_RAM0_BASE, sizeBytes: bank0Bytes },
+      ...(rest > 0 ? [{ address: GUEST_RAM1_BASE, sizeBytes: rest }] : []),
+    ],
+    kernel: { address: GUEST_RAM0_BASE + kernel.textOffset, sizeBytes: kernel.imageSize },
+    initrd: initrdBytes > 0 ? { address: initrdAt, sizeBytes: initrdBytes } : undefined,
+    deviceTree: { address: treeAt, sizeBytes: DEVICE_TREE_MAX_BYTES },
+  };
+}
+
+function checkNumbers({ memoryBytes, vcpuCount, commandLine }: DomainSpec): void {
+  if (!Number.isSafeInteger(memoryBytes) || memoryBytes <= 0 || memoryBytes % FRAME_BYTES !== 0) {
+    throw new ZazenError('ZAZEN_MEMORY_SIZE', `guest memory of ${memoryBytes} bytes is not a multiple of 4 KiB`,
+      { hint: 'give a size like 400MiB' });
+  }
+  if (memoryBytes > RAM_MAX_BYTES) {
+    throw new ZazenError('ZAZEN_MEMORY_SIZE', `guest memory of ${mib(memoryBytes)} is more than a guest can have`,
+      { hint: `give at most ${mib(RAM_MAX_BYTES)}` });
+  }
+  if (!Number.isInteger(vcpuCount) || vcpuCount < 1 || vcpuCount > GUEST_MAX_VCPUS) {
+    throw new ZazenError('ZAZEN_VCPU_COUNT', `a guest cannot have ${vcpuCount} vCPUs`,
+      { hint: `give 1 to ${GUEST_MAX_VCPUS}` });
+  }
+  const commandLineBytes = Buffer.byteLength(commandLine);
+  if (commandLineBytes >= COMMAND_LINE_MAX_BYTES) {
+    throw new ZazenError('ZAZEN_CMDLINE', `the kernel command line is ${commandLineBytes} bytes long`,
+      { hint: `give at most ${COMMAND_LINE_MAX_BYTES - 1} bytes` });
+  }
+  if (commandLine.includes('\0')) {
+    throw new ZazenError('ZAZEN_CMDLINE', 'the kernel command line has a NUL character in it');
+  }
+}
+
+/**
+ * Builds a domain's memory. If that fails, all frames are free again.
+ * @param p2m of the calling thread, over `heap`
+ * @param owner the account that its frames are charged to: the domain's id
+ * @param random where the guest's first entropy comes from
+ * @throws ZazenError what `layoutDomain` throws, ZAZEN_HOST_OUT_OF_MEMORY
+ */
+export function buildDomain(p2m: P2m, heap: Heap, owner: number, spec: DomainSpec, random: Random): BuiltDomain {
+  const layout = layoutDomain(spec);
+  checkHostMemory(heap, spec.memoryBytes);
+  const { banks, initrd } = layout;
+  const { commandLine, vcpuCount } = spec;
+  const tree = writeDeviceTree(guestDeviceTree({ commandLine, vcpuCount, banks, initrd, random }));
+  assert(tree.length <= DEVICE_TREE_MAX_BYTES, 'the device tree is larger than the place kept for it');
+
+  const p2mRoot = p2m.create(owner);
+  if (p2mRoot === 0) throw outOfMemory(heap, spec.memoryBytes);
+  const complete = banks.every((bank) =>
+    p2m.mapZeroRange(p2mRoot, bank.address / FRAME_BYTES, bank.sizeBytes / FRAME_BYTES))
+    && [GUEST_CONSOLE_GFN, GUEST_XENSTORE_GFN].every((gfn) => mapPage(p2m, heap, p2mRoot, gfn, new Uint8Array(0), 0))
+    && writeGuest(p2m, heap, p2mRoot, layout.kernel.address, spec.kernel.image)
+    && (initrd === undefined || writeGuest(p2m, heap, p2mRoot, initrd.address, spec.initrd!))
+    && writeGuest(p2m, heap, p2mRoot, layout.deviceTree.address, tree);
+  // No TLB has seen this tree yet.
+  p2m.releaseStale();
+  if (!complete) {
+    while (!p2m.releaseStep(p2mRoot, RELEASE_STEP_FRAMES));
+    throw outOfMemory(heap, spec.memoryBytes);
+  }
+  const lastBank = banks.at(-1)!;
+  return {
+    ...layout,
+    p2mRoot,
+    entryAddress: layout.kernel.address,
+    consoleGfn: GUEST_CONSOLE_GFN,
+    xenstoreGfn: GUEST_XENSTORE_GFN,
+    pages: spec.memoryBytes / FRAME_BYTES + 2,
+    maxGfn: (lastBank.address + lastBank.sizeBytes) / FRAME_BYTES - 1,
+  };
+}
+
+function freeBytes(heap: Heap): number {
+  const { total, used } = heap.stats();
+  return (total - used) * FRAME_BYTES;
+}
+
+function outOfMemory(heap: Heap, memoryBytes: number): ZazenError {
+  return new ZazenError('ZAZEN_HOST_OUT_OF_MEMORY',
+    `a guest of ${mib(memoryBytes)} does not fit in the host, which has ${Math.floor(freeBytes(heap) / MIB)} MiB left`,
+    { hint: 'give the guest less memory, destroy another one, or start the host with more' });
+}
+
+/** Memory costs nothing before it is touched, but a guest that could never have it all must be refused at once. */
+function checkHostMemory(heap: Heap, memoryBytes: number): void {
+  if (memoryBytes > freeBytes(heap)) throw outOfMemory(heap, memoryBytes);
+}
+
+/** Copies bytes into zero guest memory, a frame for each page that needs one. @returns false when out of frames */
+function writeGuest(p2m: P2m, heap: Heap, root: number, address: number, bytes: Uint8Array): boolean {
+  for (let from = 0; from < bytes.length;) {
+    const offset = (address + from) % FRAME_BYTES;
+    const part = bytes.subarray(from, from + FRAME_BYTES - offset);
+    const gfn = (address + from - offset) / FRAME_BYTES;
+    if (!isZero(part) && !mapPage(p2m, heap, root, gfn, part, offset)) return false;
+    from += part.length;
+  }
+  return true;
+}
+
+/** Maps a new frame that has `part` at `offset` and zeros elsewhere. */
+function mapPage(p2m: P2m, heap: Heap, root: number, gfn: number, part: Uint8Array, offset: number): boolean {
+  const mfn = heap.allocate(heap.frames.owner(root), true);
+  if (mfn === 0) return false;
+  const frame = heap.memory.frameBytes(mfn);
+  frame.fill(0, 0, offset);
+  frame.set(part, offset);
+  frame.fill(0, offset + part.length);
+  if (p2m.mapFrame(root, gfn, mfn)) return true;
+  heap.release(mfn);
+  return false;
+}
+
+function isZero(bytes: Uint8Array): boolean {
+  return bytes.every((byte) => byte === 0);
+}
