@@ -145,6 +145,21 @@ test('conversions from integers at the limits of their range and of exactness', 
   }
 });
 
+test('reciprocal estimates of every top fraction, for even and odd exponents', () => {
+  for (const row of rows.filter(r => r.name === 'FRECPE (scalar)' || r.name === 'FRSQRTE (scalar)')) {
+    for (const format of [SINGLE, DOUBLE]) {
+      const word = wordOf(row, { sz: format === DOUBLE ? 1 : 0 })!;
+      machine.load(GUEST_BASE, [word, HVC_STOP]);
+      const firstExponent = BigInt(random.below(2 * format.bias - 2) + 1);
+      for (let k = 0n; k < 512n; k++) {
+        const below = random.u64() & (format.fractionMask >> 8n);
+        const value = (((firstExponent << 8n) + k) << (format.exponentShift - 8n)) | below;
+        check(row, word, { v: [0n, 0n, value, 0n, 0n, 0n, 0n, 0n], x1: 0n, fpsr: 0 });
+      }
+    }
+  }
+});
+
 /** An addend that almost or quite cancels a product, or is so far from it that only the last bit sees it. */
 function relatedAddend(format: Format, a: bigint, b: bigint): bigint {
   const product = fpMul(format, a, b, 0, { flags: 0 });

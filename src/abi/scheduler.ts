@@ -51,6 +51,8 @@ export const VCPU_SCHEDULE = struct('vcpuSchedule', {
   /** The pCPU that ran it last. */
   pcpu: u32,
   pauseCount: u32,
+  /** Non-zero once registers were set up for it to run. */
+  started: u32,
   /** When the block that was asked for ends by itself. */
   blockUntil: u64,
   /** When the running slice is planned to end: an earlier deadline must say so. */

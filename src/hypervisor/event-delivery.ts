@@ -71,9 +71,9 @@ export class EventDelivery {
     if (record.get(DOMAIN.at.eventMode) === EVENT_MODE.twoLevel) {
       return testBit(u32, sharedInfoAddress(record) + sharedInfo.at.evtchn_pending, port);
     }
+    if (u8[record.port(port) + PORT.at.deferred] !== 0) return true;
     const word = fifoWord(record, port);
-    if (word === 0) return u8[record.port(port) + PORT.at.deferred] !== 0;
-    return (Atomics.load(u32, word) & EVTCHN_FIFO_PENDING) !== 0;
+    return word !== 0 && (Atomics.load(u32, word) & EVTCHN_FIFO_PENDING) !== 0;
   }
 
   /** A port is being closed: an old event must not look like one of whoever uses the port next. */

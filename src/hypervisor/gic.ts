@@ -17,6 +17,7 @@ import { GUEST_MAX_VCPUS } from '../abi/xen.ts';
 import { assert } from '../base/assert.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { spinLock, spinUnlock } from '../memory/spin.ts';
+import { VcpuTable } from './vcpu-table.ts';
 
 const D = GIC_DOMAIN.at;
 const V = GIC_VCPU.at;
@@ -33,13 +34,8 @@ export type IntidBits = 'enabled' | 'pending' | 'active' | 'level' | 'edge';
 
 const lowestBit = (word: number): number => 31 - Math.clz32(word & -word);
 
-export class Gic {
-  readonly machine: MachineMemory;
+export class Gic extends VcpuTable {
   readonly #wake: (vcpuAddress: number) => void;
-  readonly #domains: number;
-  readonly #vcpus: number;
-  readonly #vcpuRecords: number;
-  readonly #vcpuStride: number;
   readonly #sampleLine: (vcpuAddress: number, intid: number) => void;
   /** Priority of the interrupt that `#best` found. */
   #bestPriority = IDLE_PRIORITY;
@@ -53,46 +49,9 @@ export class Gic {
     machine: MachineMemory, wake: (vcpuAddress: number) => void,
     sampleLine: (vcpuAddress: number, intid: number) => void = () => {},
   ) {
-    this.machine = machine;
+    super(machine);
     this.#wake = wake;
     this.#sampleLine = sampleLine;
-    this.#domains = machine.region('interrupts').offsetBytes;
-    this.#vcpus = this.#domains + machine.parameters.domainCount * GIC_DOMAIN.sizeBytes;
-    this.#vcpuRecords = machine.vcpuAddress(0);
-    this.#vcpuStride = machine.parameters.vcpuStrideBytes;
-  }
-
-  // ---- records
-
-  /** Address of a domain's GIC_DOMAIN. */
-  domainAt(domid: number): number {
-    return this.#domains + domid * GIC_DOMAIN.sizeBytes;
-  }
-  /** Address of the GIC_VCPU that goes with a vCPU record. */
-  vcpuAt(vcpuAddress: number): number {
-    return this.#vcpus + ((vcpuAddress - this.#vcpuRecords) / this.#vcpuStride) * GIC_VCPU.sizeBytes;
-  }
-  get(address: number): number {
-    return this.machine.u32[address >>> 2]!;
-  }
-  set(address: number, value: number): void {
-    this.machine.u32[address >>> 2] = value;
-  }
-  domidOf(vcpuAddress: number): number {
-    return this.get(this.vcpuAt(vcpuAddress) + V.domid);
-  }
-  indexOf(vcpuAddress: number): number {
-    return this.get(this.vcpuAt(vcpuAddress) + V.index);
-  }
-  vcpuCount(domid: number): number {
-    return this.get(this.domainAt(domid) + D.vcpuCount);
-  }
-  /** Address of a vCPU record of the domain. */
-  vcpuOf(domid: number, index: number): number {
-    return this.get(this.domainAt(domid) + D.vcpus + 4 * index);
-  }
-  domainOf(vcpuAddress: number): number {
-    return this.domainAt(this.domidOf(vcpuAddress));
   }
 
   lock(domain: number): void {
@@ -120,13 +79,20 @@ export class Gic {
       this.set(vcpu + V.index, index);
       this.set(vcpu + V.waker, GICR_WAKER.processorSleep | GICR_WAKER.childrenAsleep);
       this.set(vcpu + V.edge, SGI_BITS);
-      this.resetCpuInterface(address);
+      this.#resetCpuInterface(address);
     });
     this.unlock(domain);
   }
 
-  /** What power-on of a vCPU resets. */
-  resetCpuInterface(vcpuAddress: number): void {
+  /** What power-on of a vCPU resets: its CPU interface. */
+  powerOn(vcpuAddress: number): void {
+    const domain = this.domainOf(vcpuAddress);
+    this.lock(domain);
+    this.#resetCpuInterface(vcpuAddress);
+    this.unlock(domain);
+  }
+
+  #resetCpuInterface(vcpuAddress: number): void {
     const vcpu = this.vcpuAt(vcpuAddress);
     for (const field of ['pmr', 'ctlr', 'igrpen0', 'igrpen1', 'ap0r0', 'ap1r0'] as const) this.set(vcpu + V[field], 0);
     this.set(vcpu + V.bpr0, BPR0_MIN);

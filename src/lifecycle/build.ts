@@ -97,26 +97,24 @@ export function layoutDomain(spec: DomainSpec): DomainLayout {
   const { kernel, memoryBytes } = spec;
   checkNumbers(spec);
   assert(kernel.imageSize >= kernel.image.length && kernel.textOffset >= 0, 'kernel is larger than it says');
+  // All that the kernel is handed lies in the first bank.
   const bank0Bytes = Math.min(memoryBytes, GUEST_RAM0_SIZE);
   const initrdBytes = spec.initrd?.length ?? 0;
   const kernelEnd = kernel.textOffset + kernel.imageSize;
-  const needed = alignUp(kernelEnd, KERNEL_ALIGN) + alignUp(initrdBytes, FRAME_BYTES) + 2 * DEVICE_TREE_MAX_BYTES;
-  const minimum = `it needs at least ${mib(needed + WORKING_BYTES)} with this kernel and initramfs`;
+  const placedBytes = alignUp(kernelEnd, KERNEL_ALIGN) + alignUp(initrdBytes, FRAME_BYTES) + 2 * DEVICE_TREE_MAX_BYTES;
+  const minimum = `it needs at least ${mib(placedBytes + WORKING_BYTES)} with this kernel and initramfs`;
   const hint = `give the guest more memory: ${minimum}`;
-  if (kernelEnd > memoryBytes) {
+  if (kernelEnd > bank0Bytes) {
     throw new ZazenError('ZAZEN_KERNEL_TOO_LARGE',
-      `the kernel takes ${mib(kernelEnd)}, the guest's memory is ${mib(memoryBytes)}`, { hint });
+      `the kernel takes ${mib(kernelEnd)}, the guest has ${mib(bank0Bytes)} of memory to put it in`, { hint });
   }
-  if (needed > bank0Bytes) {
-    // With memory beyond the first bank, the answer is not more memory.
-    const room = memoryBytes > bank0Bytes ? `the ${mib(bank0Bytes)} they must fit in` : mib(memoryBytes);
-    throw new ZazenError('ZAZEN_INITRD_TOO_LARGE',
-      `the kernel (${mib(kernelEnd)}) and the initramfs (${mib(initrdBytes)}) are too large for ${room}`,
-      { hint: memoryBytes > bank0Bytes ? 'use a smaller initramfs' : hint });
+  if (kernelEnd + initrdBytes > bank0Bytes) {
+    throw new ZazenError('ZAZEN_INITRD_TOO_LARGE', `the initramfs takes ${mib(initrdBytes)}, the guest has `
+      + `${mib(bank0Bytes - kernelEnd)} of memory beside the kernel to put it in`, { hint });
   }
-  if (memoryBytes < needed + WORKING_BYTES) {
-    throw new ZazenError('ZAZEN_MEMORY_TOO_SMALL',
-      `${mib(memoryBytes)} is too little memory for the guest: ${minimum}`, { hint: 'give the guest more memory' });
+  if (placedBytes + WORKING_BYTES > bank0Bytes) {
+    throw new ZazenError('ZAZEN_MEMORY_TOO_SMALL', `${mib(bank0Bytes)} is too little memory for the guest: ${minimum}`,
+      { hint: 'give the guest more memory' });
   }
   const treeAt = alignDown(GUEST_RAM0_BASE + bank0Bytes, DEVICE_TREE_MAX_BYTES) - DEVICE_TREE_MAX_BYTES;
   const initrdAt = treeAt - alignUp(initrdBytes, FRAME_BYTES);
@@ -157,12 +155,13 @@ function checkNumbers({ memoryBytes, vcpuCount, commandLine }: DomainSpec): void
 
 /**
  * Builds a domain's memory. If that fails, all frames are free again.
- * @param p2m of the calling thread, over `heap`
+ * @param p2m of the calling thread, over `heap`, with nothing stale in it
  * @param owner the account that its frames are charged to: the domain's id
  * @param random where the guest's first entropy comes from
  * @throws ZazenError what `layoutDomain` throws, ZAZEN_HOST_OUT_OF_MEMORY
  */
 export function buildDomain(p2m: P2m, heap: Heap, owner: number, spec: DomainSpec, random: Random): BuiltDomain {
+  assert(!p2m.stale, 'stale translations of other domains are still to be flushed');
   const layout = layoutDomain(spec);
   checkHostMemory(heap, spec.memoryBytes);
   const { banks, initrd } = layout;
@@ -237,6 +236,8 @@ function mapPage(p2m: P2m, heap: Heap, root: number, gfn: number, part: Uint8Arr
   return false;
 }
 
-function isZero(bytes: Uint8Array): boolean {
-  return bytes.every((byte) => byte === 0);
+const ZERO_PAGE = new Uint8Array(FRAME_BYTES);
+
+function isZero(part: Uint8Array): boolean {
+  return Buffer.compare(part, ZERO_PAGE.subarray(0, part.length)) === 0;
 }

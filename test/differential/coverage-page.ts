@@ -6,8 +6,8 @@ import { existingVariants } from './instruction-cases.ts';
 
 const HEAD = `# Instruction coverage
 
-Generated from the instruction table by \`test/differential/instructions.test.ts\`; \`ZAZEN_UPDATE=1 npm test\` writes it
-anew. *Variants* counts the combinations of fields that an instruction's meaning is specialised for; each is a handler
+Generated from the instruction table by \`test/differential/instructions.test.ts\`; \`ZAZEN_UPDATE=1 npm test\` writes
+it anew. *Variants* counts the combinations of fields that an instruction's meaning is specialised for; each is a handler
 of the interpreter and is tested by itself. *QEMU* means: random operands and states with edge values, run on Zazen's
 interpreter and on \`qemu-aarch64\`, and the whole state compared (general and vector registers, flags, FPCR, FPSR,
 memory). Where a row is not tested that way, the reason stands there.
@@ -26,8 +26,8 @@ export function coveragePage(): string {
       ...members.map((row, i) => line(row, counts[i]!)), '',
     ].join('\n'));
   }
-  const summary = ['| group | rows | variants | rows tested against QEMU |', '|---|---|---|---|', ...totals, ''].join('\n');
-  return [HEAD, summary, ...sections].join('\n');
+  const summary = ['| group | rows | variants | rows tested against QEMU |', '|---|---|---|---|', ...totals, ''];
+  return [HEAD, ...summary, ...sections].join('\n');
 }
 
 function line(row: Row, variants: number): string {

@@ -33,7 +33,8 @@ function variantsOf(row: Row): Fields[] {
   let variants: Record<string, number>[] = [{}];
   for (const name of row.statics) {
     const count = 1 << row.fields.get(name)!.bits;
-    variants = variants.flatMap(variant => Array.from({ length: count }, (_, value) => ({ ...variant, [name]: value })));
+    const values = Array.from({ length: count }, (_, value) => value);
+    variants = variants.flatMap(variant => values.map(value => ({ ...variant, [name]: value })));
   }
   return variants;
 }
@@ -149,6 +150,7 @@ function directBranch(row: Row, word: number, state: CpuState, random: SeededRan
 }
 
 function indirectBranch(row: Row, word: number, state: CpuState, random: SeededRandom): InstructionCase {
+  if (random.below(3) === 0) word = encode(row, { Rn: 30 }); // where BLR both reads and writes
   const register = fieldsOf(row, word).Rn!;
   const words = markers(otherRegister([register, 30], random));
   const distance = 2 + random.below(MAX_WORDS - 1);
@@ -173,8 +175,8 @@ const READS = 1 << 21;
 function registerMove(row: Row, word: number, state: CpuState, random: SeededRandom): InstructionCase {
   const other = (((word ^ READS) & ~31) | random.below(31)) >>> 0;
   const otherRow = decode(other)?.row;
-  if (otherRow?.group !== row.group || otherRow.undifferentiable !== undefined) return { row, word, words: [word], state };
-  return { row, word, words: word & READS ? [other, word] : [word, other], state };
+  const isAllowed = otherRow?.group === row.group && otherRow.undifferentiable === undefined;
+  return { row, word, words: !isAllowed ? [word] : word & READS ? [other, word] : [word, other], state };
 }
 
 // ---- memory
@@ -187,8 +189,6 @@ function randomTarget(alignBytes: number, random: SeededRandom): bigint {
   return SCRATCH_ADDRESS + BigInt(inside - (inside % alignBytes));
 }
 
-const signed64 = (value: bigint): bigint => BigInt.asIntN(64, value);
-
 /** The offset that the instruction adds to its base register before the access. */
 function addressOffset(row: Row, f: Fields, word: number, state: CpuState): bigint {
   if (/post-index/.test(row.name) || f.Rn === undefined) return 0n;
@@ -197,30 +197,54 @@ function addressOffset(row: Row, f: Fields, word: number, state: CpuState): bigi
     return offset === undefined ? 0n : BigInt(offset.value);
   }
   const index = f.Rm === 31 ? 0n : state.x[f.Rm!]!;
-  const extended = f.option === 2 ? BigInt.asUintN(32, index) : f.option === 6 ? BigInt.asIntN(32, index) : signed64(index);
+  const extended = f.option === 2 ? BigInt.asUintN(32, index) : BigInt.asIntN(f.option === 6 ? 32 : 64, index);
   const isQuad = ((word >>> 26) & 1) === 1 && ((word >>> 23) & 1) === 1;
   const scale = isQuad ? 4 : word >>> 30;
   return extended << BigInt(f.S ? scale : 0);
 }
 
 function memoryAccess(row: Row, word: number, state: CpuState, random: SeededRandom): InstructionCase {
+  const needsAlignment = row.group === 'loads-stores-exclusive' || row.group === 'atomics';
+  const wanted = randomTarget(needsAlignment || random.below(4) === 0 ? 16 : 1, random);
+  const pointed = pointAt(row, word, state, random, wanted);
+  const f = fieldsOf(row, pointed.word);
+  if (row.name.startsWith('CAS') && random.below(2) === 0) makeEqual(row, f, state, pointed.target);
+  if (/^STL?X[RP]/.test(row.name)) return storeExclusive(row, pointed.word, f, state, random);
+  return { row, word: pointed.word, words: [pointed.word], state };
+}
+
+/**
+ * Sets the base register so that the access starts at `wanted`, or up to 15 bytes below it where the base is SP, which
+ * stays aligned. The word's index register is replaced if it is the base as well.
+ */
+function pointAt(
+  row: Row, word: number, state: CpuState, random: SeededRandom, wanted: bigint,
+): { word: number; target: bigint } {
   const f = fieldsOf(row, word);
   if (f.option !== undefined && f.Rm === f.Rn && f.Rm !== 31) {
-    word = encode(row, { ...f, Rm: otherRegister([f.Rn], random) }); // base and index could not both be chosen
-    return memoryAccess(row, word, state, random);
+    return pointAt(row, encode(row, { ...f, Rm: otherRegister([f.Rn], random) }), state, random, wanted);
   }
-  const needsAlignment = row.group === 'loads-stores-exclusive' || row.group === 'atomics';
   const offset = addressOffset(row, f, word, state);
-  let target = randomTarget(needsAlignment || random.below(4) === 0 ? 16 : 1, random);
-  if (f.Rn === 31) {
-    state.sp = BigInt.asUintN(64, (target - offset) & ~15n);
-    target = BigInt.asUintN(64, state.sp + offset);
-  } else {
-    state.x[f.Rn!] = BigInt.asUintN(64, target - offset);
-  }
-  if (row.name.startsWith('CAS') && random.below(2) === 0) makeEqual(row, f, state, target);
-  if (/^STL?X[RP]/.test(row.name)) return storeExclusive(row, word, f, state, random);
-  return { row, word, words: [word], state };
+  const base = BigInt.asUintN(64, wanted - offset);
+  if (f.Rn === 31) state.sp = base & ~15n;
+  else state.x[f.Rn!] = base;
+  return { word, target: f.Rn === 31 ? BigInt.asUintN(64, state.sp + offset) : wanted };
+}
+
+/** Whether the row accesses memory at an address that `accessAt` can choose. */
+export function hasBaseRegister(row: Row): boolean {
+  return MEMORY_GROUPS.has(row.group) && row.fields.has('Rn') && !row.name.startsWith('PRF');
+}
+
+/** A case of such a row by itself that accesses memory from `wanted` on, or from the address given back. */
+export function accessAt(
+  row: Row, statics: Fields, random: SeededRandom, wanted: bigint,
+): InstructionCase & { target: bigint } | undefined {
+  const drawn = randomWord(row, statics, random);
+  if (drawn === undefined) return undefined;
+  const state = randomState(random);
+  const { word, target } = pointAt(row, drawn, state, random, wanted);
+  return { row, word, words: [word], state, target };
 }
 
 /** Puts what a compare-and-swap compares with into memory. */

@@ -49,8 +49,7 @@ for (const [group, members] of Map.groupBy(compared, row => row.group)) {
       const differences = compare(testCase, results[i]!, runners[i % runners.length]!);
       return differences.length === 0 ? [] : [describe(testCase, differences)];
     });
-    assert.ok(failures.length === 0,
-      [`seed ${SEED}: ${failures.length} of ${cases.length} cases differ`, ...failures.slice(0, FAILURES_SHOWN)].join('\n'));
+    assertNone(failures, cases.length);
   });
 }
 
@@ -67,6 +66,11 @@ function compare(testCase: InstructionCase, expected: OracleResult, runner: Zaze
   if (expected.fault !== undefined) return [`QEMU ends it with ${expected.fault.signal}`];
   if (actual.fault !== undefined) return [`Zazen ends it with ESR_EL1 0x${actual.fault.esr.toString(16)}`];
   return diffStates(expected.state, actual.state);
+}
+
+function assertNone(failures: readonly string[], cases: number): void {
+  const shown = failures.slice(0, FAILURES_SHOWN);
+  assert.ok(failures.length === 0, [`seed ${SEED}: ${failures.length} of ${cases} cases differ`, ...shown].join('\n'));
 }
 
 function describe({ row, word, words }: InstructionCase, differences: readonly string[]): string {
@@ -88,7 +92,7 @@ test('branches across a page boundary agree with QEMU', async () => {
     const differences = compare(testCase, { codeAddress, state: expected }, runners[i % runners.length]!);
     return differences.length === 0 ? [] : [describe(testCase, differences)];
   });
-  assert.ok(failures.length === 0, failures.slice(0, FAILURES_SHOWN).join('\n'));
+  assertNone(failures, cases.length);
 });
 
 test('rows that are left out say why', () => {

@@ -3,6 +3,7 @@
 //
 //   virtual                       physical (from GUEST_BASE)
 //   0x1000_1000  scratch memory   SCRATCH       EL0 may read and write it
+//   0x1020_0000  twice the same   SCRATCH       an access across the border of the two goes on at the start
 //   0x2a00_0000  code, 2 MiB      CODE          EL0 may read and run it
 //   0x3000_0000  vectors          VECTORS       EL1 may run it; each vector is HVC #0, which ends the case
 //
@@ -19,6 +20,7 @@ import { MAX_WORDS, SCRATCH_ADDRESS } from './qemu-oracle.ts';
 const at = vcpuRecord.at;
 
 export const CODE_ADDRESS = 0x2a00_0000n;
+export const DOUBLE_ADDRESS = 0x1020_0000n;
 const VECTORS_ADDRESS = 0x3000_0000n;
 /** Offsets in guest memory. */
 const TABLE_LEVEL_1 = 0x1000;
@@ -27,6 +29,7 @@ const TABLE_SCRATCH = 0x3000;
 const TABLE_VECTORS = 0x4000;
 const SCRATCH = 0x5000;
 const VECTORS = 0x6000;
+const TABLE_DOUBLE = 0x7000;
 const CODE = 0x20_0000; // a block of 2 MiB
 
 const PAGE = 3n;
@@ -55,7 +58,7 @@ const INSTRUCTIONS = 1000;
 export interface ZazenResult {
   state: CpuState;
   /** Present if the case ended otherwise than at its end. */
-  fault?: { exceptionClass: number; esr: number; pc: bigint };
+  fault?: { exceptionClass: number; esr: number; pc: bigint; address: bigint };
 }
 
 export class ZazenRunner {
@@ -87,7 +90,10 @@ export class ZazenRunner {
     entry(TABLE_LEVEL_2, SCRATCH_ADDRESS >> 21n, TABLE_SCRATCH, TABLE);
     entry(TABLE_LEVEL_2, VECTORS_ADDRESS >> 21n, TABLE_VECTORS, TABLE);
     entry(TABLE_LEVEL_2, CODE_ADDRESS >> 21n, CODE, BLOCK | ACCESSED | EL0_MAY_ACCESS | READ_ONLY);
-    entry(TABLE_SCRATCH, SCRATCH_ADDRESS >> 12n, SCRATCH, PAGE | ACCESSED | EL0_MAY_ACCESS | NOT_AT_EL0);
+    entry(TABLE_LEVEL_2, DOUBLE_ADDRESS >> 21n, TABLE_DOUBLE, TABLE);
+    const data = PAGE | ACCESSED | EL0_MAY_ACCESS | NOT_AT_EL0;
+    entry(TABLE_SCRATCH, SCRATCH_ADDRESS >> 12n, SCRATCH, data);
+    for (const page of [0n, 1n]) entry(TABLE_DOUBLE, (DOUBLE_ADDRESS >> 12n) + page, SCRATCH, data);
     entry(TABLE_VECTORS, VECTORS_ADDRESS >> 12n, VECTORS, PAGE | ACCESSED | READ_ONLY | NOT_AT_EL0);
   }
 
@@ -104,7 +110,9 @@ export class ZazenRunner {
     const esr = vcpu.get32(at.esrEl1);
     const pc = vcpu.get64(at.elrEl1);
     const end = codeAddress + BigInt(4 * code.length);
-    if (esr >>> 26 !== EC_SVC || pc !== end) result.fault = { exceptionClass: esr >>> 26, esr, pc };
+    if (esr >>> 26 !== EC_SVC || pc !== end) {
+      result.fault = { exceptionClass: esr >>> 26, esr, pc, address: vcpu.get64(at.farEl1) };
+    }
     return result;
   }
 

@@ -26,8 +26,9 @@ type Operation = (m: Machine, host: Address, operand: I64, log2: number) => I64;
 const readModifyWrite = (op: keyof typeof atomicRmw, invert = false): Operation => (_, host, operand, log2) =>
   atomicRmw[op][log2]!(host, invert ? i64.xor(operand, i64.const(-1n)) : operand);
 
+type Comparison = (old: I64, operand: I64) => I32;
 /** A loop of compare-and-exchange; `keepsOld` compares the old value with the operand, both extended alike. */
-const minMax = (isSigned: boolean, keepsOld: (old: I64, operand: I64) => I32): Operation => (m, host, operand, log2) => {
+const minMax = (isSigned: boolean, keepsOld: Comparison): Operation => (m, host, operand, log2) => {
   const { f } = m;
   const extend = isSigned ? signExtended : lowBytes;
   const value = f.let(extend(operand, log2));

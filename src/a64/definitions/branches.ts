@@ -89,7 +89,8 @@ inst('ERET', '1101011 0 100 11111 0000 0 0 11111 00000', {
 
 // ---- exception generation. The trap gets the 16-bit comment field; what HLT does is its trap's to say.
 
-const exceptions: readonly (readonly [string, TrapName, '000' | '001' | '010', '00' | '01' | '10' | '11', boolean])[] = [
+type Opc = '000' | '001' | '010';
+const exceptions: readonly (readonly [string, TrapName, Opc, LL: '00' | '01' | '10' | '11', needsEl1: boolean])[] = [
   ['SVC', 'svc', '000', '01', false],
   ['HVC', 'hvc', '000', '10', true],
   ['SMC', 'smc', '000', '11', true],

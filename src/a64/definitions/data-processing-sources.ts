@@ -24,7 +24,8 @@ function swapNeighbours(r: Width, value: Word, bits: number): Word {
 const swapAll = (r: Width, value: Word, sizes: readonly number[]): Word =>
   sizes.reduce((current, bits) => swapNeighbours(r, current, bits), value);
 
-const oneSource: readonly (readonly [mnemonic: string, opcode: string, sf: '0' | '1' | 'sf', (r: Width, n: Word) => Word])[] = [
+type OneSource = readonly [mnemonic: string, opcode: string, sf: '0' | '1' | 'sf', (r: Width, n: Word) => Word];
+const oneSource: readonly OneSource[] = [
   ['RBIT', '000000', 'sf', (r, n) => swapAll(r, n, r.bits === 64 ? [1, 2, 4, 8, 16, 32] : [1, 2, 4, 8, 16])],
   ['REV16', '000001', 'sf', (r, n) => swapAll(r, n, [8])],
   ['REV', '000010', '0', (r, n) => swapAll(r, n, [8, 16])],

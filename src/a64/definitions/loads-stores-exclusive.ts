@@ -20,7 +20,7 @@ const { exclusiveAddress, exclusiveValueLow, exclusiveValueHigh } = vcpuRecord.a
 const atomicLoads = [i64.atomicLoad8U, i64.atomicLoad16U, i64.atomicLoad32U, i64.atomicLoad] as const;
 const SIZES = [['B', '00'], ['H', '01'], ['W', '10'], ['X', '11']] as const;
 /** B and H are part of the mnemonic, W and X are registers. */
-const nameOf = (mnemonic: string, size: string): string => mnemonic + (size === 'B' || size === 'H' ? size : ` ${size}`);
+const nameOf = (mnemonic: string, size: string): string => mnemonic + ('BH'.includes(size) ? size : ` ${size}`);
 
 // ---- ordered. Every ordered access is sequentially consistent: at least as strong as each of these asks for.
 

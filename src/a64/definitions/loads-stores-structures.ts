@@ -17,7 +17,9 @@ const { name, rows, inst } = group('loads-stores-structures');
 type WriteBack = 'none' | 'size' | 'register';
 /** The bit that tells write-back, and the five bits of Rm. */
 const FORMS: readonly (readonly [WriteBack, bit: '0' | '1', Rm: '00000' | '11111' | 'Rm:5', suffix: string])[] = [
-  ['none', '0', '00000', ''], ['size', '1', '11111', ', post-index'], ['register', '1', 'Rm:5', ', post-index by register'],
+  ['none', '0', '00000', ''],
+  ['size', '1', '11111', ', post-index'],
+  ['register', '1', 'Rm:5', ', post-index by register'],
 ];
 
 type F = Readonly<Record<string, number>>;
@@ -126,7 +128,8 @@ for (const [opcode, count, structure] of multiple) {
           statics: ['Q'],
           operands: f => operandsFor(f, count, writeBack),
           fp: true,
-          meaning: (m, o, s) => move(m, o, { count, structure, elementBytes: 1, registerBytes: s.Q ? 16 : 8 }, writeBack),
+          meaning: (m, o, s) =>
+            move(m, o, { count, structure, elementBytes: 1, registerBytes: s.Q ? 16 : 8 }, writeBack),
         });
       } else {
         inst(rowName, `0 Q 001100 ${bit} ${L} 0 ${Rm} ${opcode} size:2 Rn:5 Rt:5`, {

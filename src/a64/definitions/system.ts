@@ -1,4 +1,4 @@
-// System instructions (Arm ARM C4.1.94): hints, barriers, moves to and from system registers, cache and TLB maintenance.
+// System instructions (Arm ARM C4.1.94): hints, barriers, moves to and from system registers, and maintenance.
 //
 // Traps get the register's or operation's encoding as sixteen bits, op0:op1:CRn:CRm:op2, and the offset of the general
 // register in the vCPU record, which they read or write themselves. Registers that are read often have rows of their

@@ -1,0 +1,121 @@
+// Command lines: each verb has a table of its options, from which its arguments are read and its help is written.
+
+import { parseArgs } from 'node:util';
+import { UsageError } from '../base/errors.ts';
+
+export interface OptionRow {
+  /** What stands for the value in the help; an option without it is a switch. */
+  readonly value?: string;
+  readonly short?: string;
+  readonly help: string;
+}
+
+export type OptionTable = Readonly<Record<string, OptionRow>>;
+
+export interface VerbSyntax {
+  /** As typed after `zazen`; may be two words. */
+  readonly name: string;
+  readonly summary: string;
+  /** What may follow the options, for the help: ` [-- COMMAND ARGUMENT...]`. */
+  readonly rest?: string;
+  /** Further paragraphs of the help. */
+  readonly details?: string;
+  readonly options: OptionTable;
+}
+
+export interface Arguments {
+  readonly values: Readonly<Record<string, string>>;
+  readonly switches: ReadonlySet<string>;
+  /** Words after `--`; undefined when there was no `--`. */
+  readonly rest: readonly string[] | undefined;
+}
+
+export const HELP_OPTION: OptionRow = { short: 'h', help: 'show this help' };
+
+/** @throws UsageError that names the first word that is wrong */
+export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Arguments {
+  const table: OptionTable = { ...syntax.options, help: HELP_OPTION };
+  const config = Object.fromEntries(Object.entries(table).map(([name, row]) => [name, {
+    type: row.value === undefined ? 'boolean' as const : 'string' as const,
+    ...(row.short === undefined ? {} : { short: row.short }),
+  }]));
+  const { tokens } = parseArgs({ args: [...words], options: config, strict: false, allowPositionals: true, tokens: true });
+  const values: Record<string, string> = {};
+  const switches = new Set<string>();
+  const hint = `see: zazen ${syntax.name} --help`;
+  for (const token of tokens) {
+    if (token.kind === 'option-terminator') {
+      if (syntax.rest === undefined) throw new UsageError(`${syntax.name} takes nothing after --`, hint);
+      return { values, switches, rest: words.slice(token.index + 1) };
+    }
+    if (token.kind === 'positional') {
+      throw new UsageError(`${syntax.name} does not take the argument "${token.value}"`, hint);
+    }
+    const row = Object.hasOwn(table, token.name) ? table[token.name] : undefined;
+    if (row === undefined) throw new UsageError(unknownOption(token.rawName, table), hint);
+    if (row.value === undefined) {
+      if (token.value !== undefined) throw new UsageError(`--${token.name} takes no value`, hint);
+      switches.add(token.name);
+    } else if (token.value === undefined || (!token.inlineValue && token.value.startsWith('--'))) {
+      throw new UsageError(`--${token.name} needs a value: --${token.name} ${row.value}`, hint);
+    } else if (Object.hasOwn(values, token.name)) {
+      throw new UsageError(`--${token.name} is given twice`, hint);
+    } else {
+      values[token.name] = token.value;
+    }
+  }
+  return { values, switches, rest: undefined };
+}
+
+function unknownOption(given: string, table: OptionTable): string {
+  const nearest = closest(given.replace(/^-+/, ''), Object.keys(table));
+  return `unknown option ${given}${nearest === undefined ? '' : `; did you mean --${nearest}?`}`;
+}
+
+/** The candidate that is the fewest slips of the finger away, if that is few. */
+export function closest(word: string, candidates: readonly string[]): string | undefined {
+  const ranked = candidates.map((candidate) => ({ candidate, distance: editDistance(word, candidate) }))
+    .toSorted((a, b) => a.distance - b.distance);
+  const [best] = ranked;
+  return best !== undefined && best.distance <= Math.max(1, Math.floor(word.length / 3)) ? best.candidate : undefined;
+}
+
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const substituted = row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(substituted, row[j]! + 1, next[j - 1]! + 1));
+    }
+    row = next;
+  }
+  return row[b.length]!;
+}
+
+const HELP_COLUMN = 26;
+
+export function verbHelp(syntax: VerbSyntax): string {
+  const rows = Object.entries({ ...syntax.options, help: HELP_OPTION }).map(([name, row]) => {
+    const short = row.short === undefined ? '    ' : `-${row.short}, `;
+    const left = `  ${short}--${name}${row.value === undefined ? '' : ` ${row.value}`}`;
+    const indent = `\n${' '.repeat(HELP_COLUMN + 2)}`;
+    const gap = left.length < HELP_COLUMN ? ' '.repeat(HELP_COLUMN + 2 - left.length) : indent;
+    return left + gap + row.help.replaceAll('\n', indent);
+  });
+  const details = syntax.details === undefined ? '' : `\n${syntax.details}\n`;
+  return `usage: zazen ${syntax.name} [OPTION]...${syntax.rest ?? ''}\n\n${syntax.summary}\n${details}\n`
+    + `options:\n${rows.join('\n')}\n`;
+}
+
+/** A whole number from 1 on. */
+export function parseCount(name: string, text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  if (!/^[1-9]\d{0,5}$/.test(text)) throw new UsageError(`--${name} takes a whole number from 1 on, not "${text}"`);
+  return Number(text);
+}
+
+/** One word of a shell command, so that it stays one word. */
+export function shellQuote(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", String.raw`'\''`)}'`;
+}

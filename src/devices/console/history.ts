@@ -1,0 +1,49 @@
+// The last bytes of a console's output, for who comes late. Takes memory only as output comes, up to its limit, so that
+// a thousand silent guests cost nothing.
+
+const FIRST_BYTES = 4096;
+
+export class ConsoleHistory {
+  readonly #limitBytes: number;
+  /** Once it has its full size, a ring: the oldest byte is at #next. */
+  #bytes = new Uint8Array(0);
+  #next = 0;
+  #full = false;
+
+  constructor(limitBytes: number) {
+    this.#limitBytes = limitBytes;
+  }
+
+  append(bytes: Uint8Array): void {
+    const kept = bytes.subarray(Math.max(0, bytes.length - this.#limitBytes));
+    this.#grow(kept.length);
+    const first = Math.min(kept.length, this.#bytes.length - this.#next);
+    this.#bytes.set(kept.subarray(0, first), this.#next);
+    this.#bytes.set(kept.subarray(first), 0);
+    this.#next += kept.length;
+    if (this.#next < this.#limitBytes) return;
+    this.#next -= this.#limitBytes;
+    this.#full = true;
+  }
+
+  /** A copy of all that is kept, oldest first. */
+  read(): Buffer {
+    if (!this.#full) return Buffer.from(this.#bytes.subarray(0, this.#next));
+    return Buffer.concat([this.#bytes.subarray(this.#next), this.#bytes.subarray(0, this.#next)]);
+  }
+
+  clear(): void {
+    this.#bytes = new Uint8Array(0);
+    this.#next = 0;
+    this.#full = false;
+  }
+
+  #grow(moreBytes: number): void {
+    const needed = Math.min(this.#limitBytes, this.#next + moreBytes);
+    if (this.#full || needed <= this.#bytes.length) return;
+    const sizeBytes = Math.min(this.#limitBytes, Math.max(FIRST_BYTES, 2 * this.#bytes.length, needed));
+    const grown = new Uint8Array(sizeBytes);
+    grown.set(this.#bytes);
+    this.#bytes = grown;
+  }
+}

@@ -1,0 +1,120 @@
+// The machine around a vCPU of a domain, as the CPU sees it (cpu/host.ts): stage 2 through the domain's p2m, the
+// interrupt controller's and the timers' registers, hypercalls and PSCI. One for each pCPU thread.
+
+import { sysreg } from '../a64/system-registers.ts';
+import { DOMAIN } from '../abi/domain-record.ts';
+import { P2M_KIND } from '../abi/machine-memory.ts';
+import { XEN_HYPERCALL_TAG } from '../abi/xen.ts';
+import { OUT_OF_FRAMES } from '../cpu/host.ts';
+import type { CpuHost } from '../cpu/host.ts';
+import type { VcpuState } from '../cpu/vcpu-state.ts';
+import { OUT_OF_FRAMES as P2M_OUT_OF_FRAMES, entryKind, entryValue } from '../memory/p2m.ts';
+import { settleP2m } from './environment.ts';
+import type { Environment } from './environment.ts';
+import type { GicCpuInterface } from './gic-cpu-interface.ts';
+import type { GicRegisters } from './gic-registers.ts';
+import type { Gic } from './gic.ts';
+import type { Caller } from './guest-struct.ts';
+import type { Hypercalls } from './hypercalls.ts';
+import type { Psci } from './psci.ts';
+import type { Timers } from './timer.ts';
+
+/** What the CPU host is made of; all of the same thread and machine. */
+export interface CpuHostParts {
+  readonly environment: Environment;
+  readonly hypercalls: Hypercalls;
+  readonly gic: Gic;
+  readonly gicRegisters: GicRegisters;
+  readonly cpuInterface: GicCpuInterface;
+  readonly timers: Timers;
+  readonly psci: Psci;
+  /** The decode cache is full, or all decoded code is to go: stops all pCPUs, empties it, flushes all TLBs. */
+  readonly flushDecodeCache: () => void;
+  /** Makes all vCPUs of a domain forget their translations, but the calling one, which has done so. */
+  readonly flushOthers: (domid: number, vcpu: VcpuState) => void;
+}
+
+
+export class DomainCpuHost implements CpuHost {
+  readonly #parts: CpuHostParts;
+  readonly #callers = new Map<number, Caller>();
+
+  constructor(parts: CpuHostParts) {
+    this.#parts = parts;
+  }
+
+  #root(vcpu: VcpuState): number {
+    const { gic, hypercalls } = this.#parts;
+    return hypercalls.domains.record(gic.domidOf(vcpu.address)).get(DOMAIN.at.p2mRoot);
+  }
+
+  frameForRead(vcpu: VcpuState, guestFrame: number): number {
+    const entry = this.#parts.environment.p2m.lookup(this.#root(vcpu), guestFrame);
+    const kind = entryKind(entry);
+    return kind === P2M_KIND.frame || kind === P2M_KIND.zero ? entryValue(entry) : 0;
+  }
+
+  frameForWrite(vcpu: VcpuState, guestFrame: number): number {
+    const { environment, gic } = this.#parts;
+    const mfn = environment.p2m.frameForWrite(this.#root(vcpu), guestFrame);
+    if (environment.p2m.stale) settleP2m(environment, gic.domidOf(vcpu.address));
+    if (mfn > 0) return mfn;
+    return mfn === P2M_OUT_OF_FRAMES ? OUT_OF_FRAMES : 0;
+  }
+
+  mmioLoad(vcpu: VcpuState, physicalAddress: number, sizeBytes: number): boolean {
+    return this.#parts.gicRegisters.load(vcpu.address, physicalAddress, sizeBytes);
+  }
+  mmioStore(vcpu: VcpuState, physicalAddress: number, sizeBytes: number): boolean {
+    return this.#parts.gicRegisters.store(vcpu.address, physicalAddress, sizeBytes);
+  }
+
+  readSystemRegister(vcpu: VcpuState, encoding: number): bigint | undefined {
+    const { cpuInterface, timers } = this.#parts;
+    if (isTimer(encoding)) return timers.read(vcpu.address, encoding);
+    const value = cpuInterface.read(vcpu.address, encoding);
+    return value === undefined ? undefined : BigInt(value);
+  }
+  writeSystemRegister(vcpu: VcpuState, encoding: number, value: bigint): boolean {
+    const { cpuInterface, timers } = this.#parts;
+    const low = Number(value & 0xffff_ffffn);
+    const high = Number(value >> 32n);
+    return isTimer(encoding)
+      ? timers.write(vcpu.address, encoding, low, high)
+      : cpuInterface.write(vcpu.address, encoding, low, high);
+  }
+
+  hvc(vcpu: VcpuState, immediate: number): boolean {
+    if (immediate === XEN_HYPERCALL_TAG) {
+      this.#parts.hypercalls.serve(this.#caller(vcpu));
+      return true;
+    }
+    if (immediate !== 0) return false;
+    this.#parts.psci.call(vcpu);
+    return true;
+  }
+
+  /** The domain's record may be that of another domain than last time; it is looked up by its id each time. */
+  #caller(vcpu: VcpuState): Caller {
+    const { gic, hypercalls } = this.#parts;
+    const domid = gic.domidOf(vcpu.address);
+    const vcpuId = gic.indexOf(vcpu.address);
+    const known = this.#callers.get(vcpu.address);
+    if (known && known.domain.domid === domid && known.vcpuId === vcpuId) return known;
+    const caller = { vcpu, vcpuId, domain: hypercalls.domains.record(domid) };
+    this.#callers.set(vcpu.address, caller);
+    return caller;
+  }
+
+  broadcastTlbInvalidate(vcpu: VcpuState): void {
+    const domid = this.#parts.gic.domidOf(vcpu.address);
+    if (this.#parts.gic.vcpuCount(domid) > 1) this.#parts.flushOthers(domid, vcpu);
+  }
+  flushDecodeCache(): void {
+    this.#parts.flushDecodeCache();
+  }
+}
+
+function isTimer(encoding: number): boolean {
+  return encoding >>> 7 === sysreg.CNTFRQ_EL0 >>> 7;
+}

@@ -1,0 +1,179 @@
+// The loop of a pCPU thread: takes a vCPU, runs it slice by slice, and sleeps when there is none.
+//
+//   take ─► enter code ─► may it run? ─► timers ─► run ─► leave code ─► block │ put back │ next slice
+//
+// A slice is about a millisecond of instructions at the rate seen lately, or less when a timer is due before. Between
+// slices others get their turn. What others want of a vCPU they say by its `pending` word, which ends a slice early.
+
+import { DOMAIN } from '../abi/domain-record.ts';
+import { PCPU, VCPU_REQUEST, VCPU_SCHEDULE } from '../abi/scheduler.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
+import type { Clock } from '../base/clock.ts';
+import type { ExitReason } from '../cpu/host.ts';
+import type { VcpuState } from '../cpu/vcpu-state.ts';
+import type { MachineMemory } from '../memory/machine-memory.ts';
+import { Deadlines } from './deadlines.ts';
+import type { SafePoints } from './safe-points.ts';
+import type { VcpuScheduling } from './scheduler.ts';
+import type { Timers } from './timer.ts';
+
+const SLICE_NANOS = 1e6;
+const SLICE_MIN_INSTRUCTIONS = 2000;
+/** Fuel has 28 bits for instructions, one of them the sign. */
+const SLICE_MAX_INSTRUCTIONS = 4_000_000;
+/** Guess of the first slice. */
+const FIRST_INSTRUCTIONS_PER_NANO = 0.1;
+/** Weight of the newest slice in the rate. */
+const RATE_WEIGHT = 1 / 8;
+const NANOS_PER_MILLI = 1e6;
+/** A sleep this long costs nothing, and a clock that goes slow is noticed. */
+const SLEEP_MAX_MILLIS = 60_000;
+
+/** What runs a vCPU's code: cpu/engine.ts. */
+export interface VcpuRunner {
+  vcpu(vcpuAddress: number): VcpuState;
+  run(vcpu: VcpuState, instructions: number): ExitReason;
+  requestExit(reason: ExitReason): void;
+  obeyFlushRequest(vcpu: VcpuState): void;
+}
+
+export interface PCpuOptions {
+  readonly pcpu: number;
+  readonly machine: MachineMemory;
+  readonly scheduling: VcpuScheduling;
+  readonly safePoints: SafePoints;
+  readonly timers: Timers;
+  readonly clock: Clock;
+  /**
+   * A domain that was shut down has no vCPU in emitted code any more. In the pCPU's thread; once for each vCPU that
+   * has stopped, and not at all if none was running.
+   */
+  readonly onShutdown?: (domid: number) => void;
+  /** Work for idle time, in small pieces: called before sleeping, again and again while it says there is more. */
+  readonly idleWork?: () => boolean;
+}
+
+export class PCpu {
+  readonly #options: PCpuOptions;
+  readonly #engine: VcpuRunner;
+  readonly #deadlines: Deadlines;
+  #instructionsPerNano = FIRST_INSTRUCTIONS_PER_NANO;
+
+  constructor(engine: VcpuRunner, options: PCpuOptions) {
+    const { scheduling, safePoints } = options;
+    this.#options = options;
+    this.#engine = engine;
+    this.#deadlines = new Deadlines(d => scheduling.isBlockedIn(d.vcpuAddress, d.generation));
+    scheduling.onRequest(() => engine.requestExit('host'));
+    safePoints.onFlush(vcpuAddress => engine.obeyFlushRequest(engine.vcpu(vcpuAddress)));
+  }
+
+  /** Until the host closes (VcpuScheduling.close). */
+  runLoop(): void {
+    const { scheduling, pcpu } = this.#options;
+    while (!scheduling.isClosing) {
+      this.#wakeDue();
+      const vcpuAddress = scheduling.take(pcpu);
+      if (vcpuAddress !== 0) this.#runVcpu(vcpuAddress);
+      else if (!this.#options.idleWork?.()) this.#sleep();
+    }
+  }
+
+  #sleep(): void {
+    const { scheduling, pcpu, clock } = this.#options;
+    const millis = (this.#deadlines.next() - clock.monotonicNanos()) / NANOS_PER_MILLI;
+    if (millis > 0) scheduling.sleep(pcpu, Math.min(millis, SLEEP_MAX_MILLIS));
+  }
+
+  #wakeDue(): void {
+    const { scheduling, clock } = this.#options;
+    if (this.#deadlines.size === 0) return;
+    const now = clock.monotonicNanos();
+    for (let due = this.#deadlines.takeDue(now); due !== undefined; due = this.#deadlines.takeDue(now)) {
+      scheduling.expire(due.vcpuAddress, due.generation);
+    }
+  }
+
+  // ---- a vCPU's turn
+
+  #runVcpu(vcpuAddress: number): void {
+    const { scheduling, clock } = this.#options;
+    const vcpu = this.#engine.vcpu(vcpuAddress);
+    const turnEnd = clock.monotonicNanos() + SLICE_NANOS;
+    for (;;) {
+      const reason = this.#runSlice(vcpu, turnEnd);
+      if (reason === undefined) return this.#stop(vcpuAddress);
+      const requests = scheduling.takeRequests(vcpuAddress);
+      if ((requests & VCPU_REQUEST.offline) !== 0) return scheduling.putOffline(vcpuAddress);
+      if ((requests & VCPU_REQUEST.block) !== 0) return this.#block(vcpuAddress, true);
+      if (reason === 'wfi') return this.#block(vcpuAddress, false);
+      if ((requests & VCPU_REQUEST.yield) !== 0) return scheduling.putBack(vcpuAddress);
+      this.#wakeDue();
+      if (clock.monotonicNanos() >= turnEnd || scheduling.isClosing) return scheduling.putBack(vcpuAddress);
+    }
+  }
+
+  /** @returns undefined if the vCPU may not run */
+  #runSlice(vcpu: VcpuState, turnEnd: number): ExitReason | undefined {
+    const { scheduling, safePoints, timers, clock } = this.#options;
+    const { u32 } = this.#options.machine;
+    const { address } = vcpu;
+    // First the mark, then the look: whoever forbids it to run sets that first, then looks at the mark.
+    Atomics.store(u32, (address + vcpuRecord.at.running) >>> 2, 1);
+    if (!scheduling.mayRun(address)) return undefined;
+    if ((scheduling.get(address, 'request') & VCPU_REQUEST.offline) !== 0) return 'host';
+    const start = clock.monotonicNanos();
+    timers.update(address, start);
+    const end = Math.min(turnEnd, timers.nextDeadlineNanos(address), this.#deadlines.next());
+    scheduling.setNanos(address, VCPU_SCHEDULE.at.sliceEnd, end);
+    const budget = this.#budget(end - start);
+    const retiredBefore = vcpu.getDouble(vcpuRecord.at.instructionsRetired);
+    safePoints.enter(address);
+    let reason: ExitReason;
+    try {
+      reason = this.#engine.run(vcpu, budget);
+    } finally {
+      safePoints.leave();
+      // The slice is over: a deadline cuts nothing.
+      scheduling.setNanos(address, VCPU_SCHEDULE.at.sliceEnd, 0);
+    }
+    const now = clock.monotonicNanos();
+    timers.update(address, now);
+    this.#account(address, now - start, vcpu.getDouble(vcpuRecord.at.instructionsRetired) - retiredBefore);
+    return reason;
+  }
+
+  #budget(nanos: number): number {
+    const instructions = Math.floor(nanos * this.#instructionsPerNano);
+    return Math.max(SLICE_MIN_INSTRUCTIONS, Math.min(SLICE_MAX_INSTRUCTIONS, instructions));
+  }
+
+  #account(vcpuAddress: number, nanos: number, instructions: number): void {
+    const { scheduling, machine, pcpu } = this.#options;
+    if (instructions >= SLICE_MIN_INSTRUCTIONS && nanos > 0) {
+      this.#instructionsPerNano += (instructions / nanos - this.#instructionsPerNano) * RATE_WEIGHT;
+    }
+    const { runNanos } = VCPU_SCHEDULE.at;
+    scheduling.setNanos(vcpuAddress, runNanos, scheduling.getNanos(vcpuAddress, runNanos) + nanos);
+    const record = machine.pcpuAddress(pcpu);
+    machine.f64[(record + PCPU.at.busyNanos) / 8]! += nanos;
+    machine.u32[(record + PCPU.at.slices) / 4]!++;
+  }
+
+  #block(vcpuAddress: number, untilAsked: boolean): void {
+    const { scheduling, timers } = this.#options;
+    const timer = timers.nextDeadlineNanos(vcpuAddress);
+    const asked = untilAsked ? scheduling.getNanos(vcpuAddress, VCPU_SCHEDULE.at.blockUntil) : Infinity;
+    const generation = scheduling.blockRunning(vcpuAddress, untilAsked);
+    this.#deadlines.add({ nanos: Math.min(timer, asked), vcpuAddress, generation });
+  }
+
+  /** Paused, shut down or dying: out of the way, and the domain's last one says so. */
+  #stop(vcpuAddress: number): void {
+    const { scheduling, machine, onShutdown } = this.#options;
+    const domid = scheduling.table.domidOf(vcpuAddress);
+    scheduling.putBack(vcpuAddress);
+    if (Atomics.load(machine.u32, (machine.domainAddress(domid) + DOMAIN.at.shutdown) >>> 2) === 0) return;
+    if (scheduling.isStopped(domid)) onShutdown?.(domid);
+  }
+}

@@ -1,0 +1,389 @@
+// Which vCPU runs on which pCPU. All pCPUs take from one queue, round robin; a vCPU that waits is in no queue, and
+// whoever has something for it wakes it. The records lie in machine memory (abi/scheduler.ts), so every thread may.
+//
+//             start               take               WFI, block
+//   offline ─────────► runnable ◄─────► running ───────────────► blocked
+//      ▲                  ▲      slice     │                        │
+//      │                  └────────────────┼────────────────────────┘ wake, interrupt, deadline
+//      └───────────────────────────────────┘ CPU_OFF
+//
+// A runnable vCPU whose domain is paused, shut down or dying stays out of the queue until that changes. Locks are
+// taken in the order: domain, interrupt controller, run queue.
+
+import { DOMAIN, DOMAIN_STATE } from '../abi/domain-record.ts';
+import { SCHEDULER, PCPU, VCPU_REQUEST, VCPU_SCHEDULE, VCPU_STATE } from '../abi/scheduler.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
+import { assert } from '../base/assert.ts';
+import type { MachineMemory } from '../memory/machine-memory.ts';
+import { backOff, spinLock, spinUnlock } from '../memory/spin.ts';
+import type { Scheduler } from './environment.ts';
+import { VcpuTable } from './vcpu-table.ts';
+
+const S = SCHEDULER.at;
+const V = VCPU_SCHEDULE.at;
+type VcpuField = keyof typeof V;
+
+export class VcpuScheduling implements Scheduler {
+  readonly machine: MachineMemory;
+  readonly table: VcpuTable;
+  readonly #header: number;
+  readonly #schedules: number;
+  #requestExit: () => void = () => {};
+
+  constructor(machine: MachineMemory) {
+    this.machine = machine;
+    this.table = new VcpuTable(machine);
+    this.#header = machine.region('scheduler').offsetBytes;
+    this.#schedules = this.#header + SCHEDULER.sizeBytes;
+  }
+
+  /** What makes the vCPU that this thread runs leave emitted code after the present instruction (Engine.requestExit). */
+  onRequest(requestExit: () => void): void {
+    this.#requestExit = requestExit;
+  }
+
+  // ---- records
+
+  #index(vcpuAddress: number, field: VcpuField): number {
+    return (this.#schedules + this.table.numberOf(vcpuAddress) * VCPU_SCHEDULE.sizeBytes + V[field]) >>> 2;
+  }
+  get(vcpuAddress: number, field: VcpuField): number {
+    return Atomics.load(this.machine.u32, this.#index(vcpuAddress, field));
+  }
+  set(vcpuAddress: number, field: VcpuField, value: number): void {
+    Atomics.store(this.machine.u32, this.#index(vcpuAddress, field), value);
+  }
+  /** A field in nanoseconds, by its offset in VCPU_SCHEDULE. */
+  getNanos(vcpuAddress: number, offset: number): number {
+    return this.machine.f64[(this.#schedules + this.table.numberOf(vcpuAddress) * VCPU_SCHEDULE.sizeBytes + offset) / 8]!;
+  }
+  setNanos(vcpuAddress: number, offset: number, nanos: number): void {
+    this.machine.f64[(this.#schedules + this.table.numberOf(vcpuAddress) * VCPU_SCHEDULE.sizeBytes + offset) / 8] = nanos;
+  }
+  #moveState(vcpuAddress: number, from: number, to: number): boolean {
+    return Atomics.compareExchange(this.machine.u32, this.#index(vcpuAddress, 'state'), from, to) === from;
+  }
+  #word(field: keyof typeof S): number {
+    return (this.#header + S[field]) >>> 2;
+  }
+  #vcpuOfNumber(number: number): number {
+    return this.machine.vcpuAddress(number);
+  }
+  /** Takes a running vCPU out of emitted code at its next branch. */
+  kick(vcpuAddress: number): void {
+    Atomics.store(this.machine.u32, (vcpuAddress + vcpuRecord.at.pending) >>> 2, 1);
+  }
+  isRunning(vcpuAddress: number): boolean {
+    return Atomics.load(this.machine.u32, (vcpuAddress + vcpuRecord.at.running) >>> 2) !== 0;
+  }
+
+  /** Whether nothing forbids the vCPU to run. */
+  mayRun(vcpuAddress: number): boolean {
+    const { u32 } = this.machine;
+    const domain = this.machine.domainAddress(this.table.domidOf(vcpuAddress));
+    return Atomics.load(u32, (domain + DOMAIN.at.pauseCount) >>> 2) === 0
+      && Atomics.load(u32, (domain + DOMAIN.at.shutdown) >>> 2) === 0
+      && Atomics.load(u32, (domain + DOMAIN.at.state) >>> 2) !== DOMAIN_STATE.dying
+      && this.get(vcpuAddress, 'pauseCount') === 0;
+  }
+
+  // ---- life of a vCPU
+
+  /** A vCPU that is powered off and was never started. Its domain's interrupt controller knows it already. */
+  attach(vcpuAddress: number): void {
+    const start = this.#schedules + this.table.numberOf(vcpuAddress) * VCPU_SCHEDULE.sizeBytes;
+    this.machine.u8.fill(0, start, start + VCPU_SCHEDULE.sizeBytes);
+  }
+
+  /** Powers the vCPU off for good; its domain is dying or paused, and the vCPU not running. */
+  detach(vcpuAddress: number): void {
+    assert(!this.isRunning(vcpuAddress), 'a running vCPU is taken away');
+    this.#lock();
+    this.#removeFromQueue(vcpuAddress);
+    this.set(vcpuAddress, 'state', VCPU_STATE.offline);
+    this.set(vcpuAddress, 'started', 0);
+    this.#unlock();
+  }
+
+  /**
+   * Powers a vCPU on.
+   * @param setUp puts its registers into the state that it starts with
+   * @returns false if it is on already
+   */
+  start(vcpuAddress: number, setUp: () => void): boolean {
+    if (!this.#moveState(vcpuAddress, VCPU_STATE.offline, VCPU_STATE.starting)) return false;
+    setUp();
+    this.set(vcpuAddress, 'started', 1);
+    this.#makeRunnable(vcpuAddress, VCPU_STATE.starting);
+    return true;
+  }
+
+  isOnline(vcpuAddress: number): boolean {
+    return this.get(vcpuAddress, 'state') !== VCPU_STATE.offline;
+  }
+
+  isStarting(vcpuAddress: number): boolean {
+    return this.get(vcpuAddress, 'state') === VCPU_STATE.starting;
+  }
+
+  setOnline(vcpuAddress: number, online: boolean): boolean {
+    if (this.get(vcpuAddress, 'started') === 0) return false;
+    if (online) this.#makeRunnable(vcpuAddress, VCPU_STATE.offline);
+    else {
+      // If it runs, it or its pCPU obeys; if not, the next pCPU that takes it.
+      this.#request(vcpuAddress, VCPU_REQUEST.offline);
+      this.wake(vcpuAddress);
+      this.kick(vcpuAddress);
+    }
+    return true;
+  }
+
+  // ---- waiting and waking
+
+  #request(vcpuAddress: number, request: number): void {
+    Atomics.or(this.machine.u32, this.#index(vcpuAddress, 'request'), request);
+    this.#requestExit();
+  }
+  takeRequests(vcpuAddress: number): number {
+    return Atomics.exchange(this.machine.u32, this.#index(vcpuAddress, 'request'), 0);
+  }
+
+  block(vcpuAddress: number, deadlineNanos: number | undefined): void {
+    this.setNanos(vcpuAddress, V.blockUntil, deadlineNanos ?? Infinity);
+    this.#request(vcpuAddress, VCPU_REQUEST.block);
+  }
+
+  yield(vcpuAddress: number): void {
+    this.#request(vcpuAddress, VCPU_REQUEST.yield);
+  }
+
+  wake(vcpuAddress: number): void {
+    this.set(vcpuAddress, 'wakeToken', 1);
+    this.#makeRunnable(vcpuAddress, VCPU_STATE.blocked);
+  }
+
+  /** For the interrupt controller, which has raised the IRQ line: a blocked vCPU goes on. */
+  interrupted(vcpuAddress: number): void {
+    this.#makeRunnable(vcpuAddress, VCPU_STATE.blocked);
+  }
+
+  #makeRunnable(vcpuAddress: number, from: number): void {
+    if (!this.#moveState(vcpuAddress, from, VCPU_STATE.runnable)) return;
+    this.#lock();
+    this.#enqueue(vcpuAddress);
+    this.#unlock();
+  }
+
+  /**
+   * The running vCPU waits, if there is nothing for it yet. By its pCPU, after it has left emitted code.
+   * @param mindToken whether a wake that came before counts; a WFI waits for interrupts only
+   * @returns the block's generation, or 0 if the vCPU is not this pCPU's any more or goes on: look at the state
+   */
+  blockRunning(vcpuAddress: number, mindToken: boolean): number {
+    const { u32 } = this.machine;
+    if (!mindToken) this.set(vcpuAddress, 'wakeToken', 0);
+    const generation = (Atomics.add(u32, this.#index(vcpuAddress, 'generation'), 1) + 1) >>> 0 || 1;
+    Atomics.store(u32, (vcpuAddress + vcpuRecord.at.running) >>> 2, 0);
+    if (!this.#moveState(vcpuAddress, VCPU_STATE.running, VCPU_STATE.blocked)) return 0;
+    const irqLine = Atomics.load(u32, (vcpuAddress + vcpuRecord.at.irqLine) >>> 2);
+    const token = mindToken && Atomics.exchange(u32, this.#index(vcpuAddress, 'wakeToken'), 0) !== 0;
+    const offline = (this.get(vcpuAddress, 'request') & VCPU_REQUEST.offline) !== 0;
+    if (irqLine !== 0 || token || offline) this.#makeRunnable(vcpuAddress, VCPU_STATE.blocked);
+    return generation;
+  }
+  /** A deadline of a block has come: ends the block if it is still that one. */
+  expire(vcpuAddress: number, generation: number): void {
+    if (this.get(vcpuAddress, 'generation') === generation) this.#makeRunnable(vcpuAddress, VCPU_STATE.blocked);
+  }
+  isBlockedIn(vcpuAddress: number, generation: number): boolean {
+    return this.get(vcpuAddress, 'generation') === generation && this.get(vcpuAddress, 'state') === VCPU_STATE.blocked;
+  }
+
+  // ---- the queue
+
+  #lock(): void {
+    spinLock(this.machine.u32, this.#word('lock'));
+  }
+  #unlock(): void {
+    spinUnlock(this.machine.u32, this.#word('lock'));
+  }
+
+  /** Appends a runnable vCPU that may run and is not in the queue, and wakes a pCPU for it. The lock is held. */
+  #enqueue(vcpuAddress: number): void {
+    if (this.get(vcpuAddress, 'state') !== VCPU_STATE.runnable || this.get(vcpuAddress, 'queued') !== 0) return;
+    if (!this.mayRun(vcpuAddress)) return;
+    const { u32 } = this.machine;
+    const link = this.table.numberOf(vcpuAddress) + 1;
+    this.set(vcpuAddress, 'queued', 1);
+    this.set(vcpuAddress, 'next', 0);
+    const tail = u32[this.#word('tail')]!;
+    if (tail === 0) Atomics.store(u32, this.#word('head'), link);
+    else this.set(this.#vcpuOfNumber(tail - 1), 'next', link);
+    u32[this.#word('tail')] = link;
+    this.#wakeIdlePcpu(this.get(vcpuAddress, 'pcpu'));
+  }
+
+  #removeFromQueue(vcpuAddress: number): void {
+    if (this.get(vcpuAddress, 'queued') === 0) return;
+    const { u32 } = this.machine;
+    const link = this.table.numberOf(vcpuAddress) + 1;
+    const next = this.get(vcpuAddress, 'next');
+    let before = 0;
+    for (let at = u32[this.#word('head')]!; at !== link; at = this.get(this.#vcpuOfNumber(at - 1), 'next')) before = at;
+    if (before === 0) Atomics.store(u32, this.#word('head'), next);
+    else this.set(this.#vcpuOfNumber(before - 1), 'next', next);
+    if (next === 0) u32[this.#word('tail')] = before;
+    this.set(vcpuAddress, 'queued', 0);
+  }
+
+  /** Whether some vCPU waits for a pCPU. */
+  get hasWaiting(): boolean {
+    return Atomics.load(this.machine.u32, this.#word('head')) !== 0;
+  }
+
+  /** Takes the next vCPU to run; it is running then. @returns its address, or 0 */
+  take(pcpu: number): number {
+    if (!this.hasWaiting) return 0;
+    this.#lock();
+    let taken = 0;
+    while (taken === 0) {
+      const head = this.machine.u32[this.#word('head')]!;
+      if (head === 0) break;
+      const vcpuAddress = this.#vcpuOfNumber(head - 1);
+      this.#removeFromQueue(vcpuAddress);
+      if (!this.mayRun(vcpuAddress) || !this.#moveState(vcpuAddress, VCPU_STATE.runnable, VCPU_STATE.running)) continue;
+      this.set(vcpuAddress, 'pcpu', pcpu);
+      taken = vcpuAddress;
+    }
+    this.#unlock();
+    return taken;
+  }
+
+  /** The running vCPU goes to the end of the queue, or out of the way if it may not run. */
+  putBack(vcpuAddress: number): void {
+    Atomics.store(this.machine.u32, (vcpuAddress + vcpuRecord.at.running) >>> 2, 0);
+    this.#makeRunnable(vcpuAddress, VCPU_STATE.running);
+  }
+  /** The running vCPU is powered off. */
+  putOffline(vcpuAddress: number): void {
+    Atomics.store(this.machine.u32, (vcpuAddress + vcpuRecord.at.running) >>> 2, 0);
+    this.#moveState(vcpuAddress, VCPU_STATE.running, VCPU_STATE.offline);
+  }
+
+  // ---- pausing
+
+  /** After DOMAIN.pauseCount, shutdown or state has changed, by any thread. */
+  pauseChanged(domid: number): void {
+    // If the caller is one of the vCPUs, it goes no further than the present instruction.
+    this.#requestExit();
+    const count = this.table.vcpuCount(domid);
+    for (let index = 0; index < count; index++) this.#vcpuPauseChanged(this.table.vcpuOf(domid, index));
+  }
+  #vcpuPauseChanged(vcpuAddress: number): void {
+    this.kick(vcpuAddress);
+    this.#lock();
+    this.#enqueue(vcpuAddress);
+    this.#unlock();
+  }
+
+  /** Pauses one vCPU; counted. It may still be in emitted code, up to the next branch. */
+  pauseVcpu(vcpuAddress: number): void {
+    Atomics.add(this.machine.u32, this.#index(vcpuAddress, 'pauseCount'), 1);
+    this.kick(vcpuAddress);
+  }
+  unpauseVcpu(vcpuAddress: number): void {
+    const before = Atomics.sub(this.machine.u32, this.#index(vcpuAddress, 'pauseCount'), 1);
+    assert(before > 0, 'a vCPU is unpaused that was not paused');
+    this.#vcpuPauseChanged(vcpuAddress);
+  }
+
+  /** Counted; the vCPUs may still be in emitted code until `isStopped`. */
+  pauseDomain(domid: number): void {
+    Atomics.add(this.machine.u32, (this.machine.domainAddress(domid) + DOMAIN.at.pauseCount) >>> 2, 1);
+    this.pauseChanged(domid);
+  }
+  unpauseDomain(domid: number): void {
+    const before = Atomics.sub(this.machine.u32, (this.machine.domainAddress(domid) + DOMAIN.at.pauseCount) >>> 2, 1);
+    assert(before > 0, 'a domain is unpaused that was not paused');
+    this.pauseChanged(domid);
+  }
+
+  /** Whether all vCPUs are out of emitted code, between two instructions. */
+  isStopped(domid: number): boolean {
+    const count = this.table.vcpuCount(domid);
+    for (let index = 0; index < count; index++) {
+      if (this.isRunning(this.table.vcpuOf(domid, index))) return false;
+    }
+    return true;
+  }
+  /** Of a domain that may not run: returns when it is stopped. Takes as long as an instruction's slow path at most. */
+  waitUntilStopped(domid: number): void {
+    for (let attempt = 0; !this.isStopped(domid); attempt++) {
+      const count = this.table.vcpuCount(domid);
+      for (let index = 0; index < count; index++) this.kick(this.table.vcpuOf(domid, index));
+      backOff(attempt);
+    }
+  }
+
+  // ---- pCPUs
+
+  #pcpuWord(pcpu: number, field: keyof typeof PCPU.at): number {
+    return (this.machine.pcpuAddress(pcpu) + PCPU.at[field]) >>> 2;
+  }
+  #idleWord(pcpu: number): number {
+    return this.#word(pcpu < 32 ? 'idleLow' : 'idleHigh');
+  }
+
+  /** The one that ran the vCPU last, if it is idle, else any. The lock is held. */
+  #wakeIdlePcpu(preferred: number): void {
+    const { u32 } = this.machine;
+    if (((u32[this.#idleWord(preferred)]! >>> (preferred & 31)) & 1) !== 0) return this.#wakePcpu(preferred);
+    const low = u32[this.#word('idleLow')]!;
+    const high = u32[this.#word('idleHigh')]!;
+    if (low !== 0) this.#wakePcpu(31 - Math.clz32(low & -low));
+    else if (high !== 0) this.#wakePcpu(63 - Math.clz32(high & -high));
+  }
+  #wakePcpu(pcpu: number): void {
+    this.machine.u32[this.#idleWord(pcpu)]! &= ~(1 << (pcpu & 31));
+    this.poke(pcpu);
+  }
+
+  /** Ends a pCPU's sleep. Any thread. */
+  poke(pcpu: number): void {
+    const index = this.#pcpuWord(pcpu, 'doorbell');
+    Atomics.add(this.machine.i32, index, 1);
+    Atomics.notify(this.machine.i32, index);
+  }
+
+  /** Sleeps until there is something to run or the time-out. */
+  sleep(pcpu: number, timeoutMillis: number): void {
+    const { i32, u32 } = this.machine;
+    const doorbell = this.#pcpuWord(pcpu, 'doorbell');
+    const bit = 1 << (pcpu & 31);
+    this.#lock();
+    const heard = Atomics.load(i32, doorbell);
+    const mustStay = this.hasWaiting || this.isClosing;
+    if (!mustStay) u32[this.#idleWord(pcpu)]! |= bit;
+    this.#unlock();
+    if (mustStay) return;
+    Atomics.wait(i32, doorbell, heard, timeoutMillis);
+    this.#lock();
+    u32[this.#idleWord(pcpu)]! &= ~bit;
+    this.#unlock();
+  }
+
+  get isClosing(): boolean {
+    return Atomics.load(this.machine.u32, this.#word('closing')) !== 0;
+  }
+  /** Makes all pCPUs leave their loops, after the slice that they run. */
+  close(): void {
+    Atomics.store(this.machine.u32, this.#word('closing'), 1);
+    this.#lock();
+    this.#unlock();
+    for (let pcpu = 0; pcpu < this.machine.parameters.pcpuCount; pcpu++) {
+      const vcpuAddress = this.machine.u32[this.#pcpuWord(pcpu, 'vcpu')]!;
+      if (vcpuAddress !== 0) this.kick(vcpuAddress);
+      this.poke(pcpu);
+    }
+  }
+}
