@@ -50,7 +50,6 @@ export const VCPU_SCHEDULE = struct('vcpuSchedule', {
   generation: u32,
   /** The pCPU that ran it last. */
   pcpu: u32,
-  pauseCount: u32,
   /** Non-zero once registers were set up for it to run. */
   started: u32,
   /** When the block that was asked for ends by itself. */

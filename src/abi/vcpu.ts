@@ -90,6 +90,8 @@ export const vcpuRecord = struct('vcpu', {
   instructionsRetired: u64,
   /** Accesses to system registers that this CPU does not have. */
   unknownSystemRegisters: u64,
+  /** Modulo 2^32. */
+  hypercalls: u32,
 }, { padTo: 4096 });
 
 const tlbAt = (index: number) => vcpuRecord.sizeBytes + index * TLB_BYTES;

@@ -82,7 +82,14 @@ export class DataAccess {
       if (host === MMIO) this.#dataAbort(vcpu, low, high, faultStatus.exclusiveUnsupported, access);
       return;
     }
-    this.#fillTlb(vcpu, low, high, sizeAndFlags, access, Math.floor(host / FRAME_BYTES));
+    const mfn = Math.floor(host / FRAME_BYTES);
+    // A monitor on the zero frame could never be satisfied by a store, which goes to another frame.
+    const own = this.isZeroFrame(mfn) ? this.#engine.host.frameForWrite(vcpu, Math.floor(this.#physical / FRAME_BYTES)) : mfn;
+    if (own === OUT_OF_FRAMES) {
+      vcpu.set32(at.abort, 1);
+      return this.#engine.stopBefore(vcpu, 'host');
+    }
+    this.#fillTlb(vcpu, low, high, sizeAndFlags, access, own);
   }
 
   #begin(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1): number {
@@ -103,19 +110,23 @@ export class DataAccess {
     if (!translation.translate(vcpu, low, high, access, el)) return this.#dataAbort(vcpu, low, high, translation.status, access);
     const { guestFrame } = translation;
     const mfn = access === ACCESS_WRITE ? host.frameForWrite(vcpu, guestFrame) : host.frameForRead(vcpu, guestFrame);
-    if (mfn === OUT_OF_FRAMES) {
+    if (mfn === OUT_OF_FRAMES || this.#engine.codeIsGone) {
       vcpu.set32(at.abort, 1);
-      this.#engine.stopBefore(vcpu, 'host');
+      this.#engine.stopBefore(vcpu, mfn === OUT_OF_FRAMES ? 'host' : 'slice');
       return FAULTED;
     }
     this.#physical = guestFrame * FRAME_BYTES + (low & 0xfff);
     if (mfn === 0) return MMIO;
+    if (translation.device && low & (Math.min(sizeAndFlags & 0xff, 8) - 1)) {
+      return this.#dataAbort(vcpu, low, high, faultStatus.alignment, access);
+    }
     if (!translation.device && !this.isZeroFrame(mfn)) this.#fillTlb(vcpu, low, high, sizeAndFlags, access, mfn);
     return mfn * FRAME_BYTES + (low & 0xfff);
   }
 
   #fillTlb(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1, mfn: number): void {
     const tlb = tlbOffsets[sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el as 0 | 1];
+    if (tlb === tlbOffsets[1] && this.#engine.translation.user) vcpu.userEntriesAtEl1 = true;
     this.#engine.noteFill(vcpu, high);
     fillDataTlb(vcpu, access === ACCESS_WRITE ? tlb.write : tlb.read, low, high, mfn);
   }

@@ -2,7 +2,8 @@
 // physical page. Slots are shared by all pCPUs and never move; they are given back all at once, when no vCPU is in
 // emitted code (`empty`).
 //
-// At the start of the region: slot count in use (u32), then one u32 per slot: the frame that it decodes.
+// At the start of the region: slot count in use (u32), generation (u32), then from byte 64 one u32 per slot: the frame
+// that it decodes.
 
 import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED, SLOT_BYTES, SLOT_RECORDS } from '../abi/decode-cache.ts';
 import { FRAME } from '../abi/machine-memory.ts';
@@ -24,8 +25,9 @@ export class DecodeCache {
   readonly #slots: number;
   readonly #slotCount: number;
   readonly #frameTable: number;
-  /** A slot that this thread took and did not need, because another was faster. */
+  /** A slot that this thread took and did not need, because another was faster; and the generation it belongs to. */
   #spare = -1;
+  #spareGeneration = 0;
 
   constructor(machine: MachineMemory) {
     this.#machine = machine;
@@ -52,12 +54,15 @@ export class DecodeCache {
     if (slot < 0) return 0;
     u32[this.#frames + slot] = mfn;
     const winner = Atomics.compareExchange(i32, index, 0, slot + 1);
-    if (winner !== 0) this.#spare = slot;
+    if (winner !== 0) {
+      this.#spare = slot;
+      this.#spareGeneration = this.generation;
+    }
     return this.#slots + ((winner || slot + 1) - 1) * SLOT_BYTES;
   }
 
   #takeSlot(): number {
-    if (this.#spare >= 0) {
+    if (this.#spare >= 0 && this.#spareGeneration === this.generation) {
       const slot = this.#spare;
       this.#spare = -1;
       return slot;
@@ -125,7 +130,15 @@ export class DecodeCache {
     for (let i = 0; i < lineBytes / 4; i++, record += RECORD_BYTES) this.#machine.u16[record / 2] = HANDLER_DECODE;
   }
 
-  /** Gives all slots back. The caller has stopped all vCPUs outside emitted code and has their exec TLBs flushed. */
+  /** Counts how often all slots were given back. */
+  get generation(): number {
+    return Atomics.load(this.#machine.u32, this.#used + 1);
+  }
+
+  /**
+   * Gives all slots back. The caller has stopped all vCPUs and has their exec TLBs flushed before they run on; those
+   * that are in the middle of an instruction see the new generation and leave the code they were in.
+   */
   empty(): void {
     const { u32 } = this.#machine;
     const used = this.slotsInUse;
@@ -133,7 +146,7 @@ export class DecodeCache {
       const index = this.#decodeIndex(u32[this.#frames + slot]!);
       if (u32[index] === slot + 1) Atomics.store(u32, index, 0);
     }
-    this.#spare = -1;
+    Atomics.add(u32, this.#used + 1, 1);
     Atomics.store(u32, this.#used, 0);
   }
 }

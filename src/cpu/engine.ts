@@ -24,6 +24,7 @@ import { VcpuState } from './vcpu-state.ts';
 const at = vcpuRecord.at;
 const IRQ_MASKED = 0x80;
 const TCR_TBI0 = 1 << 5;
+const PSTATE_IL = 1 << 20;
 
 export class Engine {
   readonly machine: MachineMemory;
@@ -35,6 +36,10 @@ export class Engine {
   readonly #run: (vcpu: number) => void;
   readonly #vcpus = new Map<number, VcpuState>();
   #exit: ExitReason | undefined;
+  /** Generation of the decode cache whose code the vCPU is in. */
+  #generation = 0;
+  /** Exceptions of this run that cost fuel though they retired nothing, so that a guest cannot raise them for ever. */
+  #charged = 0;
 
   /** @param interpreter compiled from `buildInterpreter` for this machine memory. */
   constructor(machine: MachineMemory, host: CpuHost, interpreter: WebAssembly.Module, pcpu = 0) {
@@ -81,6 +86,7 @@ export class Engine {
   run(vcpu: VcpuState, instructions: number): ExitReason {
     const fuel = instructions << RECORD_SHIFT;
     this.#exit = undefined;
+    this.#charged = 0;
     vcpu.set32(at.fuel, fuel);
     vcpu.set32(at.record, 0);
     if (vcpu.get32(at.lastPcpu) !== this.#pcpu + 1) this.#adopt(vcpu);
@@ -88,12 +94,11 @@ export class Engine {
       this.#attend(vcpu);
       if (vcpu.get32(at.record) === 0) this.#enterCode(vcpu);
       if (vcpu.get32(at.record) !== 0) this.#run(vcpu.address);
-      // A fetch that faults again and again retires nothing; it still has to come to an end.
-      else this.#leaveCode(vcpu, 1);
+      else this.#charge(vcpu);
       if (this.#exit !== undefined || this.#remaining(vcpu) <= 0 || vcpu.get32(at.pending) !== 0) break;
     }
     this.#leaveCode(vcpu, 0);
-    const retired = BigInt((fuel - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT);
+    const retired = BigInt(((fuel - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT) - this.#charged);
     vcpu.set64(at.instructionsRetired, vcpu.get64(at.instructionsRetired) + retired);
     return this.#exit ?? 'slice';
   }
@@ -115,6 +120,7 @@ export class Engine {
   flushTlb(vcpu: VcpuState): void {
     flushAll(vcpu);
     vcpu.notGlobalInUpperHalf = false;
+    vcpu.userEntriesAtEl1 = false;
     vcpu.reach[0] = 12;
     vcpu.reach[1] = 12;
   }
@@ -124,6 +130,10 @@ export class Engine {
     Atomics.store(vcpu.u32, (vcpu.address + at.pending) / 4, 0);
     this.obeyFlushRequest(vcpu);
     if (this.interruptDue(vcpu)) this.takeInterrupt(vcpu);
+  }
+  /** Makes a vCPU, of any thread, flush its TLBs before it next runs an instruction after an exit. */
+  requestTlbFlush(vcpuAddress: number): void {
+    Atomics.add(this.machine.u32, (vcpuAddress + at.tlbFlushRequest) / 4, 1);
   }
   obeyFlushRequest(vcpu: VcpuState): void {
     const request = Atomics.load(vcpu.u32, (vcpu.address + at.tlbFlushRequest) / 4);
@@ -152,29 +162,45 @@ export class Engine {
     vcpu.set32(at.record, 0);
   }
 
+  /** Leaves code for an exception that retires nothing. */
+  #charge(vcpu: VcpuState): void {
+    this.#leaveCode(vcpu, 1);
+    this.#charged++;
+  }
+  /** Back into code after a change of flow, unless it is time to leave. */
+  #goOn(vcpu: VcpuState): void {
+    if (!this.exitRequested && this.#remaining(vcpu) > 0 && vcpu.get32(at.pending) === 0) this.#enterCode(vcpu);
+  }
+
   // ---- flow of control, for traps
 
   /** After the current instruction. */
   advance(vcpu: VcpuState): void {
-    if (this.exitRequested) {
-      this.#leaveCode(vcpu, 1);
-      vcpu.set64(at.pcBase, vcpu.get64(at.pcBase) + 4n);
-    } else {
+    if (!this.exitRequested && !this.codeIsGone) {
       vcpu.set32(at.record, vcpu.get32(at.record) + RECORD_BYTES);
+      return;
     }
+    this.#leaveCode(vcpu, 1);
+    vcpu.set64(at.pcBase, BigInt.asUintN(64, vcpu.get64(at.pcBase) + 4n));
+    if (!this.exitRequested) this.#enterCode(vcpu);
+  }
+  /** The decode cache was emptied in the middle of the current instruction: it must not return to its code. */
+  get codeIsGone(): boolean {
+    return this.decodeCache.generation !== this.#generation;
   }
   /** To another address; the current instruction is retired. */
   jump(vcpu: VcpuState, pc: bigint): void {
     this.#leaveCode(vcpu, 1);
     vcpu.set64(at.pcBase, pc);
     if (this.interruptDue(vcpu)) this.takeInterrupt(vcpu);
-    if (!this.exitRequested) this.#enterCode(vcpu);
+    this.#goOn(vcpu);
   }
   /** The current instruction faults: it is not retired. `returnOffset` is 4 for SVC and HVC, which prefer the next. */
   fault(vcpu: VcpuState, esr: number, returnOffset = 0n): void {
-    this.#leaveCode(vcpu, returnOffset === 0n ? 0 : 1);
+    if (returnOffset === 0n) this.#charge(vcpu);
+    else this.#leaveCode(vcpu, 1);
     vcpu.set64(at.pcBase, takeException(vcpu, 'synchronous', vcpu.get64(at.pcBase) + returnOffset, esr));
-    this.#enterCode(vcpu);
+    this.#goOn(vcpu);
   }
   /** The instruction is executed again when the vCPU runs next: nothing has happened. */
   stopBefore(vcpu: VcpuState, reason: ExitReason): void {
@@ -189,10 +215,15 @@ export class Engine {
     const tlb = tlbOffsets[vcpu.el as 0 | 1].exec;
     const slot = (low & 3) === 0 ? probeExecTlb(vcpu, tlb, low, high) || this.#fetch(vcpu, low, high) : this.#misaligned(vcpu);
     if (slot === 0) return;
+    if (vcpu.get32(at.pstateRest) & PSTATE_IL) {
+      vcpu.set64(at.pcBase, takeException(vcpu, 'synchronous', vcpu.get64(at.pcBase), syndrome(exceptionClass.illegalState, 0)));
+      return;
+    }
     const record = slot + ((low & 0xffc) << 2);
     vcpu.set64(at.pcBase, BigInt.asUintN(64, vcpu.get64(at.pcBase) - BigInt((low & 0xfff) + (slot >>> 2))));
     vcpu.set32(at.fuel, vcpu.get32(at.fuel) + record);
     vcpu.set32(at.record, record);
+    this.#generation = this.decodeCache.generation;
   }
 
   #misaligned(vcpu: VcpuState): 0 {

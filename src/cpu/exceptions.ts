@@ -2,6 +2,7 @@
 // Only EL0 and EL1 exist, both AArch64.
 
 import { vcpuRecord } from '../abi/vcpu.ts';
+import { setPan } from './tlb.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
@@ -48,7 +49,7 @@ export function takeException(vcpu: VcpuState, kind: VectorKind, returnAddress: 
   vcpu.enterEl(1, 1);
   vcpu.set32(at.daif, DAIF_ALL);
   vcpu.set32(at.pstateRest, 0);
-  if ((vcpu.get32(at.sctlrEl1) & SCTLR_SPAN) === 0) vcpu.set32(at.pan, PAN);
+  if ((vcpu.get32(at.sctlrEl1) & SCTLR_SPAN) === 0) setPan(vcpu, true);
   return (vcpu.get64(at.vbarEl1) & ~0x7ffn) + BigInt(from + (kind === 'irq' ? 0x80 : 0));
 }
 
@@ -64,7 +65,7 @@ export function exceptionReturn(vcpu: VcpuState): bigint {
   vcpu.saveSp();
   vcpu.setNzcv(spsr);
   vcpu.set32(at.daif, spsr & DAIF_ALL);
-  vcpu.set32(at.pan, spsr & PAN);
+  setPan(vcpu, (spsr & PAN) !== 0);
   vcpu.set32(at.pstateRest, legal ? spsr & SPSR_IL : SPSR_IL);
   if (legal) vcpu.enterEl(mode === 0 ? 0 : 1, spsr & SPSR_M & 1);
   vcpu.set64(at.exclusiveAddress, 0xffff_ffff_ffff_ffffn);

@@ -3,7 +3,7 @@
 
 import { sysreg, systemRegister } from '../a64/system-registers.ts';
 import { vcpuRecord, xOffset } from '../abi/vcpu.ts';
-import { flushAll, flushHalf } from './tlb.ts';
+import { flushAll, flushHalf, setPan } from './tlb.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
@@ -162,14 +162,6 @@ export const systemRegisters: ReadonlyMap<number, RegisterDefinition> = new Map<
   [sysreg.OSDTRTX_EL1, readZero],
   [sysreg.OSECCR_EL1, readZero],
 ]);
-
-/** PSTATE.PAN. Entries for pages that EL0 may access are in EL1's TLBs only while PAN is clear. */
-export function setPan(vcpu: VcpuState, set: boolean): void {
-  const value = set ? PAN_BIT : 0;
-  if (vcpu.get32(at.pan) === value) return;
-  vcpu.set32(at.pan, value);
-  if (set) flushHalf(vcpu, false);
-}
 
 export function selectSp(vcpu: VcpuState, spSel: number): void {
   vcpu.saveSp();

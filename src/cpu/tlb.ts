@@ -1,9 +1,11 @@
 // Filling and flushing the TLBs in a vCPU record (layout: abi/vcpu.ts). Only the thread that runs the vCPU does it.
 
-import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, tlbOffsets } from '../abi/vcpu.ts';
+import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const ENTRY_WORDS = TLB_ENTRY_BYTES / 4;
+/** As in SPSR. */
+const PAN_BIT = 1 << 22;
 const ENTRIES_IN_ALL = 2 * TLB_SET_BYTES / TLB_ENTRY_BYTES;
 
 function entryIndex(vcpu: VcpuState, tlbOffset: number, low: number): number {
@@ -54,6 +56,17 @@ export function flushHalf(vcpu: VcpuState, upper: boolean): void {
   let index = (vcpu.address + tlbOffsets[0].read) / 4;
   for (let i = 0; i < ENTRIES_IN_ALL; i++, index += ENTRY_WORDS) {
     if (isUpper(u32[index + 1]!) === upper) u32[index] = TLB_INVALID_TAG;
+  }
+}
+
+/** PSTATE.PAN, by whatever changes it. The entries that EL1 must no longer use go. */
+export function setPan(vcpu: VcpuState, set: boolean): void {
+  vcpu.set32(vcpuRecord.at.pan, set ? PAN_BIT : 0);
+  if (!set || !vcpu.userEntriesAtEl1) return;
+  vcpu.userEntriesAtEl1 = false;
+  for (const offset of [tlbOffsets[1].read, tlbOffsets[1].write]) {
+    const first = (vcpu.address + offset) / 4;
+    for (let i = 0; i < TLB_ENTRIES; i++) vcpu.u32[first + i * ENTRY_WORDS] = TLB_INVALID_TAG;
   }
 }
 

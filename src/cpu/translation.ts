@@ -42,7 +42,11 @@ const TCR_EPD1 = 1 << 23;
 const TCR_TBI0 = 1 << 5;
 const TCR_HA = 1 << 7;
 const TCR_HD = 1 << 8;
+const TCR_IPS = 7;
 const TCR_E0PD0 = 1 << 23;
+
+/** Physical address bits by TCR_EL1.IPS, up to what ID_AA64MMFR0_EL1.PARange offers (40). */
+const PHYSICAL_LIMITS = [32, 36, 40, 40, 40, 40, 40, 40].map(bits => 2 ** bits);
 
 /** Not a fault: the descriptor changed between reading and updating it; walk again. */
 const CHANGED = -1;
@@ -57,6 +61,8 @@ export class Translation {
   /** Device memory: no speculation, no misalignment, never in a TLB. */
   device = false;
   global = true;
+  /** EL0 may access the page: what PSTATE.PAN keeps EL1 from. */
+  user = false;
   /** log2 of the descriptor's reach: 12, 21, 30 or 39. */
   reach = 12;
   /** Fault status code when `translate` has returned false. */
@@ -99,16 +105,19 @@ export class Translation {
 
   /** The MMU is off: addresses are physical, and everything is allowed. */
   #flat(low: number, high: number): boolean {
-    if (high & 0xffff_0000) return this.#fail(faultStatus.addressSize);
+    if (high >= PHYSICAL_LIMITS[2]! / TWO_32 || high < 0) return this.#fail(faultStatus.addressSize);
     this.guestFrame = high * 0x10_0000 + (low >>> 12);
     this.device = false;
     this.global = true;
+    this.user = false;
     this.reach = 12;
     return true;
   }
 
   #walk(vcpu: VcpuState, table: number, offset: number, inputBits: number, tcrHigh: number, access: Access, el: number): boolean {
     let tableHigh = 0;
+    const limit = PHYSICAL_LIMITS[tcrHigh & TCR_IPS]!;
+    if (table >= limit) return this.#fail(faultStatus.addressSize);
     for (let level = 4 - Math.ceil((inputBits - 12) / 9); ; level++) {
       const shift = 39 - 9 * level;
       const entryAddress = table + (Math.floor(offset / 2 ** shift) % 512) * 8;
@@ -122,6 +131,7 @@ export class Translation {
         if (level === 3) return this.#leaf(vcpu, entryAddress, low, high, tableHigh, offset, level, tcrHigh, access, el);
         tableHigh |= high;
         table = (high & 0xffff) * TWO_32 + ((low & 0xffff_f000) >>> 0);
+        if (table >= limit) return this.#fail(faultStatus.addressSize, level);
         continue;
       }
       if (level === 0 || level === 3) return this.#fail(faultStatus.translation, level);
@@ -132,12 +142,16 @@ export class Translation {
   #leaf(vcpu: VcpuState, entryAddress: number, low: number, high: number, tableHigh: number, offset: number,
     level: number, tcrHigh: number, access: Access, el: number): boolean {
     let updated = low;
+    if ((high & 0xffff) * TWO_32 + (low >>> 0) >= PHYSICAL_LIMITS[tcrHigh & TCR_IPS]!) {
+      return this.#fail(faultStatus.addressSize, level);
+    }
     if ((low & AF) === 0) {
       if ((tcrHigh & TCR_HA) === 0) return this.#fail(faultStatus.accessFlag, level);
       updated |= AF;
     }
     const tableReadOnly = (tableHigh & AP_TABLE_READ_ONLY) !== 0;
-    if (access === ACCESS_WRITE && low & AP2_READ_ONLY && high & DBM && tcrHigh & TCR_HD && !tableReadOnly) {
+    const managesDirty = (tcrHigh & (TCR_HA | TCR_HD)) === (TCR_HA | TCR_HD);
+    if (access === ACCESS_WRITE && low & AP2_READ_ONLY && high & DBM && managesDirty && !tableReadOnly) {
       updated &= ~AP2_READ_ONLY;
     }
     const el0 = (low & AP1_EL0) !== 0 && (tableHigh & AP_TABLE_NO_EL0) === 0;
@@ -151,6 +165,7 @@ export class Translation {
     const attributes = (vcpu.get32(at.mairEl1 + (low & 0x10 ? 4 : 0)) >>> (8 * ((low >>> 2) & 3))) & 0xff;
     this.device = attributes < 0x10;
     this.global = (low & NOT_GLOBAL) === 0;
+    this.user = el0;
     this.reach = reach;
     return true;
   }

@@ -7,7 +7,8 @@ import type { EmittedCallHandlers } from './emitted-calls.ts';
 import type { Engine } from './engine.ts';
 import { exceptionClass, exceptionReturn, faultStatus, syndrome } from './exceptions.ts';
 import { Maintenance } from './maintenance.ts';
-import { selectSp, setPan, systemRegisters } from './system-registers.ts';
+import { selectSp, systemRegisters } from './system-registers.ts';
+import { setPan } from './tlb.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;

@@ -11,6 +11,8 @@ export class VcpuState {
   readonly u64: BigUint64Array;
   /** Some entry of the upper half belongs to one ASID only; then a change of ASID flushes both halves. */
   notGlobalInUpperHalf = false;
+  /** EL1's read and write TLBs may have entries for pages that EL0 may access; never while PSTATE.PAN is set at EL1. */
+  userEntriesAtEl1 = false;
   /** log2 of the largest block that has an entry, for each half of the address space. */
   readonly reach: [number, number] = [12, 12];
 

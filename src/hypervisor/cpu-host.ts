@@ -4,6 +4,7 @@
 import { sysreg } from '../a64/system-registers.ts';
 import { DOMAIN } from '../abi/domain-record.ts';
 import { P2M_KIND } from '../abi/machine-memory.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
 import { XEN_HYPERCALL_TAG } from '../abi/xen.ts';
 import { OUT_OF_FRAMES } from '../cpu/host.ts';
 import type { CpuHost } from '../cpu/host.ts';
@@ -86,6 +87,7 @@ export class DomainCpuHost implements CpuHost {
 
   hvc(vcpu: VcpuState, immediate: number): boolean {
     if (immediate === XEN_HYPERCALL_TAG) {
+      vcpu.set32(vcpuRecord.at.hypercalls, vcpu.get32(vcpuRecord.at.hypercalls) + 1);
       this.#parts.hypercalls.serve(this.#caller(vcpu));
       return true;
     }

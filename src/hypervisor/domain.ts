@@ -254,7 +254,7 @@ export class DomainBuilder {
 
   #undo(domain: DomainRecord): void {
     const root = this.destroyDomain(domain);
-    while (root !== 0 && !this.#environment.p2m.releaseStep(root, 4096));
+    if (root !== 0) while (!this.#environment.p2m.releaseStep(root, 4096));
     this.forgetDomain(domain);
   }
 

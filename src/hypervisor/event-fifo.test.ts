@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { test } from 'node:test';
+import { Worker } from 'node:worker_threads';
 import fc from 'fast-check';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { ERRNO, HYPERVISOR } from '../abi/xen.ts';
@@ -13,7 +15,7 @@ import { vcpuRegisterVcpuInfo } from '../abi/xen.ts';
 import { seed } from '../memory/testing.ts';
 import { vcpuInfoAddress } from './event-delivery.ts';
 import { ARGS, TestMachine, page } from './test-domain.ts';
-import type { TestGuest } from './test-domain.ts';
+import type { SenderTask, TestGuest } from './test-domain.ts';
 
 const EVENT = HYPERVISOR.event_channel_op;
 const CONTROL_PAGE = 10;
@@ -30,7 +32,7 @@ class Consumer {
   constructor(vcpus: number) {
     this.machine = new TestMachine();
     this.guest = this.machine.createGuest(vcpus);
-    this.#heads = Array.from({ length: vcpus }, () => new Array<number>(16).fill(0));
+    this.#heads = Array.from({ length: vcpus }, () => Array.from({ length: 16 }, () => 0));
     for (let vcpu = 0; vcpu < vcpus; vcpu++) {
       this.#registerInfo(vcpu);
       const { result, out } = this.guest.op(EVENT, EVTCHNOP.init_control, evtchnInitControl,
@@ -62,16 +64,24 @@ class Consumer {
     return out.u32(evtchnBindIpi.at.port);
   }
 
+  wordIndex(port: number): number {
+    return this.#arrayWord + port;
+  }
+
   word(port: number): number {
-    return this.machine.memory.u32[this.#arrayWord + port]!;
+    return Atomics.load(this.machine.memory.u32, this.wordIndex(port));
   }
 
   #control(vcpu: number): number {
     return this.guest.word(page(CONTROL_PAGE + vcpu), 128);
   }
 
-  #change(port: number, change: (word: number) => number): void {
-    this.machine.memory.u32[this.#arrayWord + port] = change(this.word(port)) >>> 0;
+  #change(port: number, change: (word: number) => number): number {
+    const { u32 } = this.machine.memory;
+    for (;;) {
+      const before = this.word(port);
+      if (Atomics.compareExchange(u32, this.#arrayWord + port, before, change(before) >>> 0) === before) return before;
+    }
   }
 
   mask(port: number): void {
@@ -92,38 +102,38 @@ class Consumer {
     assert.equal(this.guest.op(EVENT, EVTCHNOP.set_priority, evtchnSetPriority, { port, priority }).result, 0);
   }
 
+  #upcallAt(vcpu: number): number {
+    return vcpuInfoAddress(this.guest.made.domain, vcpu) + vcpuInfo.at.evtchn_upcall_pending;
+  }
+
   upcall(vcpu: number): boolean {
-    return this.machine.memory.u8[vcpuInfoAddress(this.guest.made.domain, vcpu) + vcpuInfo.at.evtchn_upcall_pending]
-      === 1;
+    return Atomics.load(this.machine.memory.u8, this.#upcallAt(vcpu)) === 1;
   }
 
   /** Takes at most `limit` events out of a vCPU's queues, the most urgent first. @returns the handled ports */
   consume(vcpu: number, limit = Infinity): number[] {
     const { u8, u32 } = this.machine.memory;
-    u8[vcpuInfoAddress(this.guest.made.domain, vcpu) + vcpuInfo.at.evtchn_upcall_pending] = 0;
+    Atomics.store(u8, this.#upcallAt(vcpu), 0);
     const control = this.#control(vcpu);
     const heads = this.#heads[vcpu]!;
-    let ready = u32[control]!;
-    u32[control] = 0;
+    let ready = Atomics.exchange(u32, control, 0);
     const handled: number[] = [];
     for (let taken = 0; ready !== 0 && taken < limit; taken++) {
       const priority = 31 - Math.clz32(ready & -ready);
-      const port = heads[priority] === 0 ? u32[control + evtchnFifoControlBlock.at.head / 4 + priority]! :
-        heads[priority]!;
-      const word = this.word(port);
+      const head = control + evtchnFifoControlBlock.at.head / 4 + priority;
+      const port = heads[priority] === 0 ? Atomics.load(u32, head) : heads[priority]!;
+      const word = this.#change(port, (old) => old & ~(EVTCHN_FIFO_LINKED | EVTCHN_FIFO_LINK_MASK));
       heads[priority] = word & EVTCHN_FIFO_LINK_MASK;
-      this.#change(port, (old) => old & ~(EVTCHN_FIFO_LINKED | EVTCHN_FIFO_LINK_MASK));
       if (heads[priority] === 0) ready &= ~(1 << priority);
       if ((word & EVTCHN_FIFO_PENDING) !== 0 && (word & EVTCHN_FIFO_MASKED) === 0) {
         this.#change(port, (old) => old & ~EVTCHN_FIFO_PENDING);
         handled.push(port);
       }
-      ready |= u32[control]!;
-      u32[control] = 0;
+      ready |= Atomics.exchange(u32, control, 0);
     }
     // An upcall that ends early (interrupted) comes again.
-    u32[control]! |= ready;
-    if (ready !== 0) u8[vcpuInfoAddress(this.guest.made.domain, vcpu) + vcpuInfo.at.evtchn_upcall_pending] = 1;
+    Atomics.or(u32, control, ready);
+    if (ready !== 0) Atomics.store(u8, this.#upcallAt(vcpu), 1);
     return handled;
   }
 }
@@ -251,4 +261,34 @@ test('against a model: every unmasked event is handled once, and none is invente
     takeAll();
     assert.equal(pending.size, 0);
   }), { seed, numRuns: 150 });
+});
+
+test('threads that send at the same time lose no event', async () => {
+  const SENDERS = 2;
+  const consumer = new Consumer(1);
+  consumer.consume(0);
+  const { machine, guest } = consumer;
+  // How many threads have finished, and how many of them because an event of theirs did not arrive.
+  const finished = new Int32Array(new SharedArrayBuffer(8));
+  const workers = Array.from({ length: SENDERS }, (_, agent) => {
+    const ports = [0, 1, 2].map(() => {
+      const { out } = guest.op(EVENT, EVTCHNOP.alloc_unbound, evtchnBindVcpu, { port: 0x7ff0, vcpu: 0 });
+      const port = out.u32(4);
+      const hostPort = machine.ports.bind(guest.domid, port, () => undefined);
+      consumer.unmask(port);
+      return { hostPort, word: consumer.wordIndex(port) };
+    });
+    const workerData: SenderTask = { memory: machine.memory.memory, agent: agent + 1, ports, rounds: 3000, finished };
+    return new Worker(new URL('./test-sender.ts', import.meta.url), { workerData });
+  });
+  const exits = workers.map((worker) => once(worker, 'exit'));
+  let idle = 0;
+  while (Atomics.load(finished, 0) < SENDERS) {
+    if (consumer.upcall(0)) consumer.consume(0);
+    // Workers start only when the main thread lets them.
+    else if (++idle % 1000 === 0) await new Promise((resolve) => { setImmediate(resolve); });
+  }
+  await Promise.all(exits);
+  assert.equal(finished[1], 0);
+  machine.audit();
 });

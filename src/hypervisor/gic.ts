@@ -216,7 +216,9 @@ export class Gic extends VcpuTable {
     if (this.get(vcpu + V.igrpen1) === 0) return GIC_SPURIOUS;
     const best = this.#best(vcpuAddress);
     if (best === GIC_SPURIOUS || this.#bestPriority >= this.get(vcpu + V.pmr)) return GIC_SPURIOUS;
-    const preempts = this.#groupPriority(vcpu, this.#bestPriority) < this.runningPriority(vcpuAddress);
+    const running = this.runningPriority(vcpuAddress);
+    const preempts = running === IDLE_PRIORITY
+      || this.#groupPriority(vcpu, this.#bestPriority) < this.#groupPriority(vcpu, running);
     return preempts ? best : GIC_SPURIOUS;
   }
 

@@ -4,10 +4,10 @@
 // it. Mapping a foreign page into a guest's own address space is refused: a frame that two p2m trees map is copied at
 // the next write, which would tear a shared ring apart; backends live in the host, which needs no such mapping.
 
-import { DOMAIN } from '../abi/domain-record.ts';
+import { DOMAIN, HELD_FRAME } from '../abi/domain-record.ts';
 import { FRAME_BYTES, GFN_LIMIT } from '../abi/machine-memory.ts';
 import type { Struct } from '../abi/struct.ts';
-import { DOMID_FIRST_RESERVED, DOMID_SELF, ERRNO, GUEST_GNTTAB_BASE } from '../abi/xen.ts';
+import { DOMID_SELF, ERRNO, GUEST_GNTTAB_BASE } from '../abi/xen.ts';
 import {
   GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GNTST, GNTTABOP, GRANT_FRAMES_MAX, gnttabCopy, gnttabCopySide,
   gnttabGetVersion, gnttabMapGrantRef, gnttabQuerySize, gnttabSetVersion, gnttabSetupTable, gnttabSwapGrantRef,
@@ -17,7 +17,7 @@ import { IN_IMAGE, OUT_OF_FRAMES } from '../memory/p2m.ts';
 import type { Environment } from './environment.ts';
 import { settleP2m } from './environment.ts';
 import { isSelf } from './event-channel-op.ts';
-import type { GrantMapping, GrantTables } from './grant-table.ts';
+import type { GrantTables } from './grant-table.ts';
 import { GuestStruct } from './guest-struct.ts';
 import type { Caller, HypercallArguments } from './guest-struct.ts';
 
@@ -55,7 +55,7 @@ function setupTable({ environment, grants, caller }: Context, args: GuestStruct)
   // Where the guest has mapped the frames, or where it will in the region that the device tree names.
   const list = new BigUint64Array(frames);
   for (let i = 0; i < frames; i++) {
-    const gfn = caller.domain.get(DOMAIN.at.grants + 8 * i + 4);
+    const gfn = caller.domain.get(DOMAIN.at.grants + i * HELD_FRAME.sizeBytes + HELD_FRAME.at.gfn);
     list[i] = BigInt(gfn < GFN_LIMIT ? gfn : GUEST_GNTTAB_BASE / FRAME_BYTES + i);
   }
   const bytes = new Uint8Array(list.buffer);
@@ -83,8 +83,7 @@ function openSide(context: Context, args: GuestStruct, at: number, isGrant: bool
   const domid = args.u16(at + gnttabCopySide.domid);
   const of = domid === DOMID_SELF ? caller.domain.domid : domid;
   if (isGrant) {
-    const mapping: GrantMapping | number = of >= DOMID_FIRST_RESERVED ? GNTST.bad_domain :
-      grants.map(of, args.u32(at + gnttabCopySide.ref), write, caller.domain.domid);
+    const mapping = grants.map(of, args.u32(at + gnttabCopySide.ref), write, caller.domain.domid);
     return typeof mapping === 'number' ? mapping : { mfn: mapping.mfn, done: () => grants.unmap(mapping) };
   }
   if (of !== caller.domain.domid) return GNTST.permission_denied;

@@ -3,8 +3,7 @@
 // claim is a pin, so a page stays alive whatever the guest does with its address space, and the guest's own writes go
 // on to the same frame. At most one p2m entry maps a frame of the second kind: with two, a write would copy it.
 
-import { HELD_FRAME, NO_GFN } from '../abi/domain-record.ts';
-import { DOMAIN } from '../abi/domain-record.ts';
+import { DOMAIN, HELD_FRAME, NO_GFN } from '../abi/domain-record.ts';
 import { FRAME, FRAME_MAPPING, GFN_LIMIT, P2M_KIND } from '../abi/machine-memory.ts';
 import { ERRNO } from '../abi/xen.ts';
 import { assert } from '../base/assert.ts';

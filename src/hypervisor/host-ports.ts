@@ -66,6 +66,12 @@ export class HostPorts {
     if (wait.async) await wait.value;
   }
 
+  /** Ends the wait of `untilDoorbell`. */
+  ring(): void {
+    Atomics.add(this.#host.memory.i32, this.#doorbellIndex, 1);
+    Atomics.notify(this.#host.memory.i32, this.#doorbellIndex);
+  }
+
   get #doorbellIndex(): number {
     return (this.#host.get(DOMAIN.at.hostEvents) * FRAME_BYTES + HOST_EVENTS.at.doorbell) / 4;
   }

@@ -18,6 +18,8 @@ import type { VcpuScheduling } from './scheduler.ts';
 import type { Timers } from './timer.ts';
 
 const SLICE_NANOS = 1e6;
+/** What is left of a turn after a slice is not worth another one if it is shorter. */
+const TURN_REST_NANOS = SLICE_NANOS / 16;
 const SLICE_MIN_INSTRUCTIONS = 2000;
 /** Fuel has 28 bits for instructions, one of them the sign. */
 const SLICE_MAX_INSTRUCTIONS = 4_000_000;
@@ -99,7 +101,7 @@ export class PCpu {
   #runVcpu(vcpuAddress: number): void {
     const { scheduling, clock } = this.#options;
     const vcpu = this.#engine.vcpu(vcpuAddress);
-    const turnEnd = clock.monotonicNanos() + SLICE_NANOS;
+    let turnEnd = clock.monotonicNanos() + SLICE_NANOS;
     for (;;) {
       const reason = this.#runSlice(vcpu, turnEnd);
       if (reason === undefined) return this.#stop(vcpuAddress);
@@ -109,7 +111,11 @@ export class PCpu {
       if (reason === 'wfi') return this.#block(vcpuAddress, false);
       if ((requests & VCPU_REQUEST.yield) !== 0) return scheduling.putBack(vcpuAddress);
       this.#wakeDue();
-      if (clock.monotonicNanos() >= turnEnd || scheduling.isClosing) return scheduling.putBack(vcpuAddress);
+      if (scheduling.isClosing) return scheduling.putBack(vcpuAddress);
+      const now = clock.monotonicNanos();
+      if (turnEnd - now > TURN_REST_NANOS) continue;
+      if (scheduling.hasWaiting) return scheduling.putBack(vcpuAddress);
+      turnEnd = now + SLICE_NANOS;
     }
   }
 

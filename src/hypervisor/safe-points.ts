@@ -83,14 +83,16 @@ export class SafePoints {
   }
 
   /**
-   * Returns when no vCPU of the domain uses a TLB entry older than this call; with the vCPU that this thread runs.
+   * Returns when no vCPU of the domain uses a TLB entry older than this call; the vCPU that this thread runs included.
+   * @param except a vCPU that has looked after itself
    */
-  flushTlbs(domid: number): void {
+  flushTlbs(domid: number, except = 0): void {
     const { u32 } = this.#machine;
     const count = this.#table.vcpuCount(domid);
     const targets: { vcpu: number; request: number }[] = [];
     for (let index = 0; index < count; index++) {
       const vcpu = this.#table.vcpuOf(domid, index);
+      if (vcpu === except) continue;
       targets.push({ vcpu, request: Atomics.add(u32, (vcpu + at.tlbFlushRequest) >>> 2, 1) + 1 });
     }
     this.#aside(() => {

@@ -83,8 +83,7 @@ export class VcpuScheduling implements Scheduler {
     const domain = this.machine.domainAddress(this.table.domidOf(vcpuAddress));
     return Atomics.load(u32, (domain + DOMAIN.at.pauseCount) >>> 2) === 0
       && Atomics.load(u32, (domain + DOMAIN.at.shutdown) >>> 2) === 0
-      && Atomics.load(u32, (domain + DOMAIN.at.state) >>> 2) !== DOMAIN_STATE.dying
-      && this.get(vcpuAddress, 'pauseCount') === 0;
+      && Atomics.load(u32, (domain + DOMAIN.at.state) >>> 2) !== DOMAIN_STATE.dying;
   }
 
   // ---- life of a vCPU
@@ -113,6 +112,7 @@ export class VcpuScheduling implements Scheduler {
   start(vcpuAddress: number, setUp: () => void): boolean {
     if (!this.#moveState(vcpuAddress, VCPU_STATE.offline, VCPU_STATE.starting)) return false;
     setUp();
+    this.set(vcpuAddress, 'request', 0);
     this.set(vcpuAddress, 'started', 1);
     this.#makeRunnable(vcpuAddress, VCPU_STATE.starting);
     return true;
@@ -128,8 +128,10 @@ export class VcpuScheduling implements Scheduler {
 
   setOnline(vcpuAddress: number, online: boolean): boolean {
     if (this.get(vcpuAddress, 'started') === 0) return false;
-    if (online) this.#makeRunnable(vcpuAddress, VCPU_STATE.offline);
-    else {
+    if (online) {
+      Atomics.and(this.machine.u32, this.#index(vcpuAddress, 'request'), ~VCPU_REQUEST.offline);
+      this.#makeRunnable(vcpuAddress, VCPU_STATE.offline);
+    } else {
       // If it runs, it or its pCPU obeys; if not, the next pCPU that takes it.
       this.#request(vcpuAddress, VCPU_REQUEST.offline);
       this.wake(vcpuAddress);
@@ -277,24 +279,13 @@ export class VcpuScheduling implements Scheduler {
     // If the caller is one of the vCPUs, it goes no further than the present instruction.
     this.#requestExit();
     const count = this.table.vcpuCount(domid);
-    for (let index = 0; index < count; index++) this.#vcpuPauseChanged(this.table.vcpuOf(domid, index));
-  }
-  #vcpuPauseChanged(vcpuAddress: number): void {
-    this.kick(vcpuAddress);
     this.#lock();
-    this.#enqueue(vcpuAddress);
+    for (let index = 0; index < count; index++) {
+      const vcpuAddress = this.table.vcpuOf(domid, index);
+      this.kick(vcpuAddress);
+      this.#enqueue(vcpuAddress);
+    }
     this.#unlock();
-  }
-
-  /** Pauses one vCPU; counted. It may still be in emitted code, up to the next branch. */
-  pauseVcpu(vcpuAddress: number): void {
-    Atomics.add(this.machine.u32, this.#index(vcpuAddress, 'pauseCount'), 1);
-    this.kick(vcpuAddress);
-  }
-  unpauseVcpu(vcpuAddress: number): void {
-    const before = Atomics.sub(this.machine.u32, this.#index(vcpuAddress, 'pauseCount'), 1);
-    assert(before > 0, 'a vCPU is unpaused that was not paused');
-    this.#vcpuPauseChanged(vcpuAddress);
   }
 
   /** Counted; the vCPUs may still be in emitted code until `isStopped`. */

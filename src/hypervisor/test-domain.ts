@@ -214,3 +214,14 @@ export class TestMachine {
     };
   }
 }
+
+/** For test-sender.ts: a thread that sends events from ports of the host. */
+export interface SenderTask {
+  readonly memory: WebAssembly.Memory;
+  readonly agent: number;
+  /** Host port, and the index in u32 of the event word at the other end. */
+  readonly ports: readonly { readonly hostPort: number; readonly word: number }[];
+  readonly rounds: number;
+  /** [0]: threads that have finished, [1]: because an event did not arrive. */
+  readonly finished: Int32Array;
+}

@@ -19,13 +19,13 @@
 // starts at its first byte with the MMU off and interrupts masked, x0 = address of the device tree, x1-x3 = 0; initramfs
 // and kernel lie within one window of 32 GiB aligned to 1 GiB; the device tree is 8-byte aligned.
 
+import { DOMAIN } from '../abi/domain-record.ts';
 import { FRAME_BYTES, GFN_LIMIT } from '../abi/machine-memory.ts';
-import {
-  GUEST_CONSOLE_GFN, GUEST_MAX_VCPUS, GUEST_RAM0_BASE, GUEST_RAM0_SIZE, GUEST_RAM1_BASE, GUEST_XENSTORE_GFN,
-} from '../abi/xen.ts';
+import { GUEST_MAX_VCPUS, GUEST_RAM0_BASE, GUEST_RAM0_SIZE, GUEST_RAM1_BASE } from '../abi/xen.ts';
 import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
+import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import type { Heap } from '../memory/heap.ts';
 import type { P2m } from '../memory/p2m.ts';
 import { writeDeviceTree } from './device-tree.ts';
@@ -61,17 +61,9 @@ export interface DomainLayout {
   readonly deviceTree: AddressRange;
 }
 
-export interface BuiltDomain extends DomainLayout {
-  /** Root of its p2m. */
-  readonly p2mRoot: number;
-  /** For vCPU 0: `resetVcpu(vcpu, 0, entryAddress, deviceTree.address)`. */
+export interface LoadedDomain extends DomainLayout {
+  /** For vCPU 0, with the device tree's address in x0. */
   readonly entryAddress: number;
-  readonly consoleGfn: number;
-  readonly xenstoreGfn: number;
-  /** Guest pages, RAM and the two rings. */
-  readonly pages: number;
-  /** The highest GFN with memory. */
-  readonly maxGfn: number;
 }
 
 const MIB = 2 ** 20;
@@ -82,7 +74,6 @@ const COMMAND_LINE_MAX_BYTES = 2048;
 /** What a kernel needs beside its image and initramfs before it can do anything at all. */
 const WORKING_BYTES = 16 * MIB;
 const RAM_MAX_BYTES = GUEST_RAM0_SIZE + (GFN_LIMIT * FRAME_BYTES - GUEST_RAM1_BASE);
-const RELEASE_STEP_FRAMES = 4096;
 
 const alignUp = (value: number, align: number) => Math.ceil(value / align) * align;
 const alignDown = (value: number, align: number) => Math.floor(value / align) * align;
@@ -154,13 +145,13 @@ function checkNumbers({ memoryBytes, vcpuCount, commandLine }: DomainSpec): void
 }
 
 /**
- * Builds a domain's memory. If that fails, all frames are free again.
+ * Fills the memory of a new domain. If that fails, what it has is given back by tearing the domain down.
  * @param p2m of the calling thread, over `heap`, with nothing stale in it
- * @param owner the account that its frames are charged to: the domain's id
+ * @param domain from DomainBuilder.createDomain: it has a p2m with the rings in it, and no RAM
  * @param random where the guest's first entropy comes from
  * @throws ZazenError what `layoutDomain` throws, ZAZEN_HOST_OUT_OF_MEMORY
  */
-export function buildDomain(p2m: P2m, heap: Heap, owner: number, spec: DomainSpec, random: Random): BuiltDomain {
+export function loadDomain(p2m: P2m, heap: Heap, domain: DomainRecord, spec: DomainSpec, random: Random): LoadedDomain {
   assert(!p2m.stale, 'stale translations of other domains are still to be flushed');
   const layout = layoutDomain(spec);
   checkHostMemory(heap, spec.memoryBytes);
@@ -169,30 +160,19 @@ export function buildDomain(p2m: P2m, heap: Heap, owner: number, spec: DomainSpe
   const tree = writeDeviceTree(guestDeviceTree({ commandLine, vcpuCount, banks, initrd, random }));
   assert(tree.length <= DEVICE_TREE_MAX_BYTES, 'the device tree is larger than the place kept for it');
 
-  const p2mRoot = p2m.create(owner);
-  if (p2mRoot === 0) throw outOfMemory(heap, spec.memoryBytes);
+  const root = domain.get(DOMAIN.at.p2mRoot);
   const complete = banks.every((bank) =>
-    p2m.mapZeroRange(p2mRoot, bank.address / FRAME_BYTES, bank.sizeBytes / FRAME_BYTES))
-    && [GUEST_CONSOLE_GFN, GUEST_XENSTORE_GFN].every((gfn) => mapPage(p2m, heap, p2mRoot, gfn, new Uint8Array(0), 0))
-    && writeGuest(p2m, heap, p2mRoot, layout.kernel.address, spec.kernel.image)
-    && (initrd === undefined || writeGuest(p2m, heap, p2mRoot, initrd.address, spec.initrd!))
-    && writeGuest(p2m, heap, p2mRoot, layout.deviceTree.address, tree);
+    p2m.mapZeroRange(root, bank.address / FRAME_BYTES, bank.sizeBytes / FRAME_BYTES))
+    && writeGuest(p2m, heap, root, layout.kernel.address, spec.kernel.image)
+    && (initrd === undefined || writeGuest(p2m, heap, root, initrd.address, spec.initrd!))
+    && writeGuest(p2m, heap, root, layout.deviceTree.address, tree);
   // No TLB has seen this tree yet.
   p2m.releaseStale();
-  if (!complete) {
-    while (!p2m.releaseStep(p2mRoot, RELEASE_STEP_FRAMES));
-    throw outOfMemory(heap, spec.memoryBytes);
-  }
+  if (!complete) throw outOfMemory(heap, spec.memoryBytes);
   const lastBank = banks.at(-1)!;
-  return {
-    ...layout,
-    p2mRoot,
-    entryAddress: layout.kernel.address,
-    consoleGfn: GUEST_CONSOLE_GFN,
-    xenstoreGfn: GUEST_XENSTORE_GFN,
-    pages: spec.memoryBytes / FRAME_BYTES + 2,
-    maxGfn: (lastBank.address + lastBank.sizeBytes) / FRAME_BYTES - 1,
-  };
+  domain.set(DOMAIN.at.pages, domain.get(DOMAIN.at.pages) + spec.memoryBytes / FRAME_BYTES);
+  domain.set(DOMAIN.at.maxGfn, (lastBank.address + lastBank.sizeBytes) / FRAME_BYTES - 1);
+  return { ...layout, entryAddress: layout.kernel.address };
 }
 
 function freeBytes(heap: Heap): number {

@@ -22,7 +22,7 @@ export interface InstructionCase {
   readonly state: CpuState;
 }
 
-const MEMORY_GROUPS = new Set([
+export const MEMORY_GROUPS = new Set([
   'loads-stores', 'loads-stores-pair', 'loads-stores-structures', 'loads-stores-exclusive', 'atomics',
 ]);
 /** How often random fields are drawn before a variant counts as one that does not exist. */
@@ -63,7 +63,7 @@ function randomWord(row: Row, statics: Fields, random: SeededRandom): number | u
 
 function build(row: Row, word: number, state: CpuState, random: SeededRandom): InstructionCase {
   if (row.branch !== undefined) return directBranch(row, word, state, random);
-  if (row.group === 'branches') return indirectBranch(row, word, state, random);
+  if (row.group === 'branches' && row.fields.has('Rn')) return indirectBranch(row, word, state, random);
   if (row.name.endsWith('(literal)')) return literal(row, word, state, random);
   if (row.name === 'DC ZVA') return zeroBlock(row, word, state, random);
   if (row.name === 'CLREX') return withExclusives(row, word, state, random);

@@ -71,7 +71,7 @@ export class StraightLineRunner {
     const m = new StraightLineMachine(f, context, line.flatMap(item => item ? [item.operands] : []));
     for (const item of line) {
       const goesOn = m.instruction(pc, item?.row.fp ?? false, () => {
-        if (item) item.row.meaning(m, item.operands, item.fields);
+        if (item) item.row.meaning(m, item.operands, Object.fromEntries(item.row.statics.map(name => [name, item.fields[name]!])));
         else m.undefined();
       });
       if (!goesOn) break;

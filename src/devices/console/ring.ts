@@ -22,11 +22,16 @@ export class ConsoleRing {
     this.#pageNow = page;
   }
 
+  hasOutput(): boolean {
+    this.#map();
+    return this.#load('out_cons') !== this.#load('out_prod');
+  }
+
   /** Takes what the guest has put out, in order. Empty if there is nothing. */
   takeOutput(): Buffer {
     const page = this.#map();
     const consumed = this.#load('out_cons');
-    const count = this.#between(consumed, this.#load('out_prod'), XENCONS_OUT_BYTES);
+    const count = this.#between(consumed, this.#load('out_prod'), XENCONS_OUT_BYTES, 0);
     const bytes = Buffer.allocUnsafe(count);
     if (count === 0) return bytes;
     const start = consumed % XENCONS_OUT_BYTES;
@@ -53,7 +58,7 @@ export class ConsoleRing {
   }
 
   /** Bytes from `consumed` to `produced`, or `otherwise` if that is more than the ring has. */
-  #between(consumed: number, produced: number, ringBytes: number, otherwise = 0): number {
+  #between(consumed: number, produced: number, ringBytes: number, otherwise: number): number {
     const count = (produced - consumed) >>> 0;
     if (count <= ringBytes) return count;
     this.badIndices++;

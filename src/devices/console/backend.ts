@@ -28,7 +28,7 @@ export interface ConsoleState {
   readonly history: Uint8Array;
 }
 
-/** Counters since the console was made. */
+/** Counters since the backend was made. */
 export interface ConsoleMetrics {
   readonly outputBytes: number;
   readonly inputBytes: number;
@@ -54,7 +54,7 @@ const DEFAULT_HISTORY_BYTES = 65536;
 /** Most output that one `service` takes: a guest that never stops writing must not hold the host's thread for ever. */
 const SERVICE_BYTES = 16384;
 
-export class Console {
+export class ConsoleBackend {
   readonly #ring: ConsoleRing;
   readonly #history: ConsoleHistory;
   readonly #notify: () => void;
@@ -64,7 +64,10 @@ export class Console {
   #stream: ConsoleStream | undefined;
   #serving = false;
   #again = false;
+  #scheduled = false;
   #closed = false;
+  /** What was in the ring when the console was closed, on its way to the readers. */
+  #last: Buffer | undefined;
 
   constructor(options: ConsoleOptions) {
     this.#ring = new ConsoleRing(() => options.page());
@@ -91,27 +94,25 @@ export class Console {
 
   /** Does what there is to do: call it when the guest has signalled. */
   service(): void {
-    // A reader may write to its stream while it is handed output.
+    // A reader that is handed output may write to its stream, read on or close the console, and so call this again.
     this.#again = true;
     if (this.#serving || this.#closed) return;
     this.#serving = true;
     let moved = false;
-    let budgetBytes = SERVICE_BYTES;
     try {
-      while (this.#again && budgetBytes > 0 && !this.#closed) {
+      for (let budgetBytes = SERVICE_BYTES; this.#again && budgetBytes > 0 && !this.#closed;) {
         this.#again = false;
-        const takenBytes = this.#moveOutput();
-        const givenBytes = this.#moveInput();
-        budgetBytes -= takenBytes + givenBytes;
-        moved ||= takenBytes + givenBytes > 0;
-        // What came meanwhile may have found us serving, or may signal later; look once more to be sure.
-        if (takenBytes > 0) this.#again = true;
+        const movedBytes = this.#moveOutput() + this.#moveInput();
+        budgetBytes -= movedBytes;
+        // The guest may have put out more meanwhile, and need not signal if it saw that we were not done.
+        if (movedBytes > 0) moved = this.#again = true;
       }
     } finally {
       this.#serving = false;
       if (moved) this.#signal();
+      if (this.#closed) this.#end();
+      else if (this.#again) this.#serviceLater();
     }
-    if (this.#again && !this.#closed) setImmediate(() => this.service());
   }
 
   /** What the console's page does not hold. Input that the guest has not taken stays with the streams. */
@@ -133,13 +134,23 @@ export class Console {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (let bytes = this.#ring.takeOutput(), left = SERVICE_BYTES; bytes.length > 0 && left > 0;) {
-      this.#deliver(bytes);
-      left -= bytes.length;
-      bytes = this.#ring.takeOutput();
-    }
+    this.#last = this.#ring.takeOutput();
+    if (!this.#serving) this.#end();
+  }
+
+  #end(): void {
+    this.#deliver(this.#last!);
     for (const { done } of this.#input.splice(0)) done();
     for (const stream of this.#streams) stream.finish();
+  }
+
+  #serviceLater(): void {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    setImmediate(() => {
+      this.#scheduled = false;
+      this.service();
+    });
   }
 
   #open(): ConsoleStream {
@@ -169,17 +180,17 @@ export class Console {
   /** @returns bytes moved */
   #moveOutput(): number {
     for (const stream of this.#streams) {
-      if (stream.reading && !stream.ready) {
-        this.#counts.outputStalls++;
-        return 0;
-      }
+      if (!stream.reading || stream.ready) continue;
+      if (this.#ring.hasOutput()) this.#counts.outputStalls++;
+      return 0;
     }
     const bytes = this.#ring.takeOutput();
-    if (bytes.length > 0) this.#deliver(bytes);
+    this.#deliver(bytes);
     return bytes.length;
   }
 
   #deliver(bytes: Buffer): void {
+    if (bytes.length === 0) return;
     this.#counts.outputBytes += bytes.length;
     // First the streams: one that begins to read now, in a callback of another, must not get these bytes twice.
     const readers = [...this.#streams].filter((stream) => stream.reading);
@@ -254,7 +265,7 @@ class ConsoleStream extends Duplex {
   }
 
   override _write(chunk: Buffer, _encoding: BufferEncoding, done: () => void): void {
-    this.#source.input(Buffer.from(chunk), done);
+    this.#source.input(chunk, done);
   }
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {

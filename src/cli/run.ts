@@ -1,0 +1,144 @@
+// `zazen run`: a guest with its console attached, or one command in a guest.
+//
+//   standard input     what happens without --exec             with --exec
+//   terminal           a shell; every key but Ctrl-] is its    the command; the guest's terminal if output is one too
+//   pipe, file         commands for a shell, as `sh` has it    the command's standard input
+//   (custom --initrd)  bytes for the console, either way       the command's standard input
+
+import { isUtf8 } from 'node:buffer';
+import { Writable } from 'node:stream';
+import { UsageError, ZazenError } from '../base/errors.ts';
+import type { DomainSpec, ExecSpec } from '../host/types.ts';
+import { parseCount, shellQuote } from './arguments.ts';
+import type { Arguments } from './arguments.ts';
+import { say } from './io.ts';
+import type { Io } from './io.ts';
+import { runSession } from './session.ts';
+import type { SessionReport } from './session.ts';
+import { describeTerminal } from './terminal.ts';
+import { JSON_OPTION, printJson } from './verb.ts';
+import type { Services, Verb } from './verb.ts';
+
+/** A shell that takes what it reads for a script: standard input is a terminal in the guest, so it is piped on. */
+const SCRIPT_SHELL = 'cat | sh';
+
+export const runVerb: Verb = {
+  name: 'run',
+  summary: 'Create a guest with its console attached; exit when it powers off.',
+  rest: ' [-- COMMAND [ARGUMENT]...]',
+  details: 'In a terminal, Ctrl-] leaves the guest and destroys it. Without one, standard input is a script for sh.\n'
+    + 'With --exec, or words after --, one command runs and its exit status is that of zazen; what it writes goes\n'
+    + 'unaltered to standard output, and standard input is its input.\n'
+    + 'Other statuses: 1 error, 2 wrong usage, 124 --timeout, 128+n ended by signal n.',
+  options: {
+    exec: { value: 'COMMAND', short: 'e', help: 'run one command with sh -c, then power off' },
+    kernel: { value: 'KERNEL', help: 'debian (default), debian-generic, or the path of an arm64 kernel' },
+    initrd: { value: 'FILE', help: 'initramfs: default, none, or the path of a file' },
+    cmdline: { value: 'WORDS', help: 'add to the kernel command line' },
+    memory: { value: 'SIZE', short: 'm', help: 'memory of the guest, such as 400MiB (default) or 1GiB' },
+    vcpus: { value: 'N', help: 'virtual CPUs (default 1)' },
+    name: { value: 'NAME', help: 'name of the guest' },
+    timeout: { value: 'SECONDS', help: 'destroy the guest after this long' },
+    verbose: { short: 'v', help: 'with a command: show the boot messages on standard error' },
+    json: { help: `${JSON_OPTION.help}:\nstatus, output, timings, statistics` },
+  },
+  run: runGuest,
+};
+
+async function runGuest(args: Arguments, io: Io, { startHost }: Services): Promise<number> {
+  const { values, switches } = args;
+  const isJson = switches.has('json');
+  const verbose = switches.has('verbose');
+  const spec = readSpec(args, io);
+  const interactive = isInteractive(spec, io);
+  if (isJson && interactive) {
+    throw new UsageError('--json needs --exec, or commands on standard input', 'see: zazen run --help');
+  }
+  // Nobody sees the boot messages, so the guest need not write them; what is serious comes all the same.
+  if (spec.exec !== undefined && !verbose) spec.cmdline = `quiet ${spec.cmdline ?? ''}`.trim();
+  if (interactive) say(io, 'starting a guest; Ctrl-] leaves it');
+  const collected = isJson ? new Collector() : undefined;
+  const report = await runSession(io, {
+    spec, startHost, interactive,
+    output: collected ?? io.stdout,
+    log: verbose ? io.stderr : undefined,
+    timeoutMillis: parseSeconds(values['timeout']),
+  });
+  if (collected !== undefined) printJson(io, { ...report, ...collected.describe() });
+  explain(io, report);
+  return report.status;
+}
+
+/** What the guest's end means, where it is not plain. */
+export function explain(io: Io, { outcome }: SessionReport): void {
+  if (outcome === 'crash') say(io, 'the guest crashed; its last words are above');
+  else if (outcome === 'watchdog') say(io, 'the guest was ended by its watchdog');
+  else if (outcome === 'suspend') say(io, 'the guest suspended itself, and is destroyed');
+}
+
+function readSpec({ values, rest }: Arguments, io: Io): DomainSpec {
+  if (rest !== undefined && values['exec'] !== undefined) {
+    throw new UsageError('give either --exec or a command after --, not both', 'see: zazen run --help');
+  }
+  if (rest?.length === 0) throw new UsageError('there is no command after --', 'see: zazen run --help');
+  const spec: DomainSpec = {};
+  if (values['name'] !== undefined) spec.name = values['name'];
+  if (values['memory'] !== undefined) spec.memory = values['memory'];
+  if (values['kernel'] !== undefined) spec.kernel = values['kernel'];
+  if (values['initrd'] !== undefined) spec.initrd = values['initrd'];
+  if (values['cmdline'] !== undefined) spec.cmdline = values['cmdline'];
+  const vcpus = parseCount('vcpus', values['vcpus']);
+  if (vcpus !== undefined) spec.vcpus = vcpus;
+  const terminal = describeTerminal(io);
+  if (terminal !== undefined) spec.terminal = terminal;
+  const command = values['exec'] ?? rest?.map(shellQuote).join(' ');
+  const exec = chooseExec(command, spec, io);
+  if (exec !== undefined) spec.exec = exec;
+  return spec;
+}
+
+function chooseExec(command: string | undefined, spec: DomainSpec, io: Io): ExecSpec | undefined {
+  if (command !== undefined) return { command, tty: io.stdin.isTTY && io.stdout.isTTY ? 'cooked' : 'pipe' };
+  const hasOurInit = spec.initrd === undefined || spec.initrd === 'default';
+  return io.stdin.isTTY || !hasOurInit ? undefined : { command: SCRIPT_SHELL, tty: 'pipe' };
+}
+
+/** Whether a person's terminal is handed to the guest. */
+function isInteractive({ exec }: DomainSpec, io: Io): boolean {
+  return exec === undefined ? io.stdin.isTTY === true : (exec as ExecSpec).tty === 'cooked';
+}
+
+function parseSeconds(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const seconds = Number(text);
+  // A timer takes 31 bits of milliseconds.
+  if (!/^\d+(\.\d+)?$/.test(text) || seconds <= 0 || seconds > 2_000_000) {
+    throw new UsageError(`--timeout takes a number of seconds, not "${text}"`, 'see: zazen run --help');
+  }
+  return seconds * 1000;
+}
+
+const COLLECTED_MAX_BYTES = 64 * 2 ** 20;
+
+/** Keeps what the guest writes for the JSON document. */
+class Collector extends Writable {
+  readonly #chunks: Buffer[] = [];
+  #sizeBytes = 0;
+
+  override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error) => void): void {
+    this.#sizeBytes += chunk.length;
+    if (this.#sizeBytes <= COLLECTED_MAX_BYTES) this.#chunks.push(chunk);
+    done();
+  }
+
+  /** As text if it is text. */
+  describe(): { output: string } | { outputBase64: string } {
+    if (this.#sizeBytes > COLLECTED_MAX_BYTES) {
+      throw new ZazenError('ZAZEN_OUTPUT_TOO_LARGE', 'the command wrote more than 64 MiB, too much for --json', {
+        hint: 'leave out --json, and read standard output',
+      });
+    }
+    const bytes = Buffer.concat(this.#chunks);
+    return isUtf8(bytes) ? { output: bytes.toString('utf8') } : { outputBase64: bytes.toString('base64') };
+  }
+}

@@ -1,0 +1,233 @@
+// A domain as the host's user holds it: console, events, pausing, ending. Its memory, vCPUs and event channels are the
+// hypervisor's; this is the end of them in the main thread.
+
+import type { Duplex } from 'node:stream';
+import { DOMAIN } from '../abi/domain-record.ts';
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { VCPU_SCHEDULE, VCPU_STATE } from '../abi/scheduler.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
+import { ZazenError } from '../base/errors.ts';
+import { ConsoleBackend } from '../devices/console/backend.ts';
+import { writeConsoleEntries } from '../devices/console/store-entries.ts';
+import { readConsoleLog } from '../hypervisor/console-io.ts';
+import type { NewDomain } from '../hypervisor/domain.ts';
+import { domainPath, removeDomainEntries, writeDomainEntries } from '../lifecycle/store-entries.ts';
+import { XenstoreRing } from '../xenstore/ring.ts';
+import { attachGuestCommand } from './guest-command.ts';
+import { EventLog } from './event-log.ts';
+import type { DomainPlan } from './domain-spec.ts';
+import type { HostCore } from './host-core.ts';
+import type {
+  Domain, DomainEvent, DomainEventBody, DomainState, DomainStats, GuestCommand, ShutdownReason, VcpuStats,
+} from './types.ts';
+
+/** By SHUTDOWN_* of Xen's sched.h; a soft reset has no meaning here. */
+const SHUTDOWN_REASONS: readonly ShutdownReason[] = ['poweroff', 'reboot', 'suspend', 'crash', 'watchdog', 'crash'];
+const VCPU_STATE_NAMES: Readonly<Record<number, VcpuStats['state']>> = {
+  [VCPU_STATE.offline]: 'offline', [VCPU_STATE.starting]: 'offline', [VCPU_STATE.runnable]: 'runnable',
+  [VCPU_STATE.running]: 'running', [VCPU_STATE.blocked]: 'blocked',
+};
+const NANOS_PER_MILLI = 1e6;
+
+export class HostedDomain implements Domain {
+  readonly id: number;
+  readonly name: string;
+  readonly uuid: string;
+  readonly memoryBytes: number;
+  readonly exec: GuestCommand | undefined;
+  readonly #core: HostCore;
+  readonly #made: NewDomain;
+  readonly #vcpuAddresses: readonly number[];
+  readonly #events = new EventLog();
+  readonly #console: ConsoleBackend;
+  readonly #ring: XenstoreRing;
+  readonly #stopped = Promise.withResolvers<ShutdownReason | 'destroyed'>();
+  #paused = true;
+  #shutdownReason: ShutdownReason | undefined;
+  #destroyed: Promise<void> | undefined;
+  #lastStats: DomainStats | undefined;
+  #logCursor = 0;
+  /** The end of the emergency console's text that is no whole line yet. */
+  #logRest = '';
+
+  constructor(core: HostCore, plan: DomainPlan & { name: string }, made: NewDomain, vcpuAddresses: readonly number[]) {
+    const { domain } = made;
+    this.id = domain.domid;
+    this.name = plan.name;
+    this.uuid = plan.uuid;
+    this.memoryBytes = plan.memoryBytes;
+    this.#core = core;
+    this.#made = made;
+    this.#vcpuAddresses = vcpuAddresses;
+    this.#console = new ConsoleBackend({
+      page: () => core.thread.machine.frameBytes(made.consoleMfn),
+      notify: () => core.ports.notify(made.consolePort),
+    });
+    this.#ring = new XenstoreRing(core.store, {
+      domainId: this.id,
+      page: () => core.thread.machine.frameBytes(made.xenstoreMfn),
+      notify: () => core.ports.notify(made.xenstorePort),
+    });
+    this.#connect(plan);
+    if (plan.exec !== undefined) this.exec = attachGuestCommand(this.#console.stream, plan.exec);
+  }
+
+  #connect(plan: DomainPlan): void {
+    const { store, ports } = this.#core;
+    const { domain, consolePort, xenstorePort } = this.#made;
+    const console = this.#core.consoleOf(domain);
+    store.domainIntroduced(this.id);
+    writeDomainEntries(store, { ...plan, name: this.name, domainId: this.id });
+    writeConsoleEntries({ domainId: this.id, ...console }, (path, value) => {
+      store.write(path, value);
+      store.setPerms(path, ['n0', `r${this.id}`]);
+    });
+    ports.listen(consolePort, () => this.#console.service());
+    ports.listen(xenstorePort, () => this.#serveStore());
+  }
+
+  /** In turns with everything else, however much the guest asks. */
+  #serveStore(): void {
+    if (this.#destroyed === undefined && this.#ring.service()) setImmediate(() => this.#serveStore());
+  }
+
+  /** To be called once, when vCPU 0 is ready to run. */
+  start(paused: boolean): void {
+    this.#emit({ type: 'started' });
+    if (paused) this.#emit({ type: 'paused' });
+    else {
+      this.#paused = false;
+      this.#core.thread.scheduling.unpauseDomain(this.id);
+    }
+  }
+
+  #emit(body: DomainEventBody): void {
+    const timeMillis = performance.timeOrigin + performance.now();
+    this.#events.add({ ...body, domainId: this.id, sequence: this.#events.length + 1, timeMillis } as DomainEvent);
+  }
+
+  // ---- what the hypervisor tells
+
+  /** The domain's shutdown state or its emergency console have changed. */
+  notice(): void {
+    if (this.#destroyed !== undefined) return;
+    this.#takeLog();
+    const shutdown = this.#made.domain.get(DOMAIN.at.shutdown);
+    if (shutdown === 0 || this.#shutdownReason !== undefined) return;
+    this.#core.thread.scheduling.waitUntilStopped(this.id);
+    this.#takeLog();
+    this.#console.service();
+    this.#shutdownReason = SHUTDOWN_REASONS[shutdown - 1] ?? 'crash';
+    this.#core.store.domainShutdown(this.id);
+    this.#console.close();
+    this.#emit({ type: 'shutdown', reason: this.#shutdownReason });
+    this.#stopped.resolve(this.#shutdownReason);
+  }
+
+  #takeLog(): void {
+    const { bytes, cursor } = readConsoleLog(this.#made.domain, this.#logCursor);
+    this.#logCursor = cursor;
+    const lines = (this.#logRest + Buffer.from(bytes).toString('latin1')).split(/\r?\n/);
+    this.#logRest = lines.pop()!.slice(-4096);
+    for (const line of lines) this.#core.log(`${this.name}: ${line.replaceAll(/\p{Cc}/gu, '')}`);
+  }
+
+  // ---- what the user asks
+
+  get state(): DomainState {
+    if (this.#destroyed !== undefined) return 'destroyed';
+    if (this.#shutdownReason !== undefined) return 'shutdown';
+    return this.#paused ? 'paused' : 'running';
+  }
+  get shutdownReason(): ShutdownReason | undefined {
+    return this.#destroyed === undefined ? this.#shutdownReason : undefined;
+  }
+  get console(): Duplex {
+    return this.#console.stream;
+  }
+  events(): AsyncIterableIterator<DomainEvent> {
+    return this.#events.read();
+  }
+
+  #assertAlive(): void {
+    if (this.#destroyed === undefined) return;
+    throw new ZazenError('ZAZEN_DOMAIN_GONE', `domain ${this.name} has been destroyed`);
+  }
+
+  async pause(): Promise<void> {
+    this.#assertAlive();
+    if (this.#paused) return;
+    const { scheduling } = this.#core.thread;
+    this.#paused = true;
+    scheduling.pauseDomain(this.id);
+    scheduling.waitUntilStopped(this.id);
+    this.#emit({ type: 'paused' });
+  }
+
+  async unpause(): Promise<void> {
+    this.#assertAlive();
+    if (!this.#paused) return;
+    this.#paused = false;
+    this.#core.thread.scheduling.unpauseDomain(this.id);
+    this.#emit({ type: 'unpaused' });
+  }
+
+  async shutdown({ reason = 'poweroff' }: { reason?: 'poweroff' | 'reboot' } = {}): Promise<void> {
+    this.#assertAlive();
+    this.#core.store.write(`${domainPath(this.id)}/control/shutdown`, reason);
+  }
+
+  waitForShutdown(): Promise<ShutdownReason | 'destroyed'> {
+    return this.#stopped.promise;
+  }
+
+  destroy(): Promise<void> {
+    return this.#destroyed ??= this.#destroy();
+  }
+
+  async #destroy(): Promise<void> {
+    const { thread, store, ports } = this.#core;
+    const { domain, consolePort, xenstorePort } = this.#made;
+    this.#lastStats = { ...this.stats(), state: 'destroyed' };
+    thread.scheduling.pauseDomain(this.id);
+    thread.scheduling.waitUntilStopped(this.id);
+    this.#takeLog();
+    this.#console.close();
+    this.#ring.close();
+    store.domainReleased(this.id);
+    removeDomainEntries(store, { domainId: this.id, uuid: this.uuid });
+    for (const port of [consolePort, xenstorePort]) ports.close(port);
+    for (const address of this.#vcpuAddresses) thread.scheduling.detach(address);
+    this.#core.release(this, domain, this.#vcpuAddresses);
+    this.#emit({ type: 'destroyed' });
+    this.#events.end();
+    this.#stopped.resolve('destroyed');
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.destroy();
+  }
+
+  stats(): DomainStats {
+    if (this.#lastStats !== undefined) return this.#lastStats;
+    const { machine, scheduling, heap } = this.#core.thread;
+    const vcpus = this.#vcpuAddresses.map((address, id): VcpuStats => ({
+      id,
+      state: VCPU_STATE_NAMES[scheduling.get(address, 'state')]!,
+      instructionsRetired: Number(machine.u64[(address + vcpuRecord.at.instructionsRetired) / 8]!),
+      runMillis: scheduling.getNanos(address, VCPU_SCHEDULE.at.runNanos) / NANOS_PER_MILLI,
+    }));
+    const sum = (pick: (address: number) => number): number => this.#vcpuAddresses.reduce((total, address) => total + pick(address), 0);
+    const { outputBytes, inputBytes } = this.#console.metrics;
+    return {
+      id: this.id, name: this.name, uuid: this.uuid, state: this.state, memoryBytes: this.memoryBytes,
+      residentBytes: heap.chargedFrames(this.id) * FRAME_BYTES,
+      vcpus,
+      instructionsRetired: vcpus.reduce((total, vcpu) => total + vcpu.instructionsRetired, 0),
+      runMillis: vcpus.reduce((total, vcpu) => total + vcpu.runMillis, 0),
+      hypercalls: sum(address => machine.u32[(address + vcpuRecord.at.hypercalls) / 4]!),
+      unknownSystemRegisters: sum(address => Number(machine.u64[(address + vcpuRecord.at.unknownSystemRegisters) / 8]!)),
+      consoleOutBytes: outputBytes, consoleInBytes: inputBytes,
+    };
+  }
+}

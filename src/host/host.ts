@@ -1,0 +1,156 @@
+// `Host`: a process's machine and the domains in it. See types.ts for what each method promises.
+
+import { availableParallelism } from 'node:os';
+import { PCPU_MAX } from '../abi/machine-memory.ts';
+import { PCPU } from '../abi/scheduler.ts';
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { systemClock } from '../base/clock.ts';
+import { ZazenError } from '../base/errors.ts';
+import { systemRandom } from '../base/random.ts';
+import { loadDomain } from '../lifecycle/build.ts';
+import type { NewDomain } from '../hypervisor/domain.ts';
+import type { AuditReport } from '../memory/audit.ts';
+import { HostedDomain } from './domain.ts';
+import { planDomain } from './domain-spec.ts';
+import type { DomainPlan } from './domain-spec.ts';
+import { HostCore } from './host-core.ts';
+import { parseSize } from './size.ts';
+import type { CreateOptions, Domain, DomainSpec, Host as HostInterface, HostOptions, HostStats, StartHost } from './types.ts';
+
+const DEFAULT_MEMORY = '2GiB';
+const DEFAULT_PCPUS_MAX = 4;
+const WASM_PAGE_BYTES = 65536;
+const NANOS_PER_MILLI = 1e6;
+/** Pages that a guest may have beside its RAM: shared info, grant tables, rings. */
+const EXTRA_PAGES = 1024;
+
+export type Host = HostInterface;
+
+class RunningHost implements HostInterface {
+  readonly #core: HostCore;
+  readonly #cacheDir: string | undefined;
+  readonly #startMillis = performance.now();
+  #closing: Promise<void> | undefined;
+
+  constructor(core: HostCore, cacheDir: string | undefined) {
+    this.#core = core;
+    this.#cacheDir = cacheDir;
+  }
+
+  async create(spec: DomainSpec = {}, options: CreateOptions = {}): Promise<Domain> {
+    this.#assertOpen();
+    const core = this.#core;
+    if (spec.name !== undefined) this.#assertNameFree(spec.name);
+    const plan = await planDomain(spec, { log: core.log, ...options, random: core.random, cacheDir: this.#cacheDir });
+    options.signal?.throwIfAborted();
+    this.#assertOpen();
+    if (plan.name !== undefined) this.#assertNameFree(plan.name);
+    return this.#build(plan);
+  }
+
+  #assertOpen(): void {
+    if (this.#closing !== undefined) throw new ZazenError('ZAZEN_HOST_CLOSED', 'the host has been closed');
+  }
+  #assertNameFree(name: string): void {
+    if (this.domains().some(domain => domain.name === name)) {
+      throw new ZazenError('ZAZEN_DOMAIN_NAME_TAKEN', `there is a domain called ${name} already`, { hint: 'choose another name' });
+    }
+  }
+
+  #build(plan: DomainPlan): HostedDomain {
+    const core = this.#core;
+    const { thread } = core;
+    const vcpuAddresses = core.takeVcpus(plan.vcpus);
+    const made = vcpuAddresses && core.builder.createDomain({
+      vcpuAddresses, handle: Buffer.from(plan.uuid.replaceAll('-', ''), 'hex'),
+      maxPages: plan.memoryBytes / FRAME_BYTES + EXTRA_PAGES,
+    });
+    if (!made) {
+      if (vcpuAddresses) core.returnVcpus(vcpuAddresses);
+      throw new ZazenError('ZAZEN_DOMAIN_LIMIT', 'the host has no room for another domain',
+        { hint: 'destroy one, or start the host with more memory' });
+    }
+    const { domain } = made;
+    try {
+      thread.gic.resetDomain(domain.domid, vcpuAddresses);
+      for (const address of vcpuAddresses) thread.scheduling.attach(address);
+      const entry = this.#load(plan, made);
+      thread.timers.setTime(domain.domid, 0);
+      core.builder.setWallClock(domain, thread.clock.wallMillis());
+      const hosted = new HostedDomain(core, { ...plan, name: plan.name ?? `domain-${domain.domid}` }, made, vcpuAddresses);
+      core.domains.set(domain.domid, hosted);
+      thread.scheduling.start(vcpuAddresses[0]!, () =>
+        thread.resetVcpu(vcpuAddresses[0]!, BigInt(entry.entryAddress), BigInt(entry.deviceTreeAddress)));
+      hosted.start(plan.paused);
+      return hosted;
+    } catch (error) {
+      if (!core.domains.has(domain.domid)) {
+        core.returnVcpus(vcpuAddresses);
+        for (const port of [made.consolePort, made.xenstorePort]) core.ports.close(port);
+        core.releaseRecord(domain);
+      }
+      throw error;
+    }
+  }
+
+  #load(plan: DomainPlan, { domain }: NewDomain): { entryAddress: number; deviceTreeAddress: number } {
+    const { thread, random } = this.#core;
+    const { entryAddress, deviceTree } = loadDomain(thread.p2m, thread.heap, domain, {
+      kernel: plan.kernel, initrd: plan.initramfs, commandLine: plan.cmdline, memoryBytes: plan.memoryBytes,
+      vcpuCount: plan.vcpus,
+    }, random);
+    return { entryAddress, deviceTreeAddress: deviceTree.address };
+  }
+
+  domains(): Domain[] {
+    return [...this.#core.domains.values()].toSorted((a, b) => a.id - b.id);
+  }
+
+  stats(): HostStats {
+    const { thread } = this.#core;
+    const { machine } = thread;
+    const { clean, cached, dirty, scrubbing } = thread.heap.stats();
+    return {
+      memoryBytes: machine.parameters.sizeBytes,
+      freeBytes: (clean + cached + dirty + scrubbing) * FRAME_BYTES,
+      dirtyBytes: (dirty + scrubbing) * FRAME_BYTES,
+      pcpus: Array.from({ length: machine.parameters.pcpuCount }, (_, id) => ({
+        id, busyMillis: machine.f64[(machine.pcpuAddress(id) + PCPU.at.busyNanos) / 8]! / NANOS_PER_MILLI,
+      })),
+      domains: this.#core.domains.size,
+      uptimeMillis: performance.now() - this.#startMillis,
+    };
+  }
+
+  async audit(): Promise<AuditReport> {
+    this.#assertOpen();
+    return this.#core.audit();
+  }
+
+  close(): Promise<void> {
+    return this.#closing ??= this.#close();
+  }
+  async #close(): Promise<void> {
+    await Promise.all(this.domains().map(domain => domain.destroy()));
+    await this.#core.close();
+  }
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+async function start(options: HostOptions = {}): Promise<HostInterface> {
+  const memoryBytes = parseSize(options.memory ?? DEFAULT_MEMORY, 'the host\'s memory');
+  const pcpus = options.pcpus ?? Math.min(DEFAULT_PCPUS_MAX, availableParallelism());
+  if (!Number.isInteger(pcpus) || pcpus < 1 || pcpus > PCPU_MAX) {
+    throw new ZazenError('ZAZEN_SPEC_PCPUS', `a host cannot have ${pcpus} pCPUs`, { hint: `give 1 to ${PCPU_MAX}` });
+  }
+  const core = new HostCore({
+    memoryBytes: Math.ceil(memoryBytes / WASM_PAGE_BYTES) * WASM_PAGE_BYTES, pcpus,
+    clock: options.clock ?? systemClock, random: options.random ?? systemRandom, log: options.log ?? (() => {}),
+  });
+  await core.startWorkers();
+  return new RunningHost(core, options.cacheDir);
+}
+
+export const Host: { readonly start: StartHost } = { start };

@@ -1,0 +1,237 @@
+// One pCPU in the test's own thread, with an engine that does what the test says and a clock that goes by hand.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { sysreg } from '../a64/system-registers.ts';
+import { DOMAIN } from '../abi/domain-record.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
+import type { ExitReason } from '../cpu/host.ts';
+import { VcpuState } from '../cpu/vcpu-state.ts';
+import { PCpu } from './pcpu.ts';
+import type { VcpuRunner } from './pcpu.ts';
+import { SafePoints } from './safe-points.ts';
+import { InterruptRig } from './test-interrupts.ts';
+
+type Behaviour = (index: number, instructions: number) => ExitReason;
+const MILLI = 1e6;
+
+class PcpuRig extends InterruptRig implements VcpuRunner {
+  /** What each run of a vCPU does; when the script is over, the loop ends. */
+  readonly runs: number[] = [];
+  readonly stopped: number[] = [];
+  behave: Behaviour = () => 'wfi';
+  readonly safePoints: SafePoints;
+  readonly pcpu: PCpu;
+  /** How far the clock goes when there is nothing to run, and how often before the loop ends. */
+  idleNanos = 0;
+  idleRounds = 0;
+  exitRequests = 0;
+
+  constructor(vcpuCount: number) {
+    super(vcpuCount);
+    this.safePoints = new SafePoints(this.machine, 0);
+    this.pcpu = new PCpu(this, {
+      pcpu: 0, machine: this.machine, scheduling: this.scheduling, safePoints: this.safePoints, timers: this.timers,
+      clock: this.clock, onShutdown: domid => this.stopped.push(domid),
+      idleWork: () => {
+        this.clock.nanos += this.idleNanos;
+        if (this.idleRounds-- === 0) this.scheduling.close();
+        return true;
+      },
+    });
+    this.enable();
+  }
+
+  vcpu(vcpuAddress: number): VcpuState { return new VcpuState(this.machine, vcpuAddress); }
+  run(vcpu: VcpuState, instructions: number): ExitReason {
+    const index = this.vcpus.indexOf(vcpu.address);
+    assert.ok(this.scheduling.isRunning(vcpu.address));
+    this.runs.push(index);
+    return this.behave(index, instructions);
+  }
+  requestExit(): void { this.exitRequests++; }
+  obeyFlushRequest(): void {}
+
+  start(): this {
+    for (const vcpu of this.vcpus) assert.equal(this.scheduling.start(vcpu, () => {}), true);
+    return this;
+  }
+  retire(index: number, instructions: number, nanos: number): void {
+    this.machine.u64[(this.vcpus[index]! + vcpuRecord.at.instructionsRetired) / 8]! += BigInt(instructions);
+    this.clock.nanos += nanos;
+  }
+  wake(index: number): void { this.scheduling.wake(this.vcpus[index]!); }
+}
+
+test('vCPUs take turns of a millisecond', () => {
+  const rig = new PcpuRig(3).start();
+  rig.behave = (index, instructions) => {
+    rig.retire(index, instructions, 0.5 * MILLI);
+    if (rig.runs.length === 12) rig.scheduling.close();
+    return 'slice';
+  };
+  rig.pcpu.runLoop();
+  assert.deepEqual(rig.runs, [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2]);
+});
+
+test('the budget follows the rate, and ends at the next timer', () => {
+  const rig = new PcpuRig(1).start();
+  const budgets: number[] = [];
+  rig.behave = (index, instructions) => {
+    budgets.push(instructions);
+    rig.retire(index, instructions, instructions / 0.4);
+    if (rig.runs.length === 60) rig.timers.write(rig.vcpus[0]!, sysreg.CNTV_TVAL_EL0, 6250, 0);
+    if (rig.runs.length === 60) rig.timers.write(rig.vcpus[0]!, sysreg.CNTV_CTL_EL0, 1, 0);
+    if (rig.irq() || rig.runs.length === 70) rig.scheduling.close();
+    return 'slice';
+  };
+  rig.pcpu.runLoop();
+  assert.ok(Math.abs(budgets[58]! / (0.4 * MILLI) - 1) < 0.05, `${budgets[58]} instructions for a millisecond`);
+  assert.ok(budgets[60]! <= 0.105 * 0.4 * MILLI, 'a tenth of a millisecond is left until the timer');
+  assert.equal(rig.irq(), true);
+  assert.ok(rig.runs.length < 65, 'the timer fired soon after');
+});
+
+test('WFI waits for the timer and not longer', () => {
+  const rig = new PcpuRig(1).start();
+  rig.idleNanos = 0.25 * MILLI;
+  rig.idleRounds = 100;
+  const times: number[] = [];
+  rig.behave = () => {
+    times.push(rig.clock.nanos);
+    if (rig.runs.length > 1) assert.equal(rig.irq(), true);
+    rig.end(rig.acknowledge());
+    if (rig.runs.length === 4) rig.scheduling.close();
+    rig.timers.write(rig.vcpus[0]!, sysreg.CNTV_TVAL_EL0, 62_500, 0);
+    rig.timers.write(rig.vcpus[0]!, sysreg.CNTV_CTL_EL0, 1, 0);
+    return 'wfi';
+  };
+  rig.pcpu.runLoop();
+  assert.deepEqual(times.map(t => t - times[0]!), [0, MILLI, 2 * MILLI, 3 * MILLI]);
+});
+
+test('an interrupt between the WFI and the block is not lost, and a wake during a blocking call counts', () => {
+  const rig = new PcpuRig(1).start();
+  rig.behave = () => {
+    if (rig.runs.length === 1) rig.raise(20);
+    else if (rig.runs.length === 2) {
+      rig.raise(20, false);
+      rig.scheduling.block(rig.vcpus[0]!, undefined);
+      rig.wake(0);
+      return 'host';
+    }
+    return 'wfi';
+  };
+  rig.pcpu.runLoop();
+  assert.deepEqual(rig.runs, [0, 0, 0]);
+  assert.equal(rig.exitRequests > 0, true, 'a blocking call leaves emitted code');
+});
+
+test('a wake from before a WFI does not end it; one from after does', () => {
+  const rig = new PcpuRig(2).start();
+  rig.behave = index => {
+    if (rig.runs.length === 1) rig.wake(0);
+    if (index === 1 && rig.runs.length === 2) rig.wake(0);
+    return 'wfi';
+  };
+  rig.pcpu.runLoop();
+  assert.deepEqual(rig.runs, [0, 1, 0]);
+});
+
+test('a block ends at its deadline, an ended block\'s deadline does nothing', () => {
+  const rig = new PcpuRig(1).start();
+  rig.idleNanos = MILLI;
+  rig.idleRounds = 20;
+  const times: number[] = [];
+  rig.behave = () => {
+    times.push(rig.clock.nanos / MILLI - 1000);
+    if (rig.runs.length > 2) return 'wfi';
+    rig.scheduling.block(rig.vcpus[0]!, rig.clock.nanos + 5 * MILLI);
+    if (rig.runs.length === 2) rig.wake(0);
+    return 'host';
+  };
+  rig.pcpu.runLoop();
+  assert.deepEqual(times, [0, 5, 5]);
+});
+
+test('yield lets the others run, power-off ends a vCPU, power-on starts it again', () => {
+  const rig = new PcpuRig(2).start();
+  rig.behave = index => {
+    const vcpu = rig.vcpus[index]!;
+    switch (rig.runs.length) {
+      case 1: rig.scheduling.yield(vcpu); return 'host';
+      case 2: rig.scheduling.setOnline(vcpu, false); return 'host';
+      case 3:
+        assert.equal(rig.scheduling.isOnline(rig.vcpus[1]!), false);
+        assert.equal(rig.scheduling.start(vcpu, () => assert.fail('it is on')), false);
+        assert.equal(rig.scheduling.setOnline(rig.vcpus[1]!, true), true);
+        return 'wfi';
+      default: return 'wfi';
+    }
+  };
+  rig.pcpu.runLoop();
+  assert.deepEqual(rig.runs, [0, 1, 0, 1]);
+});
+
+test('a vCPU that was never started cannot be put online', () => {
+  const rig = new PcpuRig(1);
+  assert.equal(rig.scheduling.setOnline(rig.vcpus[0]!, true), false);
+  assert.equal(rig.scheduling.isOnline(rig.vcpus[0]!), false);
+});
+
+test('a paused domain does not run, blocked ones woken meanwhile run when all pauses are gone', () => {
+  const rig = new PcpuRig(2).start();
+  rig.idleRounds = 3;
+  rig.behave = index => {
+    if (rig.runs.length === 1) {
+      rig.scheduling.pauseDomain(rig.domid);
+      rig.scheduling.pauseDomain(rig.domid);
+      assert.equal(rig.scheduling.isStopped(rig.domid), false);
+    }
+    rig.retire(index, 1, 2 * MILLI);
+    return 'wfi';
+  };
+  rig.pcpu.runLoop();
+  assert.deepEqual(rig.runs, [0]);
+  assert.equal(rig.scheduling.isStopped(rig.domid), true);
+  rig.wake(0);
+  assert.equal(rig.scheduling.hasWaiting, false);
+  rig.scheduling.unpauseDomain(rig.domid);
+  assert.equal(rig.scheduling.hasWaiting, false);
+  rig.scheduling.unpauseDomain(rig.domid);
+  assert.deepEqual([rig.scheduling.take(0), rig.scheduling.take(0), rig.scheduling.take(0)], [...rig.vcpus, 0]);
+});
+
+test('a shutdown stops all vCPUs and says so once they are out of emitted code', () => {
+  const rig = new PcpuRig(2).start();
+  rig.behave = () => {
+    rig.machine.u32[(rig.machine.domainAddress(rig.domid) + DOMAIN.at.shutdown) / 4] = 1;
+    rig.scheduling.pauseChanged(rig.domid);
+    return 'host';
+  };
+  rig.pcpu.runLoop();
+  assert.deepEqual(rig.runs, [0]);
+  assert.deepEqual(rig.stopped, [rig.domid]);
+  assert.equal(rig.scheduling.isStopped(rig.domid), true);
+});
+
+test('a vCPU can be taken away while it waits in the queue', () => {
+  const rig = new PcpuRig(3).start();
+  rig.scheduling.detach(rig.vcpus[1]!);
+  rig.pcpu.runLoop();
+  assert.deepEqual(rig.runs, [0, 2]);
+});
+
+test('stopping the world and flushing TLBs from inside a call return at once when nobody else runs', () => {
+  const rig = new PcpuRig(2).start();
+  let stopped = 0;
+  rig.behave = () => {
+    rig.safePoints.stopWorld(() => stopped++);
+    rig.safePoints.flushTlbs(rig.domid, rig.vcpus[0]);
+    return 'wfi';
+  };
+  rig.pcpu.runLoop();
+  assert.equal(stopped, 2);
+  const requests = rig.vcpus.map(vcpu => rig.machine.u32[(vcpu + vcpuRecord.at.tlbFlushRequest) / 4]);
+  assert.deepEqual(requests, [0, 2]);
+});

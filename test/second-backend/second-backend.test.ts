@@ -1,0 +1,133 @@
+// The meanings of instructions hold in a second back end: random straight lines run on the interpreter and on
+// StraightLineMachine from the same state must end in the same state, traps and faults included.
+//
+//   ZAZEN_SEED=n   other random numbers (every run prints its seed)
+//   ZAZEN_LINES=n  lines for each kind of memory (default 1500)
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Assembler } from '../../src/a64/assembler.ts';
+import { disassemble } from '../../src/a64/disassembler.ts';
+import type { Row } from '../../src/a64/row.ts';
+import { rows } from '../../src/a64/table.ts';
+import { vOffset, vcpuRecord, xOffset } from '../../src/abi/vcpu.ts';
+import { SeededRandom } from '../../src/base/random.ts';
+import { GUEST_BASE, createTestMachine } from '../../src/cpu/testing.ts';
+import type { TestMachine } from '../../src/cpu/testing.ts';
+import { SCRATCH_BYTES } from '../differential/cpu-state.ts';
+import type { CpuState } from '../differential/cpu-state.ts';
+import { randomState } from '../differential/random-state.ts';
+import { VariantDeck, pieceOf } from './random-lines.ts';
+import type { LinePlace } from './random-lines.ts';
+import { StraightLineRunner } from './straight-line.ts';
+
+const SEED = Number(process.env['ZAZEN_SEED'] ?? 20_26);
+const LINES = Number(process.env['ZAZEN_LINES'] ?? 1500);
+const PIECES = 8;
+const VARIANTS_PER_ROW = 3;
+const at = vcpuRecord.at;
+
+const CODE = GUEST_BASE + 0x10_000;
+const CODE_BYTES = 0x100;
+const VECTORS = GUEST_BASE + 0x20_000;
+const VECTORS_BYTES = 0x800;
+const SCRATCH = GUEST_BASE + 0x30_000;
+const place: LinePlace = { start: BigInt(CODE), endOffset: CODE_BYTES - 4, scratch: BigInt(SCRATCH) };
+const NOP = 0xd503201f;
+
+/** State that ends up the same, by name and offset in the vCPU record. */
+const compared: readonly (readonly [string, number])[] = [
+  ...Array.from({ length: 32 }, (_, n) => [n === 31 ? 'sp' : `x${n}`, xOffset(n)] as const),
+  ...Array.from({ length: 64 }, (_, n) => [`v${n >> 1}${n & 1 ? ' high' : ''}`, vOffset(0) + 8 * n] as const),
+  ...(['spEl0', 'spEl1', 'elrEl1', 'spsrEl1', 'esrEl1', 'farEl1', 'parEl1', 'exclusiveAddress', 'tpidrEl0', 'tpidrroEl0',
+    'tpidrEl1', 'contextidrEl1', 'unknownSystemRegisters'] as const).map(name => [name, at[name]] as const),
+];
+const compared32 = ['fpcr', 'fpsr', 'el', 'spSel', 'daif', 'pan', 'pstateRest'] as const;
+
+function prepare({ vcpu, ram, load }: TestMachine, words: readonly number[], state: CpuState, el: number, fpen: bigint): void {
+  load(CODE, words);
+  ram.set(state.memory, SCRATCH - GUEST_BASE);
+  for (const [, offset] of compared) vcpu.set64(offset, 0n);
+  for (let n = 0; n < 31; n++) vcpu.setX(n, state.x[n]!);
+  vcpu.u64.set(state.v, (vcpu.address + vOffset(0)) / 8);
+  vcpu.setNzcv(state.nzcv);
+  for (const name of compared32) vcpu.set32(at[name], 0);
+  vcpu.set32(at.fpcr, state.fpcr);
+  vcpu.set32(at.fpsr, state.fpsr);
+  vcpu.set32(at.daif, 0x3c0);
+  vcpu.set64(at.exclusiveAddress, 2n ** 64n - 1n);
+  vcpu.set64(at.cpacrEl1, fpen << 20n);
+  vcpu.set64(el === 0 ? at.spEl0 : at.spEl1, BigInt.asUintN(64, state.sp));
+  vcpu.enterEl(el, el);
+  vcpu.set64(at.vbarEl1, BigInt(VECTORS));
+  vcpu.set64(at.pcBase, BigInt(CODE));
+  vcpu.set32(at.record, 0);
+}
+
+/** Until the HVC in a vector has been reached; the PC is left at it. */
+function interpret({ engine, vcpu }: TestMachine): void {
+  for (let runs = 0; runs < 1000; runs++) {
+    engine.run(vcpu, 10_000);
+    const pc = Number(vcpu.get64(at.pcBase)) - 4;
+    if (pc >= VECTORS && pc < VECTORS + VECTORS_BYTES) return vcpu.set64(at.pcBase, BigInt(pc));
+  }
+  throw new Error('the code does not come to an end');
+}
+
+function differences(a: TestMachine, b: TestMachine): string[] {
+  const lines: string[] = [];
+  const compare = (name: string, want: bigint | number, got: bigint | number) => {
+    if (want !== got) lines.push(`${name}: 0x${want.toString(16)} in the interpreter, 0x${got.toString(16)} here`);
+  };
+  for (const [name, offset] of [...compared, ['pc', at.pcBase] as const]) compare(name, a.vcpu.get64(offset), b.vcpu.get64(offset));
+  for (const name of compared32) compare(name, a.vcpu.get32(at[name]), b.vcpu.get32(at[name]));
+  compare('nzcv', a.vcpu.nzcv(), b.vcpu.nzcv());
+  const scratch = (m: TestMachine): Uint8Array => m.ram.subarray(SCRATCH - GUEST_BASE, SCRATCH - GUEST_BASE + SCRATCH_BYTES);
+  const differing = Buffer.compare(scratch(a), scratch(b)) === 0 ? -1 : scratch(a).findIndex((byte, i) => byte !== scratch(b)[i]);
+  if (differing >= 0) lines.push(`memory differs from 0x${(SCRATCH + differing).toString(16)} on`);
+  return lines;
+}
+
+function randomLine(deck: VariantDeck, random: SeededRandom, used: Map<Row, number>): number[] {
+  const words: number[] = [];
+  for (let pieces = 0; pieces < PIECES;) {
+    const variant = deck.next();
+    const piece = pieceOf(variant, 4 * words.length, place, random);
+    if (!piece) continue;
+    if (words.length + piece.words.length >= place.endOffset / 4) break;
+    words.push(...piece.words);
+    used.set(piece.row, (used.get(piece.row) ?? 0) + 1);
+    pieces++;
+  }
+  while (words.length < place.endOffset / 4) words.push(NOP);
+  return [...words, ...new Assembler().svc(0).words()];
+}
+
+for (const addressType of ['i32', 'i64'] as const) {
+  test(`random lines from the whole table end as in the interpreter (${addressType} memory)`, () => {
+    console.log(`seed ${SEED} (ZAZEN_SEED sets it), ${LINES} lines (ZAZEN_LINES)`);
+    const random = new SeededRandom(SEED);
+    const deck = new VariantDeck(random, VARIANTS_PER_ROW);
+    const interpreter = createTestMachine({ addressType });
+    const straight = new StraightLineRunner(addressType);
+    const hvc = new Assembler().hvc(0).words()[0]!;
+    for (const m of [interpreter, straight.test]) m.load(VECTORS, Array<number>(VECTORS_BYTES / 4).fill(hvc));
+    const used = new Map<Row, number>();
+    for (let line = 0; line < LINES; line++) {
+      const words = randomLine(deck, random, used);
+      const state = randomState(random);
+      const el = random.below(2);
+      const fpen = random.below(24) === 0 ? BigInt(random.below(3)) : 3n;
+      for (const m of [interpreter, straight.test]) prepare(m, words, state, el, fpen);
+      interpret(interpreter);
+      straight.run(place.start, CODE_BYTES);
+      const found = differences(interpreter, straight.test);
+      assert.ok(found.length === 0, [`seed ${SEED}, line ${line} at EL${el}:`,
+        ...words.filter(word => word !== NOP).map((word, i) => `  ${disassemble(word, place.start + BigInt(4 * i))}`), ...found].join('\n'));
+    }
+    if (LINES * PIECES > 3 * deck.size) {
+      const unused = rows.filter(row => !used.has(row)).map(row => row.name);
+      assert.deepEqual(unused, [], 'every row has come up');
+    }
+  });
+}
