@@ -11,6 +11,7 @@ export interface Benchmark {
 }
 
 const benchmarks: readonly { name: string; load: () => Promise<{ default: Benchmark }> }[] = [
+  { name: 'boot', load: () => import('./boot.ts') },
   { name: 'interpreter', load: () => import('./interpreter.ts') },
 ];
 

@@ -87,6 +87,8 @@ export const DOMAIN = struct('domain', {
   incarnation: u32,
   /** Reasons for the vCPUs not to run. */
   pauseCount: u32,
+  /** Non-zero: one of the pauses is for want of frames, and the host's main thread has not taken it over yet. */
+  stalled: u32,
   /** Why it shut down, plus 1; 0: it has not. */
   shutdown: u32,
   /** The reason that SCHEDOP_shutdown_code set, plus 1. */

@@ -156,7 +156,8 @@ export const VMASST_TYPE_RUNSTATE_UPDATE_FLAG = 5;
 
 export const CONSOLEIO = { write: 0, read: 1 } as const;
 
-export const multicallEntry = struct('multicall_entry', { op: u64, result: u64, args: array(u64, 6) }, { sizeBytes: 64 });
+export const multicallEntry =
+  struct('multicall_entry', { op: u64, result: u64, args: array(u64, 6) }, { sizeBytes: 64 });
 
 export const HVMOP = { set_param: 0, get_param: 1 } as const;
 export const xenHvmParam =

@@ -61,7 +61,7 @@ export class FakeGuest {
   }
 
   end(status: number): void {
-    this.say(`\n${exitMarker}${NONCE} ${status}\n`);
+    this.say(`${exitMarker}${NONCE} ${status}\n`);
     this.shutdown('poweroff');
   }
 

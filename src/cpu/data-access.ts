@@ -87,7 +87,7 @@ export class DataAccess {
     const own = this.isZeroFrame(mfn) ? this.#engine.host.frameForWrite(vcpu, Math.floor(this.#physical / FRAME_BYTES)) : mfn;
     if (own === OUT_OF_FRAMES) {
       vcpu.set32(at.abort, 1);
-      return this.#engine.stopBefore(vcpu, 'host');
+      return this.#engine.stopBefore(vcpu, 'outOfFrames');
     }
     this.#fillTlb(vcpu, low, high, sizeAndFlags, access, own);
   }
@@ -112,7 +112,7 @@ export class DataAccess {
     const mfn = access === ACCESS_WRITE ? host.frameForWrite(vcpu, guestFrame) : host.frameForRead(vcpu, guestFrame);
     if (mfn === OUT_OF_FRAMES || this.#engine.codeIsGone) {
       vcpu.set32(at.abort, 1);
-      this.#engine.stopBefore(vcpu, mfn === OUT_OF_FRAMES ? 'host' : 'slice');
+      this.#engine.stopBefore(vcpu, mfn === OUT_OF_FRAMES ? 'outOfFrames' : 'slice');
       return FAULTED;
     }
     this.#physical = guestFrame * FRAME_BYTES + (low & 0xfff);
@@ -120,7 +120,10 @@ export class DataAccess {
     if (translation.device && low & (Math.min(sizeAndFlags & 0xff, 8) - 1)) {
       return this.#dataAbort(vcpu, low, high, faultStatus.alignment, access);
     }
-    if (!translation.device && !this.isZeroFrame(mfn)) this.#fillTlb(vcpu, low, high, sizeAndFlags, access, mfn);
+    // Emitted code does not look at SCTLR_EL1.A: while it is set, accesses stay on the slow path. (Entries that atomics
+    // make are not kept from others; those pages are checked less strictly.)
+    const isChecked = (vcpu.get32(at.sctlrEl1) & SCTLR_A) !== 0;
+    if (!translation.device && !isChecked && !this.isZeroFrame(mfn)) this.#fillTlb(vcpu, low, high, sizeAndFlags, access, mfn);
     return mfn * FRAME_BYTES + (low & 0xfff);
   }
 
@@ -158,7 +161,7 @@ export class DataAccess {
     return FAULTED;
   }
 
-  // ---- for hypercalls: guest virtual addresses with the permissions of EL1
+  // ---- for hypercalls: guest virtual addresses with the permissions of EL1, user pages included (privcmd)
 
   /** @returns undefined if any byte cannot be read. */
   copyFromGuest(vcpu: VcpuState, address: bigint, sizeBytes: number): Uint8Array | undefined {
@@ -180,7 +183,7 @@ export class DataAccess {
     for (let done = 0; done < sizeBytes;) {
       const va = BigInt.asUintN(64, address + BigInt(done));
       const low = Number(va & 0xffff_ffffn);
-      if (!translation.translate(vcpu, low, Number(va >> 32n), access, 1)) return false;
+      if (!translation.translateIgnoringPan(vcpu, low, Number(va >> 32n), access, 1)) return false;
       const mfn = access === ACCESS_WRITE
         ? host.frameForWrite(vcpu, translation.guestFrame) : host.frameForRead(vcpu, translation.guestFrame);
       if (mfn <= 0) return false;

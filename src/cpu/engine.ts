@@ -248,7 +248,7 @@ export class Engine {
     if (this.data.isZeroFrame(mfn)) mfn = this.host.frameForWrite(vcpu, guestFrame);
     if (mfn === 0) return abort(faultStatus.externalAbort);
     if (mfn === OUT_OF_FRAMES) {
-      this.#exit = 'host';
+      this.#exit = 'outOfFrames';
       return 0;
     }
     let slot = this.decodeCache.slotFor(mfn);

@@ -47,4 +47,6 @@ export type ExitReason =
   /** WFI with no interrupt pending: the vCPU waits. */
   | 'wfi'
   /** The host asked for it during a call (`Engine.requestExit`): a shutdown, a blocking hypercall. */
-  | 'host';
+  | 'host'
+  /** The next instruction needs a frame and the host has none (OUT_OF_FRAMES); it can be tried again. */
+  | 'outOfFrames';

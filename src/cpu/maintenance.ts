@@ -59,16 +59,8 @@ export class Maintenance {
 
   #translated(vcpu: VcpuState, address: bigint, access: 0 | 1): boolean {
     vcpu.set64(scratchOffset(0), address);
-    return this.#walk(vcpu, address, access, vcpu.el);
-  }
-  /** PSTATE.PAN does not apply to cache maintenance and address translation. */
-  #walk(vcpu: VcpuState, address: bigint, access: 0 | 1, el: number): boolean {
     const [low, high] = halves(address);
-    const pan = vcpu.get32(at.pan);
-    vcpu.set32(at.pan, 0);
-    const allowed = this.#engine.translation.translate(vcpu, low, high, access, el);
-    vcpu.set32(at.pan, pan);
-    return allowed;
+    return this.#engine.translation.translateIgnoringPan(vcpu, low, high, access, vcpu.el);
   }
 
   #invalidateCode(vcpu: VcpuState, address: bigint): Outcome {
@@ -86,7 +78,8 @@ export class Maintenance {
   /** PAR_EL1: bit 0 says fault, with the status above; else the physical address and memory attributes. */
   #translate(vcpu: VcpuState, address: bigint, el: number, access: 0 | 1): Outcome {
     const { translation } = this.#engine;
-    if (!this.#walk(vcpu, address, access, el)) {
+    const [low, high] = halves(address);
+    if (!translation.translateIgnoringPan(vcpu, low, high, access, el)) {
       vcpu.set64(at.parEl1, BigInt((translation.status << 1) | 1 | 0x800));
     } else {
       const attributes = translation.device ? 0n : 0xffn << 56n;

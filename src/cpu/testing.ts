@@ -23,8 +23,12 @@ export class TestHost implements CpuHost {
   /** Emulated registers for tests of MMIO: physical address → value. */
   readonly registers = new Map<number, bigint>();
 
-  constructor(machine: MachineMemory) {
+  /** All vCPUs of the machine, those of other engines among them. */
+  readonly vcpus: VcpuState[];
+
+  constructor(machine: MachineMemory, vcpus: VcpuState[]) {
     this.machine = machine;
+    this.vcpus = vcpus;
   }
 
   frameForRead(_vcpu: VcpuState, guestFrame: number): number {
@@ -56,23 +60,30 @@ export class TestHost implements CpuHost {
     this.engine!.requestExit('host');
     return true;
   }
-  broadcastTlbInvalidate(): void {}
+  broadcastTlbInvalidate(vcpu: VcpuState): void {
+    for (const other of this.vcpus) if (other.address !== vcpu.address) this.engine!.requestTlbFlush(other.address);
+  }
   flushDecodeCache(): void {
     this.engine!.decodeCache.empty();
     for (const vcpu of this.vcpus) this.engine!.flushTlb(vcpu);
   }
-  readonly vcpus: VcpuState[] = [];
 }
 
-export interface TestMachine {
-  readonly machine: MachineMemory;
+/** A vCPU on an engine of its own. */
+export interface TestVcpu {
   readonly host: TestHost;
   readonly engine: Engine;
   readonly vcpu: VcpuState;
+}
+
+export interface TestMachine extends TestVcpu {
+  readonly machine: MachineMemory;
   /** Guest physical memory. */
   readonly ram: Uint8Array;
   /** Writes instruction words at a guest physical address. Decoded code of those addresses is dropped. */
   load(physicalAddress: number, words: readonly number[]): void;
+  /** Another vCPU (1 to 3), reset, that shares the memory. */
+  addVcpu(index: number): TestVcpu;
 }
 
 /** The module depends on the shape of the memory only; tests that make many machines share it. */
@@ -90,16 +101,21 @@ export function createTestMachine(options: { sizeBytes?: number; addressType?: '
     const bytes = buildInterpreter({ addressType, minPages: 1, maxPages: pages }, MACHINE_HEADER.at.pairLock);
     modules.set(key, module = new WebAssembly.Module(bytes));
   }
-  const host = new TestHost(machine);
-  const engine = new Engine(machine, host, module);
-  host.engine = engine;
-  const vcpu = engine.vcpu(machine.vcpuAddress(0));
-  host.vcpus.push(vcpu);
-  resetVcpu(vcpu, 0);
+  const vcpus: VcpuState[] = [];
+  const addVcpu = (index: number): TestVcpu => {
+    const host = new TestHost(machine, vcpus);
+    const engine = new Engine(machine, host, module, index);
+    host.engine = engine;
+    const vcpu = engine.vcpu(machine.vcpuAddress(index));
+    vcpus.push(vcpu);
+    resetVcpu(vcpu, index);
+    return { host, engine, vcpu };
+  };
+  const { host, engine, vcpu } = addVcpu(0);
   const start = machine.firstFrame * 4096;
   const ram = machine.u8.subarray(start);
   return {
-    machine, host, engine, vcpu, ram,
+    machine, host, engine, vcpu, ram, addVcpu,
     load(physicalAddress, words) {
       const offset = physicalAddress - GUEST_BASE;
       words.forEach((word, i) => { machine.u32[(start + offset) / 4 + i] = word; });

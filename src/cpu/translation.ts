@@ -103,6 +103,15 @@ export class Translation {
     }
   }
 
+  /** As for address translation, cache maintenance and a hypervisor's accesses, to which PSTATE.PAN does not apply. */
+  translateIgnoringPan(vcpu: VcpuState, low: number, high: number, access: Access, el: number): boolean {
+    const pan = vcpu.get32(at.pan);
+    vcpu.set32(at.pan, 0);
+    const allowed = this.translate(vcpu, low, high, access, el);
+    vcpu.set32(at.pan, pan);
+    return allowed;
+  }
+
   /** The MMU is off: addresses are physical, and everything is allowed. */
   #flat(low: number, high: number): boolean {
     if (high >= PHYSICAL_LIMITS[2]! / TWO_32 || high < 0) return this.#fail(faultStatus.addressSize);

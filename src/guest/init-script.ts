@@ -11,10 +11,12 @@
 // from boot messages before and kernel messages after (RS is the byte 0x1e):
 //
 //   RS " zazen-start NONCE" LF          everything after this LF is the command's
-//   LF RS " zazen-exit NONCE STATUS" LF   everything before this LF was; STATUS in decimal, 128+n for signal n
+//   RS " zazen-exit NONCE STATUS" LF    everything before this RS was; STATUS in decimal, 128+n for signal n
 //
-// The nonce keeps a command that happens to print such a line from being believed. It is no secret from a guest that
-// looks for it (in /proc/cmdline): a guest may claim any status, that is its affair, as with any machine.
+// The second one may well begin in the middle of a line: a line feed before it could not be told from the command's,
+// which would have to be held back until the next byte. The nonce keeps a command that happens to print such a line
+// from being believed. It is no secret from a guest that looks for it (in /proc/cmdline): a guest may claim any status,
+// that is its affair, as with any machine.
 //
 // Input, by `zazen.tty`: `pipe` is for programs: lines as they come, no echo, no CR to LF; the byte 4 at the start of a
 // line ends the input, the byte 3 interrupts, and 0x16 before a byte takes away such a meaning. `raw` takes away all
@@ -99,7 +101,7 @@ if [ -n "$run" ]; then
   # Setting the terminal waits until what was written has left it.
   stty -F "$tty" -opost
   if [ -n "$nonce" ]; then
-    printf '\\n\\036 zazen-exit %s %d\\n' "$nonce" "$status" >"$tty"
+    printf '\\036 zazen-exit %s %d\\n' "$nonce" "$status" >"$tty"
   else
     printf 'zazen: exit status %d\\n' "$status" >"$tty"
   fi
@@ -121,6 +123,17 @@ export const etcFiles: Readonly<Record<string, string>> = {
   'etc/passwd': 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n',
   'etc/group': 'root:x:0:\ntty:x:5:\ndisk:x:6:\nnogroup:x:65534:\n',
   'etc/hosts': '127.0.0.1 localhost\n::1 localhost\n',
-  'etc/profile': "export PS1='\\u@\\h:\\w\\$ '\nalias ll='ls -l'\n",
+  // Without -f, busybox asks its own init, which is not the one that runs here.
+  'etc/profile': "export PS1='\\u@\\h:\\w\\$ '\nalias ll='ls -l'\n"
+    + "alias poweroff='poweroff -f' reboot='reboot -f' halt='halt -f'\n",
   'etc/nsswitch.conf': 'passwd: files\ngroup: files\nhosts: files dns\n',
+};
+
+/**
+ * Programs by path. The kernel runs these two when the host asks it, over `control/shutdown` in the store, to power off
+ * or reboot.
+ */
+export const programFiles: Readonly<Record<string, string>> = {
+  'usr/sbin/poweroff': '#!/bin/busybox sh\nsync\npoweroff -f\n',
+  'usr/sbin/reboot': '#!/bin/busybox sh\nsync\nreboot -f\n',
 };

@@ -10,7 +10,7 @@ import { S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, writeCpio } from './cpio.ts';
 import type { CpioEntry } from './cpio.ts';
 import { fetchGuest } from './fetch-guest.ts';
 import type { GuestFiles, GuestFlavour } from './fetch-guest.ts';
-import { commandPath, etcFiles, initScript, moduleListPath } from './init-script.ts';
+import { commandPath, etcFiles, initScript, moduleListPath, programFiles } from './init-script.ts';
 import { modulesInLoadOrder, readModule } from './modules.ts';
 import { openCache } from './packages.ts';
 import type { FetchOptions } from './packages.ts';
@@ -51,6 +51,7 @@ export async function buildInitramfs(options: InitramfsOptions): Promise<Uint8Ar
   files.add({ path: 'dev/console', mode: S_IFCHR | 0o600, device: [5, 1] });
   files.add({ path: 'dev/null', mode: S_IFCHR | 0o666, device: [1, 3] });
   for (const [path, text] of Object.entries(etcFiles)) files.file(path, encoder.encode(text));
+  for (const [path, text] of Object.entries(programFiles)) files.file(path, encoder.encode(text), 0o755);
 
   const busybox = await readInput(busyboxPath);
   files.file('usr/bin/busybox', busybox, 0o755);
@@ -185,7 +186,7 @@ export async function prepareGuest(options: PrepareGuestOptions = {}): Promise<P
   const cache = openCache(options);
   const names = [...xenModules, ...modules];
   // What was fetched never changes under its version; the caller's trees may.
-  const hash = createHash('sha256').update(JSON.stringify([initScript, etcFiles, names, guest, trees]));
+  const hash = createHash('sha256').update(JSON.stringify([initScript, etcFiles, programFiles, names, guest, trees]));
   for (const path of trees) await hashStatus(hash, path);
   const key = hash.digest('hex').slice(0, 32);
   const listPath = await cache.file(`initramfs/${key}.modules.json`, async () =>

@@ -108,10 +108,11 @@ export class HostedDomain implements Domain {
 
   // ---- what the hypervisor tells
 
-  /** The domain's shutdown state or its emergency console have changed. */
+  /** The domain's shutdown state or its emergency console have changed, or it has stalled. */
   notice(): void {
     if (this.#destroyed !== undefined) return;
     this.#takeLog();
+    if (this.#core.thread.scheduling.takeStall(this.id)) this.#stalled();
     const shutdown = this.#made.domain.get(DOMAIN.at.shutdown);
     if (shutdown === 0 || this.#shutdownReason !== undefined) return;
     this.#core.thread.scheduling.waitUntilStopped(this.id);
@@ -122,6 +123,19 @@ export class HostedDomain implements Domain {
     this.#console.close();
     this.#emit({ type: 'shutdown', reason: this.#shutdownReason });
     this.#stopped.resolve(this.#shutdownReason);
+  }
+
+  /** Paused for want of frames, once more than by the user. */
+  #stalled(): void {
+    const { scheduling } = this.#core.thread;
+    // Frames of a destroyed domain are on their way: no reason to trouble anybody. If they do not suffice, it stalls again.
+    const goesOn = this.#core.releaseStep();
+    if (!goesOn) {
+      scheduling.waitUntilStopped(this.id);
+      this.#emit({ type: 'stalled', message: 'the host has no memory left for it; free some, then unpause it' });
+    }
+    if (goesOn || this.#paused) scheduling.unpauseDomain(this.id);
+    else this.#paused = true;
   }
 
   #takeLog(): void {

@@ -40,13 +40,13 @@ const bytes = (text: string): Buffer => Buffer.from(text, 'latin1');
 const tricky = fc.array(fc.oneof(
   fc.string(),
   fc.constantFrom(
-    '\n', '\r', '\r\n', '\x1e', startMarker, `\n${exitMarker}`, `${startMarker}${NONCE}`, `\n${exitMarker}${NONCE}`,
-    `\n${exitMarker}${NONCE} 1234\n`, `\n${exitMarker}${NONCE} 256\n`, `\n${exitMarker}${NONCE} x\n`, NONCE,
-    `\n${exitMarker}deadbeef 0\n`, `\n\n${exitMarker.slice(0, 5)}`, '\0', '\xff',
+    '\n', '\r', '\r\n', '\x1e', startMarker, exitMarker, `${startMarker}${NONCE}`, `${exitMarker}${NONCE}`,
+    `${exitMarker}${NONCE} 1234\n`, `${exitMarker}${NONCE} 256\n`, `${exitMarker}${NONCE} x\n`, NONCE,
+    `${exitMarker}deadbeef 0\n`, `\n${exitMarker.slice(0, 5)}`, '\0', '\xff',
   ),
 ), { maxLength: 8 }).map((parts) => parts.join(''))
   .filter((text) => !new RegExp(`${startMarker}${NONCE}\\r?\\n`).test(text))
-  .filter((text) => !new RegExp(`\n${exitMarker}${NONCE} ([01]?\\d\\d?|2[0-4]\\d|25[0-5])\\r?\\n`).test(`\n${text}`))
+  .filter((text) => !new RegExp(`${exitMarker}${NONCE} ([01]?\\d\\d?|2[0-4]\\d|25[0-5])\\r?\\n`).test(text))
   // Of fc.string's characters only those of one byte are meant here.
   .map((text) => text.replaceAll(/[^\0-\xff]/g, '?'));
 
@@ -60,7 +60,7 @@ test('the three parts come out byte for byte however the stream is cut', () => {
     tricky, tricky, tricky, fc.nat(255), fc.boolean(), fc.array(fc.nat(), { maxLength: 30 }),
     (before, output, after, status, translated, places) => {
       const start = `${startMarker}${NONCE}${translated ? '\r' : ''}\n`;
-      const exit = `\n${exitMarker}${NONCE} ${status}${translated ? '\r' : ''}\n`;
+      const exit = `${exitMarker}${NONCE} ${status}${translated ? '\r' : ''}\n`;
       // Joined to its neighbour a part may make a marker that it is not by itself: then the first one counts.
       fc.pre((before + start).indexOf(start) === before.length);
       const stream = bytes(before + start + output + exit + after);
@@ -81,13 +81,27 @@ test('without the end marker all the rest is output, without the start marker al
 test('what cannot become a marker any more is not held back', () => {
   const filter = new ExecFilter(NONCE);
   filter.push(bytes(`${startMarker}${NONCE}\n`));
-  assert.deepEqual(filter.push(bytes('prompt> ')), [{ type: 'output', bytes: bytes('prompt> ') }]);
-  const noMarker = `\n${exitMarker}${NONCE} 99999999`;
+  for (const text of ['prompt> ', 'a line\n']) {
+    assert.deepEqual(filter.push(bytes(text)), [{ type: 'output', bytes: bytes(text) }]);
+  }
+  const noMarker = `${exitMarker}${NONCE} 99999999`;
   const passed = filter.push(bytes(noMarker)).map((piece) => 'bytes' in piece ? piece.bytes.toString('latin1') : '');
   assert.equal(passed.join(''), noMarker);
 });
 
 // ---- input
+
+/** What Linux's hvc driver makes of what is typed: ^O is the SysRq key, and twice itself. */
+function driver(typed: Uint8Array): Buffer {
+  const passed: number[] = [];
+  let isSysRq = false;
+  for (const byte of typed) {
+    if (byte === 0x0f) isSysRq = !isSysRq;
+    else assert.ok(!isSysRq, `the kernel obeys SysRq ${byte}`);
+    if (!isSysRq) passed.push(byte);
+  }
+  return Buffer.from(passed);
+}
 
 /** What a program reads from a terminal with these settings: the canonical mode of Linux's n_tty, in short. */
 function terminal(typed: Uint8Array): { lines: Buffer[]; isEnded: boolean } {
@@ -117,22 +131,25 @@ test('any input reaches a program behind a terminal unaltered, then ends', () =>
   const chunk = fc.oneof(
     fc.uint8Array({ maxLength: 40 }),
     fc.integer({ min: 1000, max: 5000 }).map((n) => new Uint8Array(n).fill(0x78)),
-    fc.constantFrom(bytes('\n'), bytes('\x04'), bytes('\x16\x04\n'), bytes('\x03\x1a')),
+    fc.constantFrom(bytes('\n'), bytes('\x04'), bytes('\x16\x04\n'), bytes('\x03\x1a\x0f')),
   );
   fc.assert(fc.property(fc.array(chunk, { maxLength: 6 }), (chunks) => {
     const input = new ExecInput('pipe');
     const typed = Buffer.concat([...chunks.map((each) => input.encode(each)), input.end()]);
-    const { lines, isEnded } = terminal(typed);
+    const { lines, isEnded } = terminal(driver(typed));
     assert.ok(isEnded);
     assert.deepEqual(Buffer.concat(lines), Buffer.concat(chunks));
     assert.ok(lines.every((line) => line.length < 4096));
   }));
 });
 
-test('raw and cooked terminals get the bytes as they are', () => {
-  for (const tty of ['raw', 'cooked'] as const) {
-    const input = new ExecInput(tty);
-    assert.deepEqual(Buffer.from(input.encode(bytes('a\x03\x04\n'))), bytes('a\x03\x04\n'));
-    assert.equal(input.end().length, tty === 'raw' ? 0 : 1);
-  }
+test('a raw terminal gets all bytes unaltered, and has no end; a cooked one is typed at', () => {
+  fc.assert(fc.property(fc.uint8Array({ maxLength: 3000 }), (chunk) => {
+    const raw = new ExecInput('raw');
+    assert.deepEqual(driver(raw.encode(chunk)), Buffer.from(chunk));
+    assert.equal(raw.end().length, 0);
+    const cooked = new ExecInput('cooked');
+    assert.deepEqual(Buffer.from(cooked.encode(chunk)), Buffer.from(chunk));
+    assert.deepEqual(Buffer.from(cooked.end()), Buffer.of(4));
+  }));
 });

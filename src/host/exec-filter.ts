@@ -1,8 +1,11 @@
 // Finding one command's bytes in what the console says, and writing the command's input so that the guest's terminal
 // hands it over unaltered. Both ends of the framing of guest/init-script.ts; bytes in, bytes out, chunk by chunk.
 //
-//     boot messages │ RS " zazen-start NONCE" LF │ output │ LF RS " zazen-exit NONCE STATUS" LF │ kernel's last words
-//          log      │          dropped           │ output │              dropped               │        log
+//     boot messages │ RS " zazen-start NONCE" LF │ output │ RS " zazen-exit NONCE STATUS" LF │ kernel's last words
+//          log      │          dropped           │ output │            dropped              │        log
+//
+// Only bytes that may be the beginning of a marker wait for the next chunk, and all those begin with RS: a line is
+// passed on as soon as it is there.
 
 import { exitMarker, startMarker } from '../guest/init-script.ts';
 import type { ExecTty } from './types.ts';
@@ -27,7 +30,7 @@ export class ExecFilter {
 
   constructor(nonce: string) {
     this.#start = Buffer.from(startMarker + nonce, 'latin1');
-    this.#exit = Buffer.from(`\n${exitMarker}${nonce} `, 'latin1');
+    this.#exit = Buffer.from(`${exitMarker}${nonce} `, 'latin1');
   }
 
   push(chunk: Uint8Array): ExecPiece[] {
@@ -99,6 +102,8 @@ function readTrailer(bytes: Buffer, from: number, hasStatus: boolean): { status:
 }
 
 const CTRL_D = 0x04;
+/** Linux's hvc driver takes ^O at the console for the SysRq key, in every mode of the terminal; ^O ^O is ^O. */
+const CTRL_O = 0x0f;
 const CTRL_V = 0x16;
 /** Bytes that a terminal set up for `pipe` takes as commands: intr, eof, kill, lnext, werase, reprint, susp, quit, erase. */
 const SPECIAL: ReadonlySet<number> = new Set([0x03, CTRL_D, 0x12, 0x15, CTRL_V, 0x17, 0x1a, 0x1c, 0x7f]);
@@ -107,7 +112,7 @@ const LINE_MAX_BYTES = 1024;
 /** Each end of file is seen by one read; a second program in the same command, that reads as well, needs another. */
 const END_OF_FILE_COUNT = 16;
 
-/** Input of the command, as it has to be typed. Raw and cooked terminals take bytes as they are. */
+/** Input of the command, as it has to be typed. A cooked terminal is for a person, who may mean what ^C or ^O does. */
 export class ExecInput {
   readonly #tty: ExecTty;
   /** Bytes since the last line end that the guest's terminal has in hand. */
@@ -118,16 +123,18 @@ export class ExecInput {
   }
 
   encode(chunk: Uint8Array): Uint8Array {
-    if (this.#tty !== 'pipe') return chunk;
-    // Each byte may be quoted, and a long line is handed over in pieces: ^D does so where a line is not empty.
+    if (this.#tty === 'cooked') return chunk;
+    const isPipe = this.#tty === 'pipe';
+    // Each byte may become two, and a long line is handed over in pieces: ^D does so where a line is not empty.
     const typed = Buffer.allocUnsafe(2 * chunk.length + Math.ceil(chunk.length / LINE_MAX_BYTES) + 1);
     let length = 0;
     for (const byte of chunk) {
-      if (this.#lineBytes === LINE_MAX_BYTES) {
+      if (isPipe && this.#lineBytes === LINE_MAX_BYTES) {
         typed[length++] = CTRL_D;
         this.#lineBytes = 0;
       }
-      if (SPECIAL.has(byte)) typed[length++] = CTRL_V;
+      if (isPipe && SPECIAL.has(byte)) typed[length++] = CTRL_V;
+      if (byte === CTRL_O) typed[length++] = CTRL_O;
       typed[length++] = byte;
       this.#lineBytes = byte === LF ? 0 : this.#lineBytes + 1;
     }

@@ -7,7 +7,7 @@ import { attachGuestCommand } from './guest-command.ts';
 
 const NONCE = 'ab12';
 const START = `${startMarker}${NONCE}\n`;
-const EXIT = (status: number): string => `\n${exitMarker}${NONCE} ${status}\n`;
+const EXIT = (status: number): string => `${exitMarker}${NONCE} ${status}\n`;
 
 /** A console whose guest half the test plays. */
 class FakeConsole extends Duplex {

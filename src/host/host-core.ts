@@ -130,13 +130,19 @@ export class HostCore {
     this.#releaseScheduled = true;
     setImmediate(() => {
       this.#releaseScheduled = false;
-      for (const [root, record] of this.#releasing) {
-        if (!this.thread.p2m.releaseStep(root, RELEASE_STEP_FRAMES)) continue;
-        this.#releasing.delete(root);
-        this.builder.forgetDomain(record);
-      }
+      this.releaseStep();
       this.#scheduleRelease();
     });
+  }
+  /** Gives back some of the memory of domains that are gone. @returns false if there is none */
+  releaseStep(): boolean {
+    const any = this.#releasing.size > 0;
+    for (const [root, record] of this.#releasing) {
+      if (!this.thread.p2m.releaseStep(root, RELEASE_STEP_FRAMES)) continue;
+      this.#releasing.delete(root);
+      this.builder.forgetDomain(record);
+    }
+    return any;
   }
 
   /** Proves that every frame is accounted for exactly once, while no vCPU runs. */

@@ -15,7 +15,9 @@ import { planDomain } from './domain-spec.ts';
 import type { DomainPlan } from './domain-spec.ts';
 import { HostCore } from './host-core.ts';
 import { parseSize } from './size.ts';
-import type { CreateOptions, Domain, DomainSpec, Host as HostInterface, HostOptions, HostStats, StartHost } from './types.ts';
+import type {
+  CreateOptions, Domain, DomainSpec, Host as HostInterface, HostOptions, HostStats, HostStore, StartHost,
+} from './types.ts';
 
 const DEFAULT_MEMORY = '2GiB';
 const DEFAULT_PCPUS_MAX = 4;
@@ -102,6 +104,9 @@ class RunningHost implements HostInterface {
     return { entryAddress, deviceTreeAddress: deviceTree.address };
   }
 
+  get store(): HostStore {
+    return this.#core.store;
+  }
   domains(): Domain[] {
     return [...this.#core.domains.values()].toSorted((a, b) => a.id - b.id);
   }

@@ -5,6 +5,7 @@ import { assert } from '../base/assert.ts';
 import { systemClock } from '../base/clock.ts';
 import { Engine } from '../cpu/engine.ts';
 import { DomainCpuHost } from '../hypervisor/cpu-host.ts';
+import { notifyHostOf } from '../hypervisor/event-delivery.ts';
 import { GicCpuInterface } from '../hypervisor/gic-cpu-interface.ts';
 import { GicRegisters } from '../hypervisor/gic-registers.ts';
 import { PCpu } from '../hypervisor/pcpu.ts';
@@ -48,7 +49,10 @@ function run({ memory, interpreter, pcpu }: PCpuWorkerData): void {
     });
   }
   parentPort!.postMessage('ready');
-  new PCpu(engine, { pcpu, machine, scheduling, safePoints, timers, clock: systemClock }).runLoop();
+  new PCpu(engine, {
+    pcpu, machine, scheduling, safePoints, timers, clock: systemClock,
+    onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
+  }).runLoop();
 }
 
 assert(parentPort !== null, 'this file is the entry of a worker');

@@ -12,6 +12,7 @@ import type { Duplex, Readable, Writable } from 'node:stream';
 import type { Clock } from '../base/clock.ts';
 import type { Random } from '../base/random.ts';
 import type { AuditReport } from '../memory/audit.ts';
+import type { Store } from '../xenstore/store.ts';
 
 /** A number of bytes, or text as `parseSize` takes it: `400MiB`, `400M`, `1GiB`; digits alone are MiB, as in xl. */
 export type Size = number | string;
@@ -198,7 +199,12 @@ export interface Domain extends AsyncDisposable {
   stats(): DomainStats;
 }
 
+/** The toolstack's end of the store: it may read and write everything. Domain N's own part is `/local/domain/N`. */
+export type HostStore =
+  Pick<Store, 'read' | 'write' | 'exists' | 'list' | 'mkdir' | 'rm' | 'getPerms' | 'setPerms' | 'transaction' | 'watch'>;
+
 export interface Host extends AsyncDisposable {
+  readonly store: HostStore;
   /**
    * Loads and starts a guest. Errors: ZAZEN_SPEC_* (domain-spec.ts), ZAZEN_KERNEL_* (guest/kernel.ts), ZAZEN_GUEST_*
    * (fetching), ZAZEN_INITRD_UNREADABLE, ZAZEN_DOMAIN_MEMORY (too little for kernel and initramfs, or more than the host

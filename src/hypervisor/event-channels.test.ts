@@ -98,6 +98,21 @@ test('a masked event waits for its unmasking', () => {
   assert.deepEqual(takeEvents(machine, guest), [2]);
 });
 
+test('an event that comes while the interrupt is taken down is not lost', () => {
+  const machine = new TestMachine();
+  const guest = machine.createGuest();
+  takeEvents(machine, guest);
+  assert.equal(machine.level(guest), false);
+  const { interrupts } = machine.environment;
+  const setInterruptLevel = interrupts.setInterruptLevel.bind(interrupts);
+  interrupts.setInterruptLevel = (address, intid, level) => {
+    if (!level) machine.ports.notify(guest.made.consolePort);
+    setInterruptLevel(address, intid, level);
+  };
+  machine.hypercalls.channels.delivery.syncUpcall(guest.made.domain, 0);
+  assert.equal(machine.level(guest), true);
+});
+
 test('two guests connect, one closes, the other end waits again', () => {
   const machine = new TestMachine();
   const a = machine.createGuest();
@@ -141,6 +156,10 @@ test('IPIs and VIRQs notify the vCPU that they are bound to', () => {
   takeEvents(machine, guest);
   guest.op(EVENT, EVTCHNOP.send, evtchnPort, { port: ipi });
   assert.deepEqual(takeEvents(machine, guest), [ipi]);
+  guest.op(EVENT, EVTCHNOP.send, evtchnPort, { port: ipi });
+  guest.op(EVENT, EVTCHNOP.close, evtchnPort, { port: ipi });
+  assert.equal(guest.op(EVENT, EVTCHNOP.bind_ipi, evtchnBindIpi, { vcpu: 0 }).out.u32(evtchnBindIpi.at.port), ipi);
+  assert.deepEqual(takeEvents(machine, guest), [], 'a new port does not inherit the event of the old one');
   assert.equal(guest.op(EVENT, EVTCHNOP.bind_ipi, evtchnBindIpi, { vcpu: 2 }).result, -ERRNO.ENOENT);
   assert.equal(guest.op(EVENT, EVTCHNOP.bind_vcpu, evtchnBindVcpu, { port: ipi, vcpu: 1 }).result, -ERRNO.EINVAL);
 

@@ -240,7 +240,6 @@ export class EventChannels {
     if (domain.port(port) === 0 && !this.#growPorts(domain, port)) return -ERRNO.ENOMEM;
     const at = domain.port(port);
     domain.memory.u8.fill(0, at, at + PORT.sizeBytes);
-    this.delivery.clearPending(domain, port);
     domain.memory.u8[at + PORT.at.priority] = EVTCHN_FIFO_PRIORITY_DEFAULT;
     domain.memory.u16[(at + PORT.at.vcpu) / 2] = vcpuId;
     this.#setField(at, PORT.at.remote, remote);

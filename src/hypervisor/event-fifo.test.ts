@@ -153,6 +153,30 @@ test('events are linked by priority and in order', () => {
   assert.deepEqual(consumer.consume(0), [ports[2]]);
 });
 
+test('a masked event is pending, and tells nobody', () => {
+  const consumer = new Consumer(1);
+  consumer.consume(0);
+  const port = consumer.newPort(0);
+  consumer.send(port);
+  assert.equal(consumer.upcall(0), false);
+  assert.equal(consumer.word(port), (EVTCHN_FIFO_MASKED | EVTCHN_FIFO_PENDING) >>> 0);
+  consumer.unmask(port);
+  assert.equal(consumer.upcall(0), true);
+  assert.deepEqual(consumer.consume(0), [port]);
+});
+
+test('an event that has moved to another queue is not taken for the tail of its old one', () => {
+  const consumer = new Consumer(1);
+  consumer.consume(0);
+  const [moved, old, urgent] = [0, 1, 2].map(() => consumer.newPort(0)) as [number, number, number];
+  for (const port of [moved, old, urgent]) consumer.unmask(port);
+  consumer.send(moved);
+  assert.deepEqual(consumer.consume(0), [moved]);
+  for (const port of [moved, urgent]) consumer.setPriority(port, 3);
+  for (const port of [moved, old, urgent]) consumer.send(port);
+  assert.deepEqual(consumer.consume(0), [moved, urgent, old]);
+});
+
 test('an event moves to the queue of another vCPU', () => {
   const consumer = new Consumer(2);
   const { out } = consumer.guest.op(EVENT, EVTCHNOP.alloc_unbound, evtchnBindVcpu, { port: 0x7ff0, vcpu: 0 });

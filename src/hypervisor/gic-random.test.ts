@@ -24,14 +24,17 @@ const address = fc.oneof(
 const size = fc.constantFrom(1, 2, 4, 8);
 const encoding = fc.oneof(
   fc.constantFrom(...Object.entries(sysreg).filter(([name]) => name.startsWith('ICC_')).map(([, e]) => e)),
-  fc.tuple(fc.constantFrom(8, 9, 11, 12), fc.integer({ min: 0, max: 7 })).map(([crm, op2]) => systemRegister(3, 0, 12, crm, op2)),
+  fc.tuple(fc.constantFrom(8, 9, 11, 12), fc.integer({ min: 0, max: 7 }))
+    .map(([crm, op2]) => systemRegister(3, 0, 12, crm, op2)),
 );
 const step: fc.Arbitrary<Step> = fc.oneof(
   fc.tuple(address, size, vcpu).map(([a, s, v]): Step => rig => void rig.registers.load(rig.vcpus[v]!, a, s)),
   fc.tuple(address, size, vcpu, value).map(([a, s, v, x]): Step => rig => rig.store(a, x, s, v)),
   fc.tuple(encoding, vcpu).map(([e, v]): Step => rig => void rig.cpu.read(rig.vcpus[v]!, e)),
-  fc.tuple(encoding, vcpu, value, value).map(([e, v, low, high]): Step => rig => void rig.cpu.write(rig.vcpus[v]!, e, low, high)),
-  fc.tuple(fc.integer({ min: 16, max: 255 }), vcpu, fc.boolean()).map(([n, v, level]): Step => rig => rig.raise(n, level, v)),
+  fc.tuple(encoding, vcpu, value, value)
+    .map(([e, v, low, high]): Step => rig => void rig.cpu.write(rig.vcpus[v]!, e, low, high)),
+  fc.tuple(fc.integer({ min: 16, max: 255 }), vcpu, fc.boolean())
+    .map(([n, v, level]): Step => rig => rig.raise(n, level, v)),
 );
 
 test('random accesses never throw; the IRQ line says what an acknowledge would find', () => {

@@ -81,7 +81,8 @@ test('nothing is signalled unless distributor, redistributor, interrupt and CPU 
   const gates: readonly [name: string, close: (rig: InterruptRig) => void, open: (rig: InterruptRig) => void][] = [
     ['GICD_CTLR.EnableGrp1', r => r.store(gicd(GICD.CTLR), 0), r => r.store(gicd(GICD.CTLR), 2)],
     ['GICR_WAKER', r => r.store(gicr(0, GICR.WAKER), 2), r => r.store(gicr(0, GICR.WAKER), 0)],
-    ['ISENABLER', r => r.store(sgiFrame(0, GICD.ICENABLER), 1 << PPI), r => r.store(sgiFrame(0, GICD.ISENABLER), 1 << PPI)],
+    ['ISENABLER',
+      r => r.store(sgiFrame(0, GICD.ICENABLER), 1 << PPI), r => r.store(sgiFrame(0, GICD.ISENABLER), 1 << PPI)],
     ['PMR', r => r.write(0, sysreg.ICC_PMR_EL1, 0), r => r.write(0, sysreg.ICC_PMR_EL1, 0xf0)],
     ['IGRPEN1', r => r.write(0, sysreg.ICC_IGRPEN1_EL1, 0), r => r.write(0, sysreg.ICC_IGRPEN1_EL1, 1)],
   ];

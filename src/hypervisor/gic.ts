@@ -183,7 +183,8 @@ export class Gic extends VcpuTable {
       const base = word === 0 ? vcpu : domain + 4 * word;
       const at = word === 0 ? V : D;
       const line = u32[(base + at.level) >>> 2]! & ~u32[(base + at.edge) >>> 2]!;
-      let ready = (u32[(base + at.pending) >>> 2]! | line) & u32[(base + at.enabled) >>> 2]! & ~u32[(base + at.active) >>> 2]!;
+      const pending = u32[(base + at.pending) >>> 2]! | line;
+      let ready = pending & u32[(base + at.enabled) >>> 2]! & ~u32[(base + at.active) >>> 2]!;
       for (; ready !== 0; ready &= ready - 1) {
         const intid = 32 * word + lowestBit(ready);
         if (word !== 0 && u8[domain + D.target + intid] !== index) continue;

@@ -33,7 +33,8 @@ function grant(machine: TestMachine, guest: TestGuest, ref: number, gfn: number,
   Atomics.store(machine.memory.u32, word, GTF_PERMIT_ACCESS | flags | (domid << 16));
 }
 
-const flagsOf = (machine: TestMachine, guest: TestGuest, ref: number) => machine.memory.u32[entry(guest, ref)]! & 0xffff;
+const flagsOf = (machine: TestMachine, guest: TestGuest, ref: number) =>
+  machine.memory.u32[entry(guest, ref)]! & 0xffff;
 
 function mapped(machine: TestMachine, guest: TestGuest, ref: number, write: boolean): GrantMapping {
   const mapping = machine.hypercalls.grants.map(guest.domid, ref, write);
@@ -109,8 +110,10 @@ test('a frame in use outlives the page, the entry, and the guest', () => {
   machine.destroy(guest);
   assert.equal(machine.memory.u32[mapping.mfn * 1024], 0xabcd);
   // Another domain with the same record is no business of the old mapping.
-  for (let i = 0; i < 7; i++) createGuest(machine);
+  const others = Array.from({ length: 7 }, () => createGuest(machine));
+  assert.ok(others.some((other) => other.domid === mapping.domid));
   machine.hypercalls.grants.unmap(mapping);
+  for (const other of others) assert.equal(machine.hypercalls.grants.usesOf(other.made.domain), 0);
   machine.audit();
 });
 

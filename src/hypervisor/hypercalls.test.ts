@@ -259,8 +259,8 @@ const address = fc.oneof(
 const small = fc.bigInt({ min: 0n, max: 40n });
 const argument = fc.oneof(address, small, small, fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }));
 /** Words that make sense more often than not: ids, small numbers, guest frames, addresses. */
-const word = fc.oneof(small, fc.constant(BigInt(DOMID_SELF)), fc.bigInt({ min: BigInt(page(0)), max: BigInt(page(20)) }),
-  address, fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }));
+const word = fc.oneof(small, fc.constant(BigInt(DOMID_SELF)),
+  fc.bigInt({ min: BigInt(page(0)), max: BigInt(page(20)) }), address, fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }));
 const call = fc.record({
   number: fc.oneof(fc.constantFrom(...Object.values(HYPERVISOR)), fc.nat(70)),
   args: fc.array(argument, { minLength: 5, maxLength: 5 }),

@@ -131,8 +131,8 @@ export class MemoryOperations {
         return this.#map(domain, () => domain.address + DOMAIN.at.sharedInfo, gfn);
       case XENMAPSPACE.grant_table:
         if (!(index < GRANT_FRAMES_MAX)) return -ERRNO.EINVAL;
-        return this.#map(domain, () => (this.#grants.grow(domain, Math.max(index + 1, domain.get(DOMAIN.at.grantFrames))) ?
-          this.#grants.frameAt(domain, index) : 0), gfn);
+        return this.#map(domain, () =>
+          (this.#grants.grow(domain, index + 1) ? this.#grants.frameAt(domain, index) : 0), gfn);
       case XENMAPSPACE.gmfn:
       case XENMAPSPACE.gmfn_range: return -ERRNO.ENOSYS;
       case XENMAPSPACE.gmfn_foreign: return -ERRNO.EPERM;

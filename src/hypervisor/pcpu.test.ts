@@ -18,7 +18,6 @@ const MILLI = 1e6;
 class PcpuRig extends InterruptRig implements VcpuRunner {
   /** What each run of a vCPU does; when the script is over, the loop ends. */
   readonly runs: number[] = [];
-  readonly stopped: number[] = [];
   behave: Behaviour = () => 'wfi';
   readonly safePoints: SafePoints;
   readonly pcpu: PCpu;
@@ -32,7 +31,7 @@ class PcpuRig extends InterruptRig implements VcpuRunner {
     this.safePoints = new SafePoints(this.machine, 0);
     this.pcpu = new PCpu(this, {
       pcpu: 0, machine: this.machine, scheduling: this.scheduling, safePoints: this.safePoints, timers: this.timers,
-      clock: this.clock, onShutdown: domid => this.stopped.push(domid),
+      clock: this.clock,
       idleWork: () => {
         this.clock.nanos += this.idleNanos;
         if (this.idleRounds-- === 0) this.scheduling.close();
@@ -72,6 +71,18 @@ test('vCPUs take turns of a millisecond', () => {
   };
   rig.pcpu.runLoop();
   assert.deepEqual(rig.runs, [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2]);
+});
+
+test('a vCPU that spins on YIELD or WFE gives its turn away if somebody waits, one that is kicked does not', () => {
+  const rig = new PcpuRig(2).start();
+  rig.behave = index => {
+    rig.retire(index, 10, 1000);
+    if (rig.runs.length === 3) rig.scheduling.kick(rig.vcpus[index]!);
+    if (rig.runs.length === 4) rig.scheduling.close();
+    return 'slice';
+  };
+  rig.pcpu.runLoop();
+  assert.deepEqual(rig.runs, [0, 1, 0, 0]);
 });
 
 test('the budget follows the rate, and ends at the next timer', () => {
@@ -202,17 +213,26 @@ test('a paused domain does not run, blocked ones woken meanwhile run when all pa
   assert.deepEqual([rig.scheduling.take(0), rig.scheduling.take(0), rig.scheduling.take(0)], [...rig.vcpus, 0]);
 });
 
-test('a shutdown stops all vCPUs and says so once they are out of emitted code', () => {
+test('a shutdown stops all vCPUs, the one that asked for it at once', () => {
   const rig = new PcpuRig(2).start();
   rig.behave = () => {
     rig.machine.u32[(rig.machine.domainAddress(rig.domid) + DOMAIN.at.shutdown) / 4] = 1;
+    rig.exitRequests = 0;
     rig.scheduling.pauseChanged(rig.domid);
+    assert.equal(rig.exitRequests, 1);
     return 'host';
   };
   rig.pcpu.runLoop();
   assert.deepEqual(rig.runs, [0]);
-  assert.deepEqual(rig.stopped, [rig.domid]);
   assert.equal(rig.scheduling.isStopped(rig.domid), true);
+});
+
+test('an engine that throws ends the thread, and its vCPU counts as stopped', () => {
+  const rig = new PcpuRig(1).start();
+  rig.behave = () => { throw new Error('a bug'); };
+  assert.throws(() => rig.pcpu.runLoop(), /a bug/);
+  assert.equal(rig.scheduling.isStopped(rig.domid), true);
+  rig.safePoints.stopWorld(() => {});
 });
 
 test('a vCPU can be taken away while it waits in the queue', () => {

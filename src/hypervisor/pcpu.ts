@@ -5,7 +5,6 @@
 // A slice is about a millisecond of instructions at the rate seen lately, or less when a timer is due before. Between
 // slices others get their turn. What others want of a vCPU they say by its `pending` word, which ends a slice early.
 
-import { DOMAIN } from '../abi/domain-record.ts';
 import { PCPU, VCPU_REQUEST, VCPU_SCHEDULE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import type { Clock } from '../base/clock.ts';
@@ -31,6 +30,9 @@ const NANOS_PER_MILLI = 1e6;
 /** A sleep this long costs nothing, and a clock that goes slow is noticed. */
 const SLEEP_MAX_MILLIS = 60_000;
 
+/** As the engine says it; or YIELD and WFE, which end a slice early although nobody wanted the vCPU. */
+type SliceEnd = ExitReason | 'yield';
+
 /** What runs a vCPU's code: cpu/engine.ts. */
 export interface VcpuRunner {
   vcpu(vcpuAddress: number): VcpuState;
@@ -46,11 +48,8 @@ export interface PCpuOptions {
   readonly safePoints: SafePoints;
   readonly timers: Timers;
   readonly clock: Clock;
-  /**
-   * A domain that was shut down has no vCPU in emitted code any more. In the pCPU's thread; once for each vCPU that
-   * has stopped, and not at all if none was running.
-   */
-  readonly onShutdown?: (domid: number) => void;
+  /** A domain was paused for want of frames, in the pCPU's thread: tells the host. */
+  readonly onStall?: (domid: number) => void;
   /** Work for idle time, in small pieces: called before sleeping, again and again while it says there is more. */
   readonly idleWork?: () => boolean;
 }
@@ -76,7 +75,7 @@ export class PCpu {
     while (!scheduling.isClosing) {
       this.#wakeDue();
       const vcpuAddress = scheduling.take(pcpu);
-      if (vcpuAddress !== 0) this.#runVcpu(vcpuAddress);
+      if (vcpuAddress !== 0) this.#runTurn(vcpuAddress);
       else if (!this.#options.idleWork?.()) this.#sleep();
     }
   }
@@ -98,13 +97,24 @@ export class PCpu {
 
   // ---- a vCPU's turn
 
-  #runVcpu(vcpuAddress: number): void {
+  #runTurn(vcpuAddress: number): void {
+    try {
+      this.#runSlices(vcpuAddress);
+    } catch (error) {
+      // A bug of ours: this thread ends, and nobody shall wait for the vCPU for ever.
+      this.#options.scheduling.putOffline(vcpuAddress);
+      throw error;
+    }
+  }
+
+  #runSlices(vcpuAddress: number): void {
     const { scheduling, clock } = this.#options;
     const vcpu = this.#engine.vcpu(vcpuAddress);
     let turnEnd = clock.monotonicNanos() + SLICE_NANOS;
     for (;;) {
       const reason = this.#runSlice(vcpu, turnEnd);
-      if (reason === undefined) return this.#stop(vcpuAddress);
+      if (reason === undefined) return scheduling.putBack(vcpuAddress);
+      if (reason === 'outOfFrames') this.#stall(vcpuAddress);
       const requests = scheduling.takeRequests(vcpuAddress);
       if ((requests & VCPU_REQUEST.offline) !== 0) return scheduling.putOffline(vcpuAddress);
       if ((requests & VCPU_REQUEST.block) !== 0) return this.#block(vcpuAddress, true);
@@ -113,14 +123,15 @@ export class PCpu {
       this.#wakeDue();
       if (scheduling.isClosing) return scheduling.putBack(vcpuAddress);
       const now = clock.monotonicNanos();
-      if (turnEnd - now > TURN_REST_NANOS) continue;
+      // One that spins gives way to the one that it waits for.
+      if (turnEnd - now > TURN_REST_NANOS && reason !== 'yield') continue;
       if (scheduling.hasWaiting) return scheduling.putBack(vcpuAddress);
       turnEnd = now + SLICE_NANOS;
     }
   }
 
   /** @returns undefined if the vCPU may not run */
-  #runSlice(vcpu: VcpuState, turnEnd: number): ExitReason | undefined {
+  #runSlice(vcpu: VcpuState, turnEnd: number): SliceEnd | undefined {
     const { scheduling, safePoints, timers, clock } = this.#options;
     const { u32 } = this.#options.machine;
     const { address } = vcpu;
@@ -145,8 +156,10 @@ export class PCpu {
     }
     const now = clock.monotonicNanos();
     timers.update(address, now);
-    this.#account(address, now - start, vcpu.getDouble(vcpuRecord.at.instructionsRetired) - retiredBefore);
-    return reason;
+    const retired = vcpu.getDouble(vcpuRecord.at.instructionsRetired) - retiredBefore;
+    this.#account(address, now - start, retired);
+    const yielded = reason === 'slice' && retired < budget && !scheduling.isKicked(address);
+    return yielded ? 'yield' : reason;
   }
 
   #budget(nanos: number): number {
@@ -166,20 +179,17 @@ export class PCpu {
     machine.u32[(record + PCPU.at.slices) / 4]!++;
   }
 
+  #stall(vcpuAddress: number): void {
+    const { scheduling, onStall } = this.#options;
+    const domid = scheduling.table.domidOf(vcpuAddress);
+    if (scheduling.stallDomain(domid)) onStall?.(domid);
+  }
+
   #block(vcpuAddress: number, untilAsked: boolean): void {
     const { scheduling, timers } = this.#options;
     const timer = timers.nextDeadlineNanos(vcpuAddress);
     const asked = untilAsked ? scheduling.getNanos(vcpuAddress, VCPU_SCHEDULE.at.blockUntil) : Infinity;
     const generation = scheduling.blockRunning(vcpuAddress, untilAsked);
     this.#deadlines.add({ nanos: Math.min(timer, asked), vcpuAddress, generation });
-  }
-
-  /** Paused, shut down or dying: out of the way, and the domain's last one says so. */
-  #stop(vcpuAddress: number): void {
-    const { scheduling, machine, onShutdown } = this.#options;
-    const domid = scheduling.table.domidOf(vcpuAddress);
-    scheduling.putBack(vcpuAddress);
-    if (Atomics.load(machine.u32, (machine.domainAddress(domid) + DOMAIN.at.shutdown) >>> 2) === 0) return;
-    if (scheduling.isStopped(domid)) onShutdown?.(domid);
   }
 }

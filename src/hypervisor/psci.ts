@@ -1,5 +1,5 @@
-// PSCI 1.0 (Arm DEN 0022) and the part of the SMC calling convention (DEN 0028) that finds it, over HVC #0: the function
-// is in W0, arguments in X1-X3, the result in X0.
+// PSCI 1.0 (Arm DEN 0022) and the part of the SMC calling convention (DEN 0028) that finds it, over HVC #0: the
+// function is in W0, arguments in X1-X3, the result in X0.
 
 import { vcpuOfAffinity } from '../abi/gic.ts';
 import { SHUTDOWN } from '../abi/xen.ts';
@@ -80,7 +80,8 @@ export class Psci {
   }
   /** No workarounds are offered: ID_AA64PFR0_EL1.CSV2 and CSV3 say that none are needed. */
   #archFeatures(id: number): number {
-    return id === PSCI.SMCCC_VERSION || id === PSCI.SMCCC_ARCH_FEATURES ? PSCI_RESULT.success : PSCI_RESULT.notSupported;
+    const known = id === PSCI.SMCCC_VERSION || id === PSCI.SMCCC_ARCH_FEATURES;
+    return known ? PSCI_RESULT.success : PSCI_RESULT.notSupported;
   }
 
   /** A standby state, entered like WFI; the power-down states of the argument are not told apart. */

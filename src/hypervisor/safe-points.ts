@@ -109,7 +109,8 @@ export class SafePoints {
   #usesOldEntries(vcpu: number, request: number): boolean {
     const { u32 } = this.#machine;
     if (((Atomics.load(u32, (vcpu + at.tlbFlushDone) >>> 2) - request) | 0) >= 0) return false;
-    const pcpu = u32[(this.#schedules + this.#table.numberOf(vcpu) * VCPU_SCHEDULE.sizeBytes + VCPU_SCHEDULE.at.pcpu) >>> 2]!;
+    const schedule = this.#schedules + this.#table.numberOf(vcpu) * VCPU_SCHEDULE.sizeBytes;
+    const pcpu = Atomics.load(u32, (schedule + VCPU_SCHEDULE.at.pcpu) >>> 2);
     return Atomics.load(u32, this.#pcpuIndex(pcpu, 'vcpu')) === vcpu
       && Atomics.load(u32, this.#pcpuIndex(pcpu, 'inCode')) !== 0;
   }

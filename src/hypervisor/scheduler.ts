@@ -37,15 +37,18 @@ export class VcpuScheduling implements Scheduler {
     this.#schedules = this.#header + SCHEDULER.sizeBytes;
   }
 
-  /** What makes the vCPU that this thread runs leave emitted code after the present instruction (Engine.requestExit). */
+  /** What makes the vCPU that this thread runs leave emitted code after the instruction (Engine.requestExit). */
   onRequest(requestExit: () => void): void {
     this.#requestExit = requestExit;
   }
 
   // ---- records
 
+  #schedule(vcpuAddress: number): number {
+    return this.#schedules + this.table.numberOf(vcpuAddress) * VCPU_SCHEDULE.sizeBytes;
+  }
   #index(vcpuAddress: number, field: VcpuField): number {
-    return (this.#schedules + this.table.numberOf(vcpuAddress) * VCPU_SCHEDULE.sizeBytes + V[field]) >>> 2;
+    return (this.#schedule(vcpuAddress) + V[field]) >>> 2;
   }
   get(vcpuAddress: number, field: VcpuField): number {
     return Atomics.load(this.machine.u32, this.#index(vcpuAddress, field));
@@ -55,10 +58,10 @@ export class VcpuScheduling implements Scheduler {
   }
   /** A field in nanoseconds, by its offset in VCPU_SCHEDULE. */
   getNanos(vcpuAddress: number, offset: number): number {
-    return this.machine.f64[(this.#schedules + this.table.numberOf(vcpuAddress) * VCPU_SCHEDULE.sizeBytes + offset) / 8]!;
+    return this.machine.f64[(this.#schedule(vcpuAddress) + offset) / 8]!;
   }
   setNanos(vcpuAddress: number, offset: number, nanos: number): void {
-    this.machine.f64[(this.#schedules + this.table.numberOf(vcpuAddress) * VCPU_SCHEDULE.sizeBytes + offset) / 8] = nanos;
+    this.machine.f64[(this.#schedule(vcpuAddress) + offset) / 8] = nanos;
   }
   #moveState(vcpuAddress: number, from: number, to: number): boolean {
     return Atomics.compareExchange(this.machine.u32, this.#index(vcpuAddress, 'state'), from, to) === from;
@@ -72,6 +75,9 @@ export class VcpuScheduling implements Scheduler {
   /** Takes a running vCPU out of emitted code at its next branch. */
   kick(vcpuAddress: number): void {
     Atomics.store(this.machine.u32, (vcpuAddress + vcpuRecord.at.pending) >>> 2, 1);
+  }
+  isKicked(vcpuAddress: number): boolean {
+    return Atomics.load(this.machine.u32, (vcpuAddress + vcpuRecord.at.pending) >>> 2) !== 0;
   }
   isRunning(vcpuAddress: number): boolean {
     return Atomics.load(this.machine.u32, (vcpuAddress + vcpuRecord.at.running) >>> 2) !== 0;
@@ -90,7 +96,7 @@ export class VcpuScheduling implements Scheduler {
 
   /** A vCPU that is powered off and was never started. Its domain's interrupt controller knows it already. */
   attach(vcpuAddress: number): void {
-    const start = this.#schedules + this.table.numberOf(vcpuAddress) * VCPU_SCHEDULE.sizeBytes;
+    const start = this.#schedule(vcpuAddress);
     this.machine.u8.fill(0, start, start + VCPU_SCHEDULE.sizeBytes);
   }
 
@@ -297,6 +303,26 @@ export class VcpuScheduling implements Scheduler {
     const before = Atomics.sub(this.machine.u32, (this.machine.domainAddress(domid) + DOMAIN.at.pauseCount) >>> 2, 1);
     assert(before > 0, 'a domain is unpaused that was not paused');
     this.pauseChanged(domid);
+  }
+
+  /**
+   * Pauses a domain that cannot go on for want of frames, for the host to decide. By its pCPU.
+   * @returns false if the host is to hear of it already
+   */
+  stallDomain(domid: number): boolean {
+    const stalled = this.#stalledIndex(domid);
+    // The mark says that there is a pause to take over, so the pause comes first.
+    this.pauseDomain(domid);
+    if (Atomics.compareExchange(this.machine.u32, stalled, 0, 1) === 0) return true;
+    this.unpauseDomain(domid);
+    return false;
+  }
+  /** @returns whether the domain was stalled; if so, the pause is the caller's now, to be ended by `unpauseDomain` */
+  takeStall(domid: number): boolean {
+    return Atomics.exchange(this.machine.u32, this.#stalledIndex(domid), 0) !== 0;
+  }
+  #stalledIndex(domid: number): number {
+    return (this.machine.domainAddress(domid) + DOMAIN.at.stalled) >>> 2;
   }
 
   /** Whether all vCPUs are out of emitted code, between two instructions. */

@@ -21,8 +21,8 @@ export const sgiFrame = (index: number, offset: number): number => gicr(index, 0
 
 export function smallMachine(pcpuCount = 1): MachineMemory {
   return MachineMemory.create({
-    sizeBytes: 4 * 1024 * 1024, pcpuCount, domainCount: 4, vcpuCount: 20, vcpuStrideBytes: Math.ceil(VCPU_BYTES / 4096) * 4096,
-    codeBytes: 0,
+    sizeBytes: 4 * 1024 * 1024, pcpuCount, domainCount: 4, codeBytes: 0,
+    vcpuCount: 20, vcpuStrideBytes: Math.ceil(VCPU_BYTES / 4096) * 4096,
   });
 }
 

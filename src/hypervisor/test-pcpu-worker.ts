@@ -53,7 +53,8 @@ const engine = {
     Atomics.store(machine.u32, (vcpu.address + at.pending) / 4, 0);
     engine.obeyFlushRequest(vcpu);
     let left = instructions;
-    while (vcpu.get32(at.irqLine) !== 0 && left > 0 && Atomics.load(machine.u32, (vcpu.address + at.pending) / 4) === 0) {
+    const pending = (vcpu.address + at.pending) / 4;
+    while (vcpu.get32(at.irqLine) !== 0 && left > 0 && Atomics.load(machine.u32, pending) === 0) {
       serve(vcpu);
       left -= 100;
     }

@@ -19,7 +19,8 @@ class TimerRig extends InterruptRig {
     return value;
   }
   writeTimer(encoding: number, value: bigint): void {
-    assert.ok(this.timers.write(this.vcpu, encoding, Number(value & 0xffff_ffffn), Number(BigInt.asUintN(64, value) >> 32n)));
+    const high = Number(BigInt.asUintN(64, value) >> 32n);
+    assert.ok(this.timers.write(this.vcpu, encoding, Number(value & 0xffff_ffffn), high));
   }
   pass(ticks: number): void {
     this.clock.nanos += ticks * NANOS_PER_TICK;

@@ -49,7 +49,10 @@ export class Timers {
     return this.#gic.machine.f64[this.#timeField(domid, 'timeStopped')]! || hostNanos;
   }
 
-  /** Sets what the domain's counter says now, in nanoseconds; 0 for a new domain. */
+  /**
+   * Sets what the domain's counter says now, in nanoseconds; 0 for a new domain. A vCPU that is blocked has to be woken
+   * if the time went forward.
+   */
   setTime(domid: number, nanos: number): void {
     const now = this.#domainNow(domid, this.#clock.monotonicNanos());
     this.#gic.machine.f64[this.#timeField(domid, 'timeOffset')] = now - nanos;

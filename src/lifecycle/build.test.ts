@@ -1,27 +1,34 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { DOMAIN } from '../abi/domain-record.ts';
 import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
 import { SeededRandom } from '../base/random.ts';
-import { audit } from '../memory/audit.ts';
+import type { DomainRecord } from '../hypervisor/domain-record.ts';
+import { TestMachine } from '../hypervisor/test-domain.ts';
 import { Heap } from '../memory/heap.ts';
-import { MachineMemory } from '../memory/machine-memory.ts';
 import { P2m, entryKind, entryValue } from '../memory/p2m.ts';
-import { buildDomain, layoutDomain } from './build.ts';
+import { layoutDomain, loadDomain } from './build.ts';
 import type { DomainSpec } from './build.ts';
 import { hexOfCells, nodeAt, readDeviceTree } from './test-device-tree-reader.ts';
 
 const seed = Number(process.env['ZAZEN_TEST_SEED'] ?? 1);
 const MIB = 2 ** 20;
-const DOMAIN_ID = 3;
+const random = new SeededRandom(seed);
 
-function createHost(sizeBytes: number) {
-  const memory = MachineMemory.create({
-    sizeBytes, domainCount: 8, domainStrideBytes: 4096, vcpuCount: 1, vcpuStrideBytes: 4096, codeBytes: 0,
-  });
-  Heap.initialize(memory);
-  const heap = new Heap(memory, 64);
-  return { memory, heap, p2m: new P2m(heap) };
+const rootOf = (domain: DomainRecord) => domain.get(DOMAIN.at.p2mRoot);
+
+function createDomain(machine: TestMachine): DomainRecord {
+  const vcpuAddresses = [machine.memory.vcpuAddress(0)];
+  const made = machine.builder.createDomain({ vcpuAddresses, handle: new Uint8Array(16), maxPages: 2 ** 20 });
+  assert.ok(made !== undefined);
+  return made.domain;
+}
+
+function destroyDomain({ builder, p2m }: TestMachine, domain: DomainRecord): void {
+  const root = builder.destroyDomain(domain);
+  while (!p2m.releaseStep(root, 1000));
+  builder.forgetDomain(domain);
 }
 
 /** Bytes that say where they are, with zero pages among them. */
@@ -42,11 +49,11 @@ const defaultSpec: DomainSpec = {
 };
 const specOf = (more: Partial<DomainSpec> = {}): DomainSpec => ({ ...defaultSpec, ...more });
 
-function readGuest({ memory, p2m }: ReturnType<typeof createHost>, root: number, address: number, sizeBytes: number) {
+function readGuest({ memory, p2m }: TestMachine, domain: DomainRecord, address: number, sizeBytes: number) {
   const bytes = new Uint8Array(sizeBytes);
   for (let at = 0; at < sizeBytes;) {
     const offset = (address + at) % FRAME_BYTES;
-    const entry = p2m.lookup(root, Math.floor((address + at) / FRAME_BYTES));
+    const entry = p2m.lookup(rootOf(domain), Math.floor((address + at) / FRAME_BYTES));
     assert.ok(entryKind(entry) === P2M_KIND.frame || entryKind(entry) === P2M_KIND.zero);
     const part = memory.frameBytes(entryValue(entry)).subarray(offset, offset + sizeBytes - at);
     bytes.set(part, at);
@@ -55,47 +62,42 @@ function readGuest({ memory, p2m }: ReturnType<typeof createHost>, root: number,
   return bytes;
 }
 
-const assertAudit = (heap: Heap, roots: number[]) =>
-  assert.deepEqual(audit(heap, { roots, readClean: true }).problems, []);
-
 test('all is where the layout says, and only pages with something in them take frames', () => {
-  const host = createHost(128 * MIB);
-  const { heap, p2m } = host;
+  const machine = new TestMachine(72 * MIB);
+  const { heap, p2m } = machine;
+  const domain = createDomain(machine);
+  const [framesBefore, pagesBefore] = [heap.chargedFrames(domain.domid), domain.get(DOMAIN.at.pages)];
   const spec = specOf();
-  const built = buildDomain(p2m, heap, DOMAIN_ID, spec, new SeededRandom(seed));
+  const loaded = loadDomain(p2m, heap, domain, spec, random);
   assert.ok(!p2m.stale);
-  assert.equal(built.entryAddress, 0x4000_0000);
-  assert.deepEqual(readGuest(host, built.p2mRoot, built.kernel.address, spec.kernel.image.length), spec.kernel.image);
-  assert.deepEqual(readGuest(host, built.p2mRoot, built.initrd!.address, spec.initrd!.length), spec.initrd);
+  assert.equal(loaded.entryAddress, 0x4000_0000);
+  assert.deepEqual(readGuest(machine, domain, loaded.kernel.address, spec.kernel.image.length), spec.kernel.image);
+  assert.deepEqual(readGuest(machine, domain, loaded.initrd!.address, spec.initrd!.length), spec.initrd);
   const tail = spec.kernel.imageSize - spec.kernel.image.length;
-  const bss = readGuest(host, built.p2mRoot, built.kernel.address + spec.kernel.image.length, tail);
+  const bss = readGuest(machine, domain, loaded.kernel.address + spec.kernel.image.length, tail);
   assert.ok(bss.every((byte) => byte === 0));
 
-  const tree = readDeviceTree(readGuest(host, built.p2mRoot, built.deviceTree.address, 2 * MIB));
+  const tree = readDeviceTree(readGuest(machine, domain, loaded.deviceTree.address, 2 * MIB));
   const chosen = nodeAt(tree, '/chosen').properties;
-  assert.equal(chosen['linux,initrd-start'], hexOfCells(0, built.initrd!.address));
-  assert.equal(chosen['linux,initrd-end'], hexOfCells(0, built.initrd!.address + spec.initrd!.length));
+  assert.equal(chosen['linux,initrd-start'], hexOfCells(0, loaded.initrd!.address));
+  assert.equal(chosen['linux,initrd-end'], hexOfCells(0, loaded.initrd!.address + spec.initrd!.length));
   assert.equal(nodeAt(tree, '/memory@40000000').properties['reg'], hexOfCells(0, 0x4000_0000, 0, 64 * MIB));
 
-  assert.deepEqual([built.consoleGfn, built.xenstoreGfn], [0x39000, 0x39001]);
-  for (const gfn of [built.consoleGfn, built.xenstoreGfn]) {
-    assert.equal(entryKind(p2m.lookup(built.p2mRoot, gfn)), P2M_KIND.frame);
-    assert.ok(readGuest(host, built.p2mRoot, gfn * FRAME_BYTES, FRAME_BYTES).every((byte) => byte === 0));
-  }
-  assert.equal(built.pages, 64 * 256 + 2);
-  assert.equal(entryKind(p2m.lookup(built.p2mRoot, built.maxGfn)), P2M_KIND.zero);
-  assert.equal(p2m.lookup(built.p2mRoot, built.maxGfn + 1), P2M_KIND.absent);
+  assert.equal(domain.get(DOMAIN.at.pages) - pagesBefore, 64 * 256);
+  const maxGfn = domain.get(DOMAIN.at.maxGfn);
+  assert.equal(entryKind(p2m.lookup(rootOf(domain), maxGfn)), P2M_KIND.zero);
+  assert.equal(p2m.lookup(rootOf(domain), maxGfn + 1), P2M_KIND.absent);
 
-  // Two thirds of the pages of the files, the rings, a page of device tree, and tables.
+  // Two thirds of the pages of the files, a page of device tree, and tables.
   const filePages = Math.ceil(spec.kernel.image.length / FRAME_BYTES) + Math.ceil(spec.initrd!.length / FRAME_BYTES);
-  const frames = heap.chargedFrames(DOMAIN_ID);
+  const frames = heap.chargedFrames(domain.domid) - framesBefore;
   assert.ok(frames < (filePages * 2) / 3 + 16, `${frames} frames`);
-  assertAudit(heap, [built.p2mRoot]);
+  machine.audit();
 });
 
 test('frames with old data in them do not show', () => {
-  const host = createHost(48 * MIB);
-  const { memory, heap, p2m } = host;
+  const machine = new TestMachine(48 * MIB);
+  const { memory, heap, p2m } = machine;
   const held: number[] = [];
   for (let mfn = heap.allocate(1); mfn !== 0; mfn = heap.allocate(1)) {
     memory.frameBytes(mfn).fill(0xa5);
@@ -104,11 +106,11 @@ test('frames with old data in them do not show', () => {
   for (const mfn of held) heap.release(mfn);
   const image = new Uint8Array(10_000).fill(1);
   const kernel = { image, textOffset: 0x80, imageSize: MIB };
-  const built = buildDomain(p2m, heap, DOMAIN_ID, specOf({ kernel, memoryBytes: 32 * MIB }), new SeededRandom(seed));
-  assert.equal(built.entryAddress, 0x4000_0080);
-  const around = readGuest(host, built.p2mRoot, 0x4000_0000, 4 * FRAME_BYTES);
+  const domain = createDomain(machine);
+  const loaded = loadDomain(p2m, heap, domain, specOf({ kernel, memoryBytes: 32 * MIB }), random);
+  assert.equal(loaded.entryAddress, 0x4000_0080);
+  const around = readGuest(machine, domain, 0x4000_0000, 4 * FRAME_BYTES);
   around.forEach((byte, i) => assert.equal(byte, i >= 0x80 && i < 0x80 + image.length ? 1 : 0));
-  assert.ok(readGuest(host, built.p2mRoot, built.consoleGfn * FRAME_BYTES, 2 * FRAME_BYTES).every((byte) => byte === 0));
 });
 
 test('whatever the sizes, nothing overlaps and the boot protocol is kept, or there is a clear error', () => {
@@ -180,38 +182,49 @@ test('what cannot be is refused in one clear line', () => {
 });
 
 test('a guest larger than what the host has left is refused, and takes nothing', () => {
-  const { heap, p2m } = createHost(32 * MIB);
+  const machine = new TestMachine(32 * MIB);
+  const { heap, p2m } = machine;
+  const domain = createDomain(machine);
   const before = heap.stats();
-  assert.throws(() => buildDomain(p2m, heap, DOMAIN_ID, specOf(), new SeededRandom(seed)),
-    { code: 'ZAZEN_HOST_OUT_OF_MEMORY', message: /a guest of 64 MiB does not fit in the host, which has 31 MiB left/ });
+  assert.throws(() => loadDomain(p2m, heap, domain, specOf(), random),
+    { code: 'ZAZEN_HOST_OUT_OF_MEMORY', message: /a guest of 64 MiB does not fit in the host, which has \d+ MiB left/ });
   assert.deepEqual(heap.stats(), before);
 });
 
-test('when frames run out on the way, all come back', () => {
-  const { memory, heap, p2m } = createHost(64 * MIB);
-  const spec = specOf({ memoryBytes: 28 * MIB });
-  const random = new SeededRandom(seed);
-  const built = buildDomain(p2m, heap, DOMAIN_ID, spec, random);
-  const needed = heap.chargedFrames(DOMAIN_ID);
-  while (!p2m.releaseStep(built.p2mRoot, 1000));
-
-  // The host says that there is enough until the moment that it is asked: as if other threads had taken it meanwhile.
+test('when frames run out on the way, tearing the domain down brings all back', () => {
+  const machine = new TestMachine(28 * MIB);
+  const { memory, heap } = machine;
+  const kernel = { image: pattern(100_000, 1), textOffset: 0, imageSize: MIB };
+  const spec = specOf({ kernel, initrd: pattern(100_000, 2), memoryBytes: 23 * MIB });
+  // The host says that there is enough until it is asked for it: as if other threads had taken it meanwhile.
   class ScarceHeap extends Heap {
-    left = 0;
+    left = Infinity;
     override allocate(owner: number, overwritten = false): number {
       return this.left-- > 0 ? super.allocate(owner, overwritten) : 0;
     }
   }
   const scarce = new ScarceHeap(memory, 65);
-  const scarceP2m = new P2m(scarce);
-  for (const left of [0, 1, 2, 3, 4, 5, 6, 7, 100, needed - 4, needed - 3, needed - 2, needed - 1]) {
-    scarce.left = left;
-    assert.throws(() => buildDomain(scarceP2m, scarce, DOMAIN_ID, spec, random), { code: 'ZAZEN_HOST_OUT_OF_MEMORY' });
-    assert.equal(heap.chargedFrames(DOMAIN_ID), 0);
-    assert.equal(heap.stats().used, 0);
-    assert.ok(!scarceP2m.stale);
+  const p2m = new P2m(scarce);
+  const load = (left: number): void => {
+    const domain = createDomain(machine);
+    try {
+      scarce.left = left;
+      loadDomain(p2m, scarce, domain, spec, random);
+    } finally {
+      assert.ok(!p2m.stale);
+      destroyDomain(machine, domain);
+      assert.equal(heap.chargedFrames(domain.domid), 0);
+    }
+  };
+  const domain = createDomain(machine);
+  const before = heap.chargedFrames(domain.domid);
+  loadDomain(p2m, scarce, domain, spec, random);
+  const needed = heap.chargedFrames(domain.domid) - before;
+  destroyDomain(machine, domain);
+
+  for (const left of [0, 1, 2, 3, 4, 5, 20, needed - 3, needed - 2, needed - 1]) {
+    assert.throws(() => load(left), { code: 'ZAZEN_HOST_OUT_OF_MEMORY' });
   }
-  assertAudit(heap, []);
-  scarce.left = needed;
-  assertAudit(heap, [buildDomain(scarceP2m, scarce, DOMAIN_ID, spec, random).p2mRoot]);
+  load(needed);
+  machine.audit();
 });

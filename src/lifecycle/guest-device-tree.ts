@@ -2,7 +2,7 @@
 // Linux: arm/xen.txt, arm/cpus.yaml, arm/psci.yaml, timer/arm,arch_timer.yaml, interrupt-controller/arm,gic-v3.yaml).
 // Everything that it names is at the addresses of abi/xen.ts.
 
-import { GIC_AFF0_COUNT } from '../abi/gic.ts';
+import { affinityOfVcpu } from '../abi/gic.ts';
 import { FRAME_BYTES, GFN_LIMIT } from '../abi/machine-memory.ts';
 import {
   GUEST_EVTCHN_PPI, GUEST_GICV3_GICD_BASE, GUEST_GICV3_GICD_SIZE, GUEST_GICV3_GICR0_BASE, GUEST_GICV3_GICR_STRIDE,
@@ -40,11 +40,6 @@ const PPI_FLAGS = 0xf08;
 const EXTENDED_REGION_ALIGN = 2 ** 21;
 /** Smaller ones are of no use to Linux, which takes a section of memory at a time. */
 const EXTENDED_REGION_MIN_BYTES = 64 * 2 ** 20;
-
-/** Affinity (Aff1:Aff0 of MPIDR_EL1) of a vCPU: groups of sixteen, which a list of SGI targets can name. */
-export function vcpuAffinity(vcpu: number): number {
-  return (Math.floor(vcpu / GIC_AFF0_COUNT) << 8) | (vcpu % GIC_AFF0_COUNT);
-}
 
 export function guestDeviceTree(guest: GuestDescription): DeviceTreeNode {
   const interruptController = interruptControllerNode(guest.vcpuCount);
@@ -87,12 +82,12 @@ function chosenNode({ commandLine, initrd, random }: GuestDescription): DeviceTr
 
 function cpusNode(vcpuCount: number): DeviceTreeNode {
   const cpuNode = (vcpu: number): DeviceTreeNode => ({
-    name: `cpu@${vcpuAffinity(vcpu).toString(16)}`,
+    name: `cpu@${affinityOfVcpu(vcpu).toString(16)}`,
     properties: {
       device_type: 'cpu',
       compatible: 'arm,armv8',
       'enable-method': 'psci',
-      reg: [vcpuAffinity(vcpu)],
+      reg: [affinityOfVcpu(vcpu)],
     },
   });
   return {
@@ -147,14 +142,17 @@ function hypervisorNode(banks: readonly AddressRange[]): DeviceTreeNode {
   };
 }
 
-/** Addresses without memory, for pages of other domains that the guest maps: what RAM leaves of one of the banks. */
+/**
+ * Addresses without memory, for pages of other domains that the guest maps: what RAM leaves of the first bank, or of
+ * the second, which has RAM only when the first is full.
+ */
 function extendedRegion(banks: readonly AddressRange[]): AddressRange {
   const places = [
     { start: GUEST_RAM0_BASE, end: GUEST_RAM0_BASE + GUEST_RAM0_SIZE },
     { start: GUEST_RAM1_BASE, end: GFN_LIMIT * FRAME_BYTES },
   ];
   const regions = places.map(({ start, end }) => {
-    const ramEnd = Math.max(start, ...banks.map((bank) => bank.address + bank.sizeBytes).filter((at) => at <= end));
+    const ramEnd = Math.max(start, ...banks.map((bank) => bank.address + bank.sizeBytes));
     const address = Math.ceil(ramEnd / EXTENDED_REGION_ALIGN) * EXTENDED_REGION_ALIGN;
     return { address, sizeBytes: end - address };
   });

@@ -22,6 +22,7 @@ export const PROGRAM = BigInt(GUEST_BASE);
 export const VECTORS = BigInt(GUEST_BASE + 0x1_0000);
 /** Physical address of the first data page. */
 export const DATA = BigInt(GUEST_BASE + 0x10_0000);
+const UPPER_START = 0xffff_ff80_4000_0000n;
 const TABLES = GUEST_BASE + 0x80_0000;
 const VECTOR_CALL = 0x1000;
 const PAGE_MASK = 0xfffn;
@@ -107,10 +108,9 @@ export class PageTables {
   /** Physical address of that descriptor. */
   entryAddress(va: bigint, level: number, tableBits = 0n): bigint {
     let table = this.root;
-    for (let at = this.#startLevel; ; at++) {
-      const index = (va >> BigInt(39 - 9 * at)) & 511n;
-      const address = table + 8n * (at === this.#startLevel && at > 0 ? index & 511n : index);
-      if (at === level) return address;
+    for (let current = this.#startLevel; ; current++) {
+      const address = table + 8n * ((va >> BigInt(39 - 9 * current)) & 511n);
+      if (current === level) return address;
       if ((this.#guest.read64(address) & 3n) !== pte.table) {
         this.#guest.write64(address, this.#guest.takeTable() | pte.table | tableBits);
       }
@@ -165,6 +165,27 @@ export class Guest {
     vcpu.set64(at.ttbr1El1, this.upper.root);
     this.flush();
     return this;
+  }
+  /** The same with programs and vectors in the upper half, one to one from its start, to leave the lower half free. */
+  enableMmuUpper(tcrBits: bigint): void {
+    const { vcpu } = this;
+    for (let page = 0n; page < 17n; page++) this.upper.map(UPPER_START + (page << 12n), PROGRAM + (page << 12n), CODE);
+    vcpu.set64(at.sctlrEl1, sctlr.M | sctlr.SPAN);
+    vcpu.set64(at.tcrEl1, tcrBits);
+    vcpu.set64(at.mairEl1, 0x00ffn);
+    vcpu.set64(at.ttbr0El1, this.lower.root);
+    vcpu.set64(at.ttbr1El1, this.upper.root);
+    vcpu.set64(at.vbarEl1, UPPER_START + VECTORS - PROGRAM);
+    this.flush();
+  }
+  /** A load at EL1 by a program in the upper half: 'ok' or the fault status. */
+  upperOutcome(va: bigint): 'ok' | number {
+    this.vcpu.setX(1, va);
+    this.program(a => a.ldr(0, 1).svc(0));
+    const taken = this.enter(1, UPPER_START).runToException();
+    if (taken.ec === ec.svc) return 'ok';
+    assert.equal(taken.ec, ec.dataAbort);
+    return taken.iss & 0x3f;
   }
   /** As TLBI VMALLE1 would. */
   flush(): void { this.m.engine.flushTlb(this.vcpu); }
@@ -224,7 +245,7 @@ export class Guest {
   get retired(): bigint { return this.vcpu.get64(at.instructionsRetired); }
 }
 
-/** Whether an access of `size` bytes at an address faults: the ISS of the data abort, or undefined. */
+/** Makes an access of eight bytes: the data abort that it raises, or undefined. */
 export function probe(g: Guest, el: 0 | 1, access: 'load' | 'store' | 'ldtr' | 'sttr', va: bigint): TakenException | undefined {
   g.vcpu.setX(1, va);
   g.program(a => {

@@ -83,6 +83,7 @@ test('a reader that goes away no longer holds the guest up, and the next one sta
   stream.read(0);
   for (let i = 0; i < 100; i++) says('x'.repeat(2048));
   assert.notEqual(guest.index('out_prod'), guest.index('out_cons'));
+  assert.equal(backend.metrics.outputStalls, 100 - stream.readableHighWaterMark / 2048);
   stream.destroy();
   await once(stream, 'close');
   assert.equal(guest.index('out_prod'), guest.index('out_cons'));
@@ -173,6 +174,9 @@ test('a guest that writes without end holds nobody for ever', async () => {
   const backend = new ConsoleBackend({ page, notify: () => {} });
   for (let i = 0; i < 10; i++) backend.service();
   assert.ok(seen.looks < 500, 'each call does a bounded piece of work');
+  const { looks } = seen;
+  await turn();
+  assert.ok(seen.looks - looks < 60, 'and they do not add up');
   while (seen.looks < 1000) await turn();
   await turn();
   await turn();

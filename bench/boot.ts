@@ -1,0 +1,110 @@
+// Boots the same kernel and initramfs in Zazen and in QEMU TCG in turn: time from nothing (for Zazen: an importing
+// process; for QEMU: a process start) to the first line of init, until the guest has powered off, instructions, MIPS.
+// Then the cost of an idle guest. What is checked: the command's output is what the guest's /proc says it should be.
+
+import { setTimeout as sleep } from 'node:timers/promises';
+import { assert } from '../src/base/assert.ts';
+import { Host } from '../src/host/index.ts';
+import { initReached } from '../src/guest/init-script.ts';
+import { prepareGuest } from '../src/guest/initramfs.ts';
+import { bootQemu, findQemu, qemuMissing } from './peers/qemu.ts';
+import type { Benchmark } from './run.ts';
+import { round, summarize } from './statistics.ts';
+
+const RUNS = 3;
+const MEMORY_MIB = 400;
+const IDLE_MILLIS = 5000;
+const COMMAND = 'cat /sys/hypervisor/type';
+
+interface ZazenBoot {
+  readonly bootMillis: number;
+  readonly totalMillis: number;
+  readonly hostStartMillis: number;
+  readonly instructions: number;
+  readonly mips: number;
+  readonly guestTouchedMib: number;
+  readonly processResidentMib: number;
+}
+
+async function bootZazen(): Promise<ZazenBoot> {
+  const start = performance.now();
+  await using host = await Host.start();
+  const hostStartMillis = performance.now() - start;
+  const domain = await host.create({ exec: COMMAND, memory: `${MEMORY_MIB}MiB`, cmdline: 'quiet' });
+  const command = domain.exec!;
+  let bootMillis: number | undefined;
+  let log = '';
+  command.log.setEncoding('utf8').on('data', (text: string) => {
+    log += text;
+    if (bootMillis === undefined && log.includes(initReached)) bootMillis = performance.now() - start;
+  });
+  let output = '';
+  command.output.setEncoding('utf8').on('data', (text: string) => { output += text; });
+  const { status } = await command.result;
+  assert(await domain.waitForShutdown() === 'poweroff', 'the guest did not power off');
+  assert(status === 0 && output === 'xen\n', 'the guest did not say that it runs on Xen');
+  const totalMillis = performance.now() - start;
+  const { instructionsRetired, runMillis, residentBytes } = domain.stats();
+  return {
+    bootMillis: bootMillis!, totalMillis, hostStartMillis, instructions: instructionsRetired,
+    mips: instructionsRetired / runMillis / 1000, guestTouchedMib: residentBytes / 2 ** 20,
+    processResidentMib: process.memoryUsage.rss() / 2 ** 20,
+  };
+}
+
+/** Share of one core that the process uses while a guest sits at its shell prompt. */
+async function idleShare(): Promise<number> {
+  await using host = await Host.start();
+  const domain = await host.create({ memory: `${MEMORY_MIB}MiB`, cmdline: 'quiet' });
+  await new Promise<void>(resolve => {
+    let text = '';
+    domain.console.setEncoding('utf8').on('data', (chunk: string) => {
+      text += chunk;
+      if (text.includes(initReached) && /[#$] $/.test(text)) resolve();
+    });
+  });
+  await sleep(2000);
+  const before = process.cpuUsage();
+  await sleep(IDLE_MILLIS);
+  const { user, system } = process.cpuUsage(before);
+  return (user + system) / 1000 / IDLE_MILLIS;
+}
+
+const benchmark: Benchmark = {
+  name: 'boot',
+  description: `stock Debian kernel to init, ${MEMORY_MIB} MiB, against QEMU TCG`,
+  async run({ log }) {
+    const guest = await prepareGuest({ log });
+    const qemu = findQemu();
+    if (qemu === undefined) log(qemuMissing);
+    const zazen: ZazenBoot[] = [];
+    const peer: Awaited<ReturnType<typeof bootQemu>>[] = [];
+    for (let run = 0; run < RUNS; run++) {
+      zazen.push(await bootZazen());
+      log(`zazen ${round(zazen.at(-1)!.bootMillis)} ms to init, ${round(zazen.at(-1)!.mips)} MIPS`);
+      if (qemu === undefined) continue;
+      peer.push(await bootQemu(qemu, {
+        ...guest, memoryMib: MEMORY_MIB, marker: initReached,
+        cmdline: `quiet zazen.exec=${Buffer.from(COMMAND).toString('base64')}`,
+      }));
+      log(`qemu ${round(peer.at(-1)!.bootMillis)} ms to init`);
+    }
+    const boot = summarize(zazen.map(one => one.bootMillis));
+    const idle = await idleShare();
+    const last = zazen.at(-1)!;
+    return {
+      zazen: {
+        bootMillis: boot, totalMillis: summarize(zazen.map(one => one.totalMillis)),
+        hostStartMillis: round(last.hostStartMillis), instructions: last.instructions,
+        mips: round(summarize(zazen.map(one => one.mips)).median),
+        guestTouchedMib: round(last.guestTouchedMib), processResidentMib: round(last.processResidentMib),
+        idleCoreShare: round(idle),
+      },
+      qemu: qemu === undefined ? qemuMissing : {
+        bootMillis: summarize(peer.map(one => one.bootMillis)), totalMillis: summarize(peer.map(one => one.totalMillis)),
+      },
+      ratio: qemu === undefined ? undefined : round(boot.median / summarize(peer.map(one => one.bootMillis)).median),
+    };
+  },
+};
+export default benchmark;
