@@ -9,6 +9,7 @@ import type {
   CreateOptions, Domain, DomainEvent, DomainEventBody, DomainSpec, DomainState, DomainStats, ExecSpec, GuestCommand, Host,
   HostOptions, ShutdownReason,
 } from '../host/types.ts';
+import { Store } from '../xenstore/store.ts';
 
 export type GuestBehaviour = (guest: FakeGuest) => void | Promise<void>;
 
@@ -181,6 +182,7 @@ export class FakeHosts {
       this.open--;
     };
     return {
+      store: new Store(),
       create: async (spec: DomainSpec = {}, options: CreateOptions = {}) => {
         this.specs.push(spec);
         await this.#options.create?.(spec, options);

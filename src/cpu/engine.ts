@@ -80,7 +80,8 @@ export class Engine {
   }
 
   /**
-   * Runs a vCPU until it has retired about `instructions` (an exit is seen at branches), waits, or is wanted.
+   * Runs a vCPU until it has retired about `instructions` (an exit is seen at branches), waits, or is wanted. Whoever
+   * calls has cleared `pending` before looking at what it stands for.
    * Instructions are counted in the vCPU record.
    */
   run(vcpu: VcpuState, instructions: number): ExitReason {
@@ -127,7 +128,6 @@ export class Engine {
 
   /** What others have asked for by `pending`. */
   #attend(vcpu: VcpuState): void {
-    Atomics.store(vcpu.u32, (vcpu.address + at.pending) / 4, 0);
     this.obeyFlushRequest(vcpu);
     if (this.interruptDue(vcpu)) this.takeInterrupt(vcpu);
   }

@@ -24,6 +24,7 @@ import type { PCpuWorkerData } from './pcpu-worker.ts';
 /** Frames of a dead domain that are given back before others get their turn. */
 const RELEASE_STEP_FRAMES = 2048;
 const WASM_PAGE_BYTES = 65536;
+const WATCHDOG_CHECK_MILLIS = 500;
 
 export interface CoreOptions {
   readonly memoryBytes: number;
@@ -48,6 +49,7 @@ export class HostCore {
   readonly #releasing = new Map<number, DomainRecord>();
   #releaseScheduled = false;
   #closed = false;
+  #watchdogs: NodeJS.Timeout | undefined;
   #workersEnded: Promise<unknown> = Promise.resolve();
 
   constructor({ memoryBytes, pcpus, clock, random, log }: CoreOptions) {
@@ -87,6 +89,13 @@ export class HostCore {
     // From here on, an error in a worker is our bug: the host's state cannot be trusted any more.
     for (const worker of this.#workers) worker.on('error', error => { throw error; });
     void this.#listen();
+    this.#watchdogs = setInterval(() => this.#checkWatchdogs(), WATCHDOG_CHECK_MILLIS).unref();
+  }
+
+  /** Guests set their watchdogs in whole seconds. */
+  #checkWatchdogs(): void {
+    const { sched, domains } = this.thread.hypercalls;
+    for (const id of this.domains.keys()) sched.checkWatchdogs(domains.record(id));
   }
 
   /** Hears what guests tell the host, until the host closes. */
@@ -163,6 +172,7 @@ export class HostCore {
 
   async close(): Promise<void> {
     this.#closed = true;
+    clearInterval(this.#watchdogs);
     this.thread.scheduling.close();
     this.ports.ring();
     await this.#workersEnded;

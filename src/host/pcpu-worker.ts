@@ -1,6 +1,7 @@
 // Entry of a pCPU's worker thread: runs vCPUs until the host closes.
 
 import { parentPort, workerData } from 'node:worker_threads';
+import { RUNSTATE } from '../abi/xen-shared-info.ts';
 import { assert } from '../base/assert.ts';
 import { systemClock } from '../base/clock.ts';
 import { Engine } from '../cpu/engine.ts';
@@ -9,6 +10,7 @@ import { notifyHostOf } from '../hypervisor/event-delivery.ts';
 import { GicCpuInterface } from '../hypervisor/gic-cpu-interface.ts';
 import { GicRegisters } from '../hypervisor/gic-registers.ts';
 import { PCpu } from '../hypervisor/pcpu.ts';
+import { enterRunstate, publishRunstate } from '../hypervisor/runstate.ts';
 import { Psci } from '../hypervisor/psci.ts';
 import { HypervisorThread } from '../hypervisor/thread.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
@@ -48,9 +50,14 @@ function run({ memory, interpreter, pcpu }: PCpuWorkerData): void {
       }
     });
   }
+  const onRunstate = (vcpuAddress: number, runstate: number): void => {
+    const caller = host.caller(engine.vcpu(vcpuAddress));
+    enterRunstate(caller.domain, caller.vcpuId, runstate, systemClock.monotonicNanos());
+    if (runstate === RUNSTATE.running) publishRunstate(environment, caller);
+  };
   parentPort!.postMessage('ready');
   new PCpu(engine, {
-    pcpu, machine, scheduling, safePoints, timers, clock: systemClock,
+    pcpu, machine, scheduling, safePoints, timers, onRunstate, clock: systemClock,
     onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
   }).runLoop();
 }

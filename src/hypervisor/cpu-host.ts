@@ -88,7 +88,7 @@ export class DomainCpuHost implements CpuHost {
   hvc(vcpu: VcpuState, immediate: number): boolean {
     if (immediate === XEN_HYPERCALL_TAG) {
       vcpu.set32(vcpuRecord.at.hypercalls, vcpu.get32(vcpuRecord.at.hypercalls) + 1);
-      this.#parts.hypercalls.serve(this.#caller(vcpu));
+      this.#parts.hypercalls.serve(this.caller(vcpu));
       return true;
     }
     if (immediate !== 0) return false;
@@ -97,7 +97,7 @@ export class DomainCpuHost implements CpuHost {
   }
 
   /** The domain's record may be that of another domain than last time; it is looked up by its id each time. */
-  #caller(vcpu: VcpuState): Caller {
+  caller(vcpu: VcpuState): Caller {
     const { gic, hypercalls } = this.#parts;
     const domid = gic.domidOf(vcpu.address);
     const vcpuId = gic.indexOf(vcpu.address);

@@ -7,6 +7,7 @@
 
 import { PCPU, VCPU_REQUEST, VCPU_SCHEDULE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
+import { RUNSTATE } from '../abi/xen-shared-info.ts';
 import type { Clock } from '../base/clock.ts';
 import type { ExitReason } from '../cpu/host.ts';
 import type { VcpuState } from '../cpu/vcpu-state.ts';
@@ -50,6 +51,8 @@ export interface PCpuOptions {
   readonly clock: Clock;
   /** A domain was paused for want of frames, in the pCPU's thread: tells the host. */
   readonly onStall?: (domid: number) => void;
+  /** A vCPU changes its state, one of RUNSTATE: called in this thread, out of emitted code. */
+  readonly onRunstate?: (vcpuAddress: number, runstate: number) => void;
   /** Work for idle time, in small pieces: called before sleeping, again and again while it says there is more. */
   readonly idleWork?: () => boolean;
 }
@@ -99,6 +102,7 @@ export class PCpu {
 
   #runTurn(vcpuAddress: number): void {
     try {
+      this.#options.onRunstate?.(vcpuAddress, RUNSTATE.running);
       this.#runSlices(vcpuAddress);
     } catch (error) {
       // A bug of ours: this thread ends, and nobody shall wait for the vCPU for ever.
@@ -113,19 +117,19 @@ export class PCpu {
     let turnEnd = clock.monotonicNanos() + SLICE_NANOS;
     for (;;) {
       const reason = this.#runSlice(vcpu, turnEnd);
-      if (reason === undefined) return scheduling.putBack(vcpuAddress);
+      if (reason === undefined) return this.#putBack(vcpuAddress);
       if (reason === 'outOfFrames') this.#stall(vcpuAddress);
       const requests = scheduling.takeRequests(vcpuAddress);
       if ((requests & VCPU_REQUEST.offline) !== 0) return scheduling.putOffline(vcpuAddress);
       if ((requests & VCPU_REQUEST.block) !== 0) return this.#block(vcpuAddress, true);
       if (reason === 'wfi') return this.#block(vcpuAddress, false);
-      if ((requests & VCPU_REQUEST.yield) !== 0) return scheduling.putBack(vcpuAddress);
+      if ((requests & VCPU_REQUEST.yield) !== 0) return this.#putBack(vcpuAddress);
       this.#wakeDue();
-      if (scheduling.isClosing) return scheduling.putBack(vcpuAddress);
+      if (scheduling.isClosing) return this.#putBack(vcpuAddress);
       const now = clock.monotonicNanos();
       // One that spins gives way to the one that it waits for.
       if (turnEnd - now > TURN_REST_NANOS && reason !== 'yield') continue;
-      if (scheduling.hasWaiting) return scheduling.putBack(vcpuAddress);
+      if (scheduling.hasWaiting) return this.#putBack(vcpuAddress);
       turnEnd = now + SLICE_NANOS;
     }
   }
@@ -135,8 +139,10 @@ export class PCpu {
     const { scheduling, safePoints, timers, clock } = this.#options;
     const { u32 } = this.#options.machine;
     const { address } = vcpu;
-    // First the mark, then the look: whoever forbids it to run sets that first, then looks at the mark.
+    // First the marks, then the look: whoever forbids it to run sets that first, then looks at the one mark or sets
+    // the other, which ends the slice.
     Atomics.store(u32, (address + vcpuRecord.at.running) >>> 2, 1);
+    Atomics.store(u32, (address + vcpuRecord.at.pending) >>> 2, 0);
     if (!scheduling.mayRun(address)) return undefined;
     if ((scheduling.get(address, 'request') & VCPU_REQUEST.offline) !== 0) return 'host';
     const start = clock.monotonicNanos();
@@ -185,8 +191,14 @@ export class PCpu {
     if (scheduling.stallDomain(domid)) onStall?.(domid);
   }
 
+  #putBack(vcpuAddress: number): void {
+    this.#options.onRunstate?.(vcpuAddress, RUNSTATE.runnable);
+    this.#options.scheduling.putBack(vcpuAddress);
+  }
+
   #block(vcpuAddress: number, untilAsked: boolean): void {
     const { scheduling, timers } = this.#options;
+    this.#options.onRunstate?.(vcpuAddress, RUNSTATE.blocked);
     const timer = timers.nextDeadlineNanos(vcpuAddress);
     const asked = untilAsked ? scheduling.getNanos(vcpuAddress, VCPU_SCHEDULE.at.blockUntil) : Infinity;
     const generation = scheduling.blockRunning(vcpuAddress, untilAsked);

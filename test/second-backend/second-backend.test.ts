@@ -64,12 +64,16 @@ function prepare({ vcpu, ram, load }: TestMachine, words: readonly number[], sta
   vcpu.set32(at.record, 0);
 }
 
+function isInVectors({ vcpu }: TestMachine, beforeBytes = 0): boolean {
+  const offset = Number(vcpu.get64(at.pcBase)) - beforeBytes - VECTORS;
+  return offset >= 0 && offset < VECTORS_BYTES;
+}
+
 /** Until the HVC in a vector has been reached; the PC is left at it. */
-function interpret({ engine, vcpu }: TestMachine): void {
+function interpret(m: TestMachine): void {
   for (let runs = 0; runs < 1000; runs++) {
-    engine.run(vcpu, 10_000);
-    const pc = Number(vcpu.get64(at.pcBase)) - 4;
-    if (pc >= VECTORS && pc < VECTORS + VECTORS_BYTES) return vcpu.set64(at.pcBase, BigInt(pc));
+    m.engine.run(m.vcpu, 10_000);
+    if (isInVectors(m, 4)) return m.vcpu.set64(at.pcBase, m.vcpu.get64(at.pcBase) - 4n);
   }
   throw new Error('the code does not come to an end');
 }
@@ -121,6 +125,8 @@ for (const [addressType, seed] of [['i32', SEED], ['i64', SEED + 1]] as const) {
       for (const m of [interpreter, straight.test]) prepare(m, words, state, el, fpen);
       interpret(interpreter);
       straight.run(place.start, CODE_BYTES);
+      // A branch to nowhere: what the fetch raises is the engine's, not a back end's.
+      if (!isInVectors(straight.test)) interpret(straight.test);
       const found = differences(interpreter, straight.test);
       assert.ok(found.length === 0, [`seed ${seed}, line ${line} at EL${el}:`,
         ...words.map((word, i) => [word, place.start + BigInt(4 * i)] as const).filter(([word]) => word !== NOP)
