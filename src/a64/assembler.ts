@@ -10,16 +10,12 @@
 // the method's name or its options say otherwise.
 
 import { decodeBitMasks } from './bit-masks.ts';
+import { conditionNames } from './disassembler.ts';
+import type { ConditionName } from './disassembler.ts';
 import { encode } from './row.ts';
 import type { Row } from './row.ts';
 import { sysreg, systemRegister } from './system-registers.ts';
 import { rows } from './table.ts';
-
-export type ConditionName = (typeof conditionNames)[number];
-/** In the order of their codes. */
-export const conditionNames = [
-  'eq', 'ne', 'cs', 'cc', 'mi', 'pl', 'vs', 'vc', 'hi', 'ls', 'ge', 'lt', 'gt', 'le', 'al', 'nv',
-] as const;
 
 export type SystemRegisterName = keyof typeof sysreg;
 
@@ -165,12 +161,20 @@ export class Assembler {
   /** MOV to or from SP. */
   movSp(rd: number, rn: number): this { return this.add(rd, rn, 0); }
   /** Immediates up to 4095; a register is written `addReg`. */
-  add(rd: number, rn: number, value: number): this { return this.emit('ADD (immediate)', { sf: 1, imm12: value, Rn: rn, Rd: rd }); }
-  sub(rd: number, rn: number, value: number): this { return this.emit('SUB (immediate)', { sf: 1, imm12: value, Rn: rn, Rd: rd }); }
-  subs(rd: number, rn: number, value: number): this { return this.emit('SUBS (immediate)', { sf: 1, imm12: value, Rn: rn, Rd: rd }); }
+  add(rd: number, rn: number, value: number): this {
+    return this.emit('ADD (immediate)', { sf: 1, imm12: value, Rn: rn, Rd: rd });
+  }
+  sub(rd: number, rn: number, value: number): this { return this.emit('SUB (immediate)',
+    { sf: 1, imm12: value, Rn: rn, Rd: rd }); }
+  subs(rd: number, rn: number, value: number): this {
+    return this.emit('SUBS (immediate)', { sf: 1, imm12: value, Rn: rn, Rd: rd });
+  }
   cmp(rn: number, value: number): this { return this.subs(31, rn, value); }
-  addReg(rd: number, rn: number, rm: number): this { return this.emit('ADD (register)', { sf: 1, Rm: rm, Rn: rn, Rd: rd }); }
-  eorReg(rd: number, rn: number, rm: number): this { return this.emit('EOR (register)', { sf: 1, Rm: rm, Rn: rn, Rd: rd }); }
+  addReg(rd: number, rn: number, rm: number): this {
+    return this.emit('ADD (register)', { sf: 1, Rm: rm, Rn: rn, Rd: rd });
+  }
+  eorReg(rd: number, rn: number, rm: number): this { return this.emit('EOR (register)',
+    { sf: 1, Rm: rm, Rn: rn, Rd: rd }); }
   madd(rd: number, rn: number, rm: number, ra: number): this {
     return this.emit('MADD', { sf: 1, Rm: rm, Ra: ra, Rn: rn, Rd: rd });
   }
@@ -187,8 +191,11 @@ export class Assembler {
   }
   ldtr(rt: number, rn: number): this { return this.emit('LDTR X (unprivileged)', { Rn: rn, Rt: rt }); }
   sttr(rt: number, rn: number): this { return this.emit('STTR X (unprivileged)', { Rn: rn, Rt: rt }); }
-  ldp(rt: number, rt2: number, rn: number): this { return this.emit('LDP X (signed offset)', { Rt: rt, Rt2: rt2, Rn: rn }); }
-  stp(rt: number, rt2: number, rn: number): this { return this.emit('STP X (signed offset)', { Rt: rt, Rt2: rt2, Rn: rn }); }
+  ldp(rt: number, rt2: number, rn: number): this {
+    return this.emit('LDP X (signed offset)', { Rt: rt, Rt2: rt2, Rn: rn });
+  }
+  stp(rt: number, rt2: number, rn: number): this { return this.emit('STP X (signed offset)',
+    { Rt: rt, Rt2: rt2, Rn: rn }); }
   ldxr(rt: number, rn: number): this { return this.emit('LDXR X', { Rs: 31, Rt2: 31, Rn: rn, Rt: rt }); }
   stxr(rs: number, rt: number, rn: number): this { return this.emit('STXR X', { Rs: rs, Rt2: 31, Rn: rn, Rt: rt }); }
   ldar(rt: number, rn: number): this { return this.emit('LDAR X', { Rs: 31, Rt2: 31, Rn: rn, Rt: rt }); }
@@ -206,8 +213,11 @@ export class Assembler {
   }
   cbz(rt: number, label: string): this { return this.emitTo('CBZ', label, { sf: 1, Rt: rt }); }
   cbnz(rt: number, label: string): this { return this.emitTo('CBNZ', label, { sf: 1, Rt: rt }); }
-  tbz(rt: number, bit: number, label: string): this { return this.emitTo('TBZ', label, { b5: bit >> 5, b40: bit & 31, Rt: rt }); }
-  tbnz(rt: number, bit: number, label: string): this { return this.emitTo('TBNZ', label, { b5: bit >> 5, b40: bit & 31, Rt: rt }); }
+  tbz(rt: number, bit: number, label: string): this {
+    return this.emitTo('TBZ', label, { b5: bit >> 5, b40: bit & 31, Rt: rt });
+  }
+  tbnz(rt: number, bit: number, label: string): this { return this.emitTo('TBNZ', label,
+    { b5: bit >> 5, b40: bit & 31, Rt: rt }); }
   adr(rd: number, label: string): this { return this.emitTo('ADR', label, { Rd: rd }); }
   br(rn: number): this { return this.emit('BR', { Rn: rn }); }
   blr(rn: number): this { return this.emit('BLR', { Rn: rn }); }
@@ -226,7 +236,9 @@ export class Assembler {
   isb(): this { return this.emit('ISB', { CRm: 15 }); }
   dsb(): this { return this.emit('DSB', { CRm: 15 }); }
   mrs(rt: number, register: SystemRegisterName | number): this { return this.#moveSystem('MRS', register, rt); }
-  msr(register: SystemRegisterName | number, rt: number): this { return this.#moveSystem('MSR (register)', register, rt); }
+  msr(register: SystemRegisterName | number, rt: number): this {
+    return this.#moveSystem('MSR (register)', register, rt);
+  }
   #moveSystem(rowName: string, register: SystemRegisterName | number, rt: number): this {
     const encoding = typeof register === 'number' ? register : sysreg[register];
     return this.emit(rowName, { o0: (encoding >>> 14) & 1, ...encodingFields(encoding), Rt: rt });

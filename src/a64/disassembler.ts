@@ -3,12 +3,17 @@
 //
 //   ADD (immediate) x0, sp, #16      B.cond ne 0x40000008      MRS x3, SCTLR_EL1      udf 0x00000000
 
-import { conditionNames } from './assembler.ts';
 import { DISCARD_SLOT, SP_SLOT, ZERO_SLOT } from './operand.ts';
 import type { Operand } from './operand.ts';
 import type { Fields, Row } from './row.ts';
 import { sysreg } from './system-registers.ts';
 import { decode } from './table.ts';
+
+export type ConditionName = (typeof conditionNames)[number];
+/** In the order of their codes. */
+export const conditionNames = [
+  'eq', 'ne', 'cs', 'cc', 'mi', 'pl', 'vs', 'vc', 'hi', 'ls', 'ge', 'lt', 'gt', 'le', 'al', 'nv',
+] as const;
 
 const registerNames = new Map<number, string>(Object.entries(sysreg).map(([name, encoding]) => [encoding, name]));
 /** Operands that repeat a field or are fixed: the old value of a register that is written, the link register. */
@@ -38,7 +43,8 @@ function operandText(row: Row, fields: Fields, key: string, operand: Operand, pc
   if (kind === 'imm64') return `#0x${BigInt.asUintN(64, value as bigint).toString(16)}`;
   if (key === 'register') return registerNames.get(value as number) ?? systemRegisterText(value as number);
   if (key === 'operation') return systemRegisterText(value as number);
-  if (key === row.branch || row.name === 'ADR' || row.name.endsWith('(literal)')) return addressText(pc + BigInt(value));
+  const isRelative = key === row.branch || row.name === 'ADR' || row.name.endsWith('(literal)');
+  if (isRelative) return addressText(pc + BigInt(value));
   if (row.name === 'ADRP') return addressText((pc & ~0xfffn) + (BigInt(value) << 12n));
   return `#${value}`;
 }
@@ -53,8 +59,8 @@ function isNarrow(row: Row, fields: Fields, key: string): boolean {
 }
 
 function systemRegisterText(encoding: number): string {
-  const [op0, op1, crn, crm, op2] = [encoding >>> 14, (encoding >>> 11) & 7, (encoding >>> 7) & 15, (encoding >>> 3) & 15, encoding & 7];
-  return `S${op0}_${op1}_C${crn}_C${crm}_${op2}`;
+  const [crn, crm] = [(encoding >>> 7) & 15, (encoding >>> 3) & 15];
+  return `S${encoding >>> 14}_${(encoding >>> 11) & 7}_C${crn}_C${crm}_${encoding & 7}`;
 }
 function addressText(address: bigint): string {
   return `0x${BigInt.asUintN(64, address).toString(16)}`;

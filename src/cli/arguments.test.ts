@@ -86,7 +86,9 @@ for (const [words, says] of mistakes) {
 }
 
 test('help and version need no host', async () => {
-  for (const words of [['--help'], ['help'], ['-h']]) assert.match((await runCli(words)).out, /run .*\n.*info .*\n.*guest fetch /);
+  for (const words of [['--help'], ['help'], ['-h']]) {
+    assert.match((await runCli(words)).out, /run .*\n.*info .*\n.*guest fetch /);
+  }
   for (const words of [['run', '--help'], ['help', 'run'], ['run', '--json', '-h']]) {
     assert.match((await runCli(words)).out, /^usage: zazen run /);
   }

@@ -39,7 +39,8 @@ export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Ar
     type: row.value === undefined ? 'boolean' as const : 'string' as const,
     ...(row.short === undefined ? {} : { short: row.short }),
   }]));
-  const { tokens } = parseArgs({ args: [...words], options: config, strict: false, allowPositionals: true, tokens: true });
+  const args = [...words];
+  const { tokens } = parseArgs({ args, options: config, strict: false, allowPositionals: true, tokens: true });
   const values: Record<string, string> = {};
   const switches = new Set<string>();
   const hint = `see: zazen ${syntax.name} --help`;

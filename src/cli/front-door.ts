@@ -87,8 +87,8 @@ function help(words: readonly string[], io: Io): number {
     return 0;
   }
   const verbs = formatTable(VERBS.map((verb) => [verb.name, verb.summary] as const), '  ');
-  io.stdout.write('usage: zazen VERB [OPTION]...\n\nZazen runs unmodified arm64 Linux guests inside Node, under the Xen '
-    + `ABI and without privileges.\n\n${verbs}\nzazen VERB --help tells more; zazen --version tells the version.\n`
+  io.stdout.write('usage: zazen VERB [OPTION]...\n\nZazen runs unmodified arm64 Linux guests inside Node, under the '
+    + `Xen ABI and without privileges.\n\n${verbs}\nzazen VERB --help tells more; zazen --version tells the version.\n`
     + 'A first try: zazen run, or zazen run -- uname -a\n');
   return 0;
 }

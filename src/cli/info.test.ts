@@ -14,7 +14,8 @@ test('info tells what this machine gives, and what the cache has, spoilt entries
   const io = new FakeIo();
   io.env['ZAZEN_CACHE_DIR'] = cacheDir;
   assert.match((await runCli(['info'], {}, io)).out, /guests +none yet; zazen guest fetch gets one\n/);
-  for (const [name, manifest] of [['cloud', '{"kernelRelease":"6.1.0-1-cloud-arm64"}'], ['generic', '{spoilt']] as const) {
+  const manifests = { cloud: '{"kernelRelease":"6.1.0-1-cloud-arm64"}', generic: '{spoilt' };
+  for (const [name, manifest] of Object.entries(manifests)) {
     mkdirSync(join(cacheDir, 'guests', name), { recursive: true });
     writeFileSync(join(cacheDir, 'guests', name, 'manifest.json'), manifest);
   }

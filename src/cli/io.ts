@@ -1,4 +1,4 @@
-// What a command sees of the process that it runs in. Tests give it other streams; cli/process.ts gives it the real ones.
+// What a command sees of the process that it runs in: the real one by cli/process.ts, streams of its own in a test.
 
 import type { Readable, Writable } from 'node:stream';
 

@@ -85,7 +85,8 @@ test('--json prints one document with the output, the status, timings and statis
   assert.equal(report.outcome, 'exit');
   assert.equal(report.output, 'höhe\n');
   assert.equal(report.stats.instructionsRetired, 800e6);
-  for (const name of ['hostMillis', 'createMillis', 'initMillis', 'commandStartMillis', 'commandMillis', 'totalMillis']) {
+  const names = ['hostMillis', 'createMillis', 'initMillis', 'commandStartMillis', 'commandMillis', 'totalMillis'];
+  for (const name of names) {
     assert.ok(report.timings[name] >= 0, name);
   }
   const binary = await runCli(['run', '--json', '--exec', 'x'], options(Buffer.of(0xff, 0)), noInput());
@@ -184,6 +185,14 @@ test('a guest that reboots is started again', async () => {
   }, io);
   assert.deepEqual([status, boots, hosts.specs.length, hosts.open], [0, 3, 3, 0]);
   assert.equal(io.stdout.text, 'boot 1\nboot 2\nboot 3\n');
+});
+
+test('without a terminal a guest that reboots is not started again', async () => {
+  const io = noInput();
+  const guest: FakeHostOptions['guest'] = (it) => it.shutdown('reboot');
+  const { status, err, hosts } = await runCli(['run', '--initrd', 'mine'], { guest }, io);
+  assert.deepEqual([status, hosts.specs.length], [1, 1]);
+  assert.match(err, /wants to reboot/);
 });
 
 test('a guest that crashes at the console is an error', async () => {

@@ -70,9 +70,10 @@ async function runGuest(args: Arguments, io: Io, { startHost }: Services): Promi
 }
 
 /** What the guest's end means, where it is not plain. */
-export function explain(io: Io, { outcome }: SessionReport): void {
+function explain(io: Io, { outcome }: SessionReport): void {
   if (outcome === 'crash') say(io, 'the guest crashed; its last words are above');
   else if (outcome === 'watchdog') say(io, 'the guest was ended by its watchdog');
+  else if (outcome === 'reboot') say(io, 'the guest wants to reboot; without a terminal it is not started again');
   else if (outcome === 'suspend') say(io, 'the guest suspended itself, and is destroyed');
 }
 

@@ -112,7 +112,8 @@ class GuestRun {
       const ended = domain.exec === undefined ? await this.#attachConsole(domain) : await this.#attachCommand(domain);
       const stats = domain.stats();
       await domain.destroy();
-      if (ended.outcome !== 'reboot') {
+      // A person who reboots wants to see it come up again; a guest left alone might do so for ever.
+      if (ended.outcome !== 'reboot' || !this.#session.interactive) {
         return { ...ended, domain: { name: domain.name, uuid: domain.uuid }, timings: this.#timings, stats };
       }
     }
@@ -147,7 +148,7 @@ class GuestRun {
     try {
       const copied = pump(domain.console, output, this.#signal, this.#lookForInit());
       const [outcome] = await Promise.all([orAborted(domain.waitForShutdown(), this.#signal), copied]);
-      return { outcome, status: outcome === 'poweroff' || outcome === 'reboot' ? 0 : 1 };
+      return { outcome, status: outcome === 'poweroff' ? 0 : 1 };
     } finally {
       letGo();
     }

@@ -43,7 +43,7 @@ export async function start(io: Io, given: Services): Promise<number> {
 }
 
 function describeTimings({ timings, stats }: SessionReport): string {
-  const seconds = (millis: number | undefined): string => millis === undefined ? '-' : `${(millis / 1000).toFixed(2)} s`;
+  const seconds = (millis?: number): string => millis === undefined ? '-' : `${(millis / 1000).toFixed(2)} s`;
   const mips = stats.runMillis > 0 ? stats.instructionsRetired / stats.runMillis / 1000 : 0;
   return formatTable([
     ['start of the host', seconds(timings.hostMillis)],

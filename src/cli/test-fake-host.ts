@@ -6,8 +6,8 @@ import { ZazenError } from '../base/errors.ts';
 import { exitMarker, initReached, startMarker } from '../guest/init-script.ts';
 import { attachGuestCommand } from '../host/guest-command.ts';
 import type {
-  CreateOptions, Domain, DomainEvent, DomainEventBody, DomainSpec, DomainState, DomainStats, ExecSpec, GuestCommand, Host,
-  HostOptions, ShutdownReason,
+  CreateOptions, Domain, DomainEvent, DomainEventBody, DomainSpec, DomainState, DomainStats, ExecSpec, GuestCommand,
+  Host, HostOptions, ShutdownReason,
 } from '../host/types.ts';
 import { Store } from '../xenstore/store.ts';
 
@@ -193,7 +193,9 @@ export class FakeHosts {
         return domain;
       },
       domains: () => domains,
-      stats: () => ({ memoryBytes: 1, freeBytes: 1, dirtyBytes: 0, pcpus: [], domains: domains.length, uptimeMillis: 1 }),
+      stats: () => ({
+        memoryBytes: 1, freeBytes: 1, dirtyBytes: 0, pcpus: [], domains: domains.length, uptimeMillis: 1,
+      }),
       audit: async () => ({
         frames: 0, clean: 0, cached: 0, dirty: 0, scrubbing: 0, used: 0, tables: 0, problems: [],
       }),

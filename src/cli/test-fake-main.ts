@@ -34,7 +34,8 @@ const BEHAVIOURS: Record<string, FakeHostOptions> = {
 const [behaviour = '', ...words] = process.argv.slice(2);
 const hosts = new FakeHosts(BEHAVIOURS[behaviour]!);
 await runProcess(async (io) => {
-  const status = await main(words, io, { startHost: hosts.start, prepareGuest: () => Promise.reject(new Error('none')) });
+  const prepareGuest = (): Promise<never> => Promise.reject(new Error('none'));
+  const status = await main(words, io, { startHost: hosts.start, prepareGuest });
   if (hosts.open > 0) io.stderr.write('a host was left open\n');
   return status;
 });

@@ -33,7 +33,9 @@ test('sizes: units are powers of 1024, no unit is MiB, numbers are bytes, all in
     ['1GiB', 2 ** 30], ['0.5g', 2 ** 29], ['1.5GiB', 1.5 * 2 ** 30], ['64k', 65536], [4097, 8192], ['5K', 8192],
   ];
   for (const [text, bytes] of same) assert.equal(parseSize(text), bytes, String(text));
-  for (const wrong of ['', 'much', '-1', '0', '1X', '1e9', '1 2', 'MiB', '9999999TiB', 0, -4096, Number.NaN, Infinity]) {
+  for (const wrong of [
+    '', 'much', '-1', '0', '1X', '1e9', '1 2', 'MiB', '9999999TiB', 0, -4096, Number.NaN, Infinity,
+  ]) {
     assert.throws(() => parseSize(wrong), { code: 'ZAZEN_SPEC_SIZE' }, String(wrong));
   }
   fc.assert(fc.property(fc.integer({ min: 1, max: 2 ** 40 }), (bytes) => {
@@ -61,13 +63,15 @@ test('the defaults', async () => {
 
 test('the command line: the caller\'s words come last', async () => {
   const made = await plan({
-    name: 'web', cmdline: ' quiet console=ttyAMA0 ', exec: 'echo hi', terminal: { rows: 24, columns: 80, type: 'vt100' },
+    name: 'web', cmdline: ' quiet console=ttyAMA0 ', exec: 'echo hi',
+    terminal: { rows: 24, columns: 80, type: 'vt100' },
   });
   const nonce = made.exec!.nonce;
   assert.match(nonce, /^[0-9a-f]{32}$/);
   assert.deepEqual(made.cmdline.split(' '), [
-    'console=hvc0', `zazen.nonce=${nonce}`, 'zazen.tty=pipe', `zazen.exec=${Buffer.from('echo hi').toString('base64')}`,
-    'zazen.winsize=24x80', 'zazen.term=vt100', 'zazen.hostname=web', 'quiet', 'console=ttyAMA0',
+    'console=hvc0', 'panic=-1', `zazen.nonce=${nonce}`, 'zazen.tty=pipe',
+    `zazen.exec=${Buffer.from('echo hi').toString('base64')}`, 'zazen.winsize=24x80', 'zazen.term=vt100',
+    'zazen.hostname=web', 'quiet', 'console=ttyAMA0',
   ]);
   assert.equal(made.exec!.tty, 'pipe');
 });

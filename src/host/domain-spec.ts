@@ -43,8 +43,8 @@ const refuse = (code: string, message: string, hint?: string): never => {
 };
 
 /**
- * Errors: ZAZEN_SPEC_NAME, _UUID, _SIZE, _VCPUS, _CMDLINE, _EXEC, _TERMINAL; ZAZEN_INITRD_UNREADABLE; those of loadKernel
- * and prepareGuest.
+ * Errors: ZAZEN_SPEC_NAME, _UUID, _SIZE, _VCPUS, _CMDLINE, _EXEC, _TERMINAL; ZAZEN_INITRD_UNREADABLE; those of
+ * loadKernel and prepareGuest.
  */
 export async function planDomain(spec: DomainSpec, options: PlanOptions): Promise<DomainPlan> {
   const { name, vcpus = 1 } = spec;
@@ -90,7 +90,8 @@ function planExec(spec: DomainSpec, random: Random): ExecPlan | undefined {
   }
   const nonce = randomHex(random, 4);
   const encoded = Buffer.from(command).toString('base64');
-  const words = [`zazen.nonce=${nonce}`, `zazen.tty=${tty}`];
+  // Without a person at the console, a kernel that panics has to end; it reboots, which nobody waits for.
+  const words = ['panic=-1', `zazen.nonce=${nonce}`, `zazen.tty=${tty}`];
   const isLong = encoded.length > EXEC_ON_CMDLINE_MAX_BYTES;
   if (!isLong) words.push(`zazen.exec=${encoded}`);
   return { nonce, tty, words, overlay: isLong ? commandOverlay(command) : undefined };
@@ -107,7 +108,8 @@ function composeCmdline(spec: DomainSpec, exec: ExecPlan | undefined): string {
   }
   const sizeBytes = Buffer.byteLength(cmdline);
   if (sizeBytes >= CMDLINE_MAX_BYTES) {
-    refuse('ZAZEN_SPEC_CMDLINE', `the kernel command line has ${sizeBytes} bytes; Linux takes ${CMDLINE_MAX_BYTES - 1}`);
+    const message = `the kernel command line has ${sizeBytes} bytes; Linux takes ${CMDLINE_MAX_BYTES - 1}`;
+    refuse('ZAZEN_SPEC_CMDLINE', message);
   }
   return cmdline;
 }

@@ -91,7 +91,11 @@ function heldBytes(bytes: Buffer, marker: Buffer): number {
 }
 
 /** What follows a marker: the status if it has one, a CR if the terminal translates, LF. */
-function readTrailer(bytes: Buffer, from: number, hasStatus: boolean): { status: number; end: number } | 'more' | 'other' {
+function readTrailer(
+  bytes: Buffer,
+  from: number,
+  hasStatus: boolean,
+): { status: number; end: number } | 'more' | 'other' {
   const text = bytes.toString('latin1', from, from + TRAILER_MAX_BYTES);
   const match = (hasStatus ? /^(\d{1,3})\r?\n/ : /^()\r?\n/).exec(text);
   if (match !== null) {
@@ -105,7 +109,7 @@ const CTRL_D = 0x04;
 /** Linux's hvc driver takes ^O at the console for the SysRq key, in every mode of the terminal; ^O ^O is ^O. */
 const CTRL_O = 0x0f;
 const CTRL_V = 0x16;
-/** Bytes that a terminal set up for `pipe` takes as commands: intr, eof, kill, lnext, werase, reprint, susp, quit, erase. */
+/** What a terminal set up for `pipe` obeys: intr, eof, reprint, kill, lnext, werase, susp, quit, erase. */
 const SPECIAL: ReadonlySet<number> = new Set([0x03, CTRL_D, 0x12, 0x15, CTRL_V, 0x17, 0x1a, 0x1c, 0x7f]);
 /** A Linux terminal loses what goes beyond 4095 bytes of one line. */
 const LINE_MAX_BYTES = 1024;

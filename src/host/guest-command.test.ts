@@ -33,7 +33,9 @@ test('output, log, input and status are told apart', async () => {
   command.input.end('2\n');
   console.say('booting\n');
   assert.equal(console.typed, '', 'nothing is typed before the command runs');
-  const typed = new Promise<void>((resolve) => { console.onTyped = () => console.typed.includes('\x04') && resolve(); });
+  const typed = new Promise<void>((resolve) => {
+    console.onTyped = () => console.typed.includes('\x04') && resolve();
+  });
   console.say(START);
   await command.started;
   await typed;

@@ -66,8 +66,8 @@ export interface DomainSpec {
   /** `default`: Zazen's own initramfs with the modules of the Debian kernel; `none`; or the path of a file. */
   initrd?: string;
   /**
-   * Added after the default command line, `console=hvc0`. Linux lets the last word of a kind win, so whatever the
-   * default says can be overruled.
+   * Added after the default command line, `console=hvc0` (and `panic=-1` with `exec`). Linux lets the last word of a
+   * kind win, so whatever the default says can be overruled.
    */
   cmdline?: string;
   /** One command to run instead of a shell, after which the guest powers off. Needs Zazen's init in the initramfs. */
@@ -207,8 +207,8 @@ export interface Host extends AsyncDisposable {
   readonly store: HostStore;
   /**
    * Loads and starts a guest. Errors: ZAZEN_SPEC_* (domain-spec.ts), ZAZEN_KERNEL_* (guest/kernel.ts), ZAZEN_GUEST_*
-   * (fetching), ZAZEN_INITRD_UNREADABLE, ZAZEN_DOMAIN_MEMORY (too little for kernel and initramfs, or more than the host
-   * has), ZAZEN_DOMAIN_NAME_TAKEN, ZAZEN_DOMAIN_LIMIT, ZAZEN_HOST_CLOSED; `signal.reason` when aborted.
+   * (fetching), ZAZEN_INITRD_UNREADABLE, ZAZEN_DOMAIN_MEMORY (too little for kernel and initramfs, or more than the
+   * host has), ZAZEN_DOMAIN_NAME_TAKEN, ZAZEN_DOMAIN_LIMIT, ZAZEN_HOST_CLOSED; `signal.reason` when aborted.
    */
   create(spec?: DomainSpec, options?: CreateOptions): Promise<Domain>;
   /** Live ones, by id. */
@@ -220,5 +220,5 @@ export interface Host extends AsyncDisposable {
   close(): Promise<void>;
 }
 
-/** `Host.start`: the one way to get a host. Errors: ZAZEN_HOST_MEMORY_SIZE, ZAZEN_HOST_MEMORY_UNAVAILABLE, ZAZEN_SPEC_*. */
+/** The one way to get a host. Errors: ZAZEN_HOST_MEMORY_SIZE, ZAZEN_HOST_MEMORY_UNAVAILABLE, ZAZEN_SPEC_*. */
 export type StartHost = (options?: HostOptions) => Promise<Host>;

@@ -7,7 +7,7 @@
 //   RS "begin NAME" LF   the section's output, byte for byte   RS "end STATUS" LF
 
 import assert from 'node:assert/strict';
-import { after } from 'node:test';
+import { after, before } from 'node:test';
 import { fetchPackages } from '../../src/guest/packages.ts';
 import { prepareGuest } from '../../src/guest/initramfs.ts';
 import { Host } from '../../src/host/index.ts';
@@ -20,7 +20,7 @@ const PROGRAM_PACKAGES = ['openssl', 'python3-minimal', 'libpython3-stdlib', 'xz
 export const FAST_BOOT = 'quiet cryptomgr.notests initcall_blacklist=init_blk_tracer';
 
 /** A guest that takes longer is stuck: it is destroyed, and the error shows its last words. */
-const RUN_LIMIT_MILLIS = 150_000;
+const RUN_LIMIT_MILLIS = 120_000;
 
 const RS = '\x1e';
 
@@ -39,15 +39,16 @@ export interface GuestRun {
   readonly log: string;
 }
 
-/** A host for the tests of this file: closed after the last one, when all its memory must be accounted for. */
-export async function startHost(options: HostOptions = {}): Promise<Host> {
-  const host = await Host.start(options);
+/** The host of a file's tests: there from before the first to after the last, when its memory must be accounted for. */
+export function testHost(options: HostOptions = {}): () => Host {
+  let host: Host | undefined;
+  before(async () => { host = await Host.start(options); });
   after(async () => {
-    const { problems } = await host.audit();
-    await host.close();
+    const { problems } = await host!.audit();
+    await host!.close();
     assert.deepEqual(problems, []);
   });
-  return host;
+  return () => host!;
 }
 
 /** The path of an initramfs with `PROGRAM_PACKAGES`; fetched and built once, then from the cache. */
@@ -68,7 +69,7 @@ export async function runSections(
 ): Promise<GuestRun> {
   const domain = await host.create({ ...spec, exec: sectionsCommand(sections) });
   const exec = domain.exec!;
-  const output = collect(exec.output);
+  const output = collect(exec.output); if (process.env['TIMES']) exec.output.on('data', (c: Buffer) => { for (const m of c.toString('latin1').matchAll(/begin \S+/g)) console.error(m[0], performance.now() | 0); });
   const log = collect(exec.log);
   exec.input.end(input);
   await limited(domain, async () => {
@@ -147,5 +148,5 @@ export async function limited<T>(domain: Domain, work: () => Promise<T>, millis 
 /** Lines of a kernel log that tell of something wrong, other than those that any guest of Xen on Arm has. */
 export function complaints(kernelLog: string): string[] {
   const bad = /\b(WARNING|BUG|Oops|Unable to handle|Call trace|cut here|panic|stall|lockup|soft|hung)\b|[Ee]rror|[Ff]ail/i;
-  return kernelLog.split('\n').filter((line) => bad.test(line));
+  return kernelLog.split('\n').filter((line) => bad.test(line) && !line.includes('] Kernel command line: '));
 }

@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { before, test } from 'node:test';
 import { gunzipSync, zstdDecompressSync } from 'node:zlib';
 import { decompress } from '../../src/guest/decompress.ts';
-import { complaints, programsInitramfs, runSections, startHost } from './guests.ts';
+import { complaints, FAST_BOOT, programsInitramfs, runSections, testHost } from './guests.ts';
 import type { GuestRun } from './guests.ts';
 import { pythonScript } from './python-script.ts';
 import type { PythonResults } from './python-script.ts';
@@ -28,9 +28,9 @@ const NOISE = `openssl enc -aes-128-ctr -K ${hex(16, 0x5a)} -iv ${hex(16, 0)} -i
 const sha256 = (data: string | Buffer): string => createHash('sha256').update(data).digest('hex');
 
 const MESSAGE = seq(20000);
-const NOISE_BYTES = 512 * 1024;
+const NOISE_BYTES = 192 * 1024;
 /** For the compressors: half noise, half text. */
-const MIXED = Buffer.concat([noise(NOISE_BYTES), Buffer.from(seq(80000))]);
+const MIXED = Buffer.concat([noise(NOISE_BYTES), Buffer.from(seq(40000))]);
 const INPUT = noise(100_000);
 
 const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 });
@@ -39,21 +39,21 @@ const pem = (key: ReturnType<typeof createPrivateKey>): string => String(key.exp
 
 /** Run on both sides; only what POSIX defines, so that busybox and this machine's tools have to agree. */
 const SAME_ON_HOST: Readonly<Record<string, string>> = {
-  digests: 'seq 1 20000 >a; sha1sum a; sha256sum a; sha512sum a; md5sum a; cksum a; sha256sum a | sha256sum -',
+  digests: 'seq 1 20000 >a; sha1sum a; sha256sum a; sha512sum a; md5sum a; sha256sum a | sha256sum -',
   awk: `awk 'BEGIN { s = 1; for (i = 0; i < 20000; i++) { s = (s * 69069 + 5) % 1048576; n[s % 97]++ }
-    for (k = 0; k < 97; k++) printf "%d:%d ", k, n[k]; print s; printf "%.17g %.10e %5.2f\\n", sqrt(2), exp(1), 22 / 7 }'
+    for (k = 0; k < 97; k++) printf "%d:%d ", k, n[k]; print s; printf "%.17g %.10e %5.2f\\n", 2 / 3, 1e10 / 7, 22 / 7 }'
     seq 1 1000 | awk '{ t += $1 * $1; if ($1 % 7 == 0) c++ } END { print t, c, t / NR }'
     printf 'a:b:c\\nd:e:f\\n' | awk -F: '{ print $3 "-" $1; gsub(/[a-d]/, "<&>"); print toupper($0), length($0) }'`,
-  sort: `seq 1 5000 | awk '{ print ($1 * 7919) % 5003, "x" $1 % 13 }' >s
+  sort: `seq 1 1500 | awk '{ print ($1 * 7919) % 1511, "x" $1 % 13 }' >s
     sort -n s | sha256sum; LC_ALL=C sort s | sha256sum; LC_ALL=C sort -k2,2 -k1,1n s | sha256sum
     cut -d' ' -f2 s | LC_ALL=C sort | uniq -c | awk '{ print $1, $2 }'; sort -rn s | head -3; sort -nu s | wc -l`,
   sed: `seq 1 300 | sed -n -e 's/\\([0-9]\\)\\([0-9]\\)$/\\2\\1/p' -e '/^1.*9$/d' | sha256sum
-    echo 'hello, world' | sed 'y/lo/01/;s/w.*/[&]/;s/,/ &/g'; seq 5 | sed '2,3{s/^/> /;n;}' | sed '$!N;s/\\n/+/'`,
+    echo 'hello, world' | sed 'y/lo/01/;s/w.*/[&]/;s/,/ &/g'; seq 7 | sed '2,4s/^/> /' | sed '$!N;s/\\n/+/'`,
   text: `seq 1 1000 | tr 0-9 a-j | fold -w 37 | sha256sum; seq 1 30 | paste -sd, - ; seq 20 | grep -c 1
     seq 1 100 | tail -n 5 | tr '\\n' ' '; echo abc | od -An -tx1; printf '%d %o %x %s\\n' 255 8 48879 done
-    seq 3 >p; seq 2 4 >q; cmp p q; comm -12 p q; diff p q; expr 1234567 '*' 89 % 1000; echo $((1 << 40)) $((-7 / 2))`,
+    seq 3 >p; seq 2 4 >q; cmp p q; diff -U 9 p q | tail -n 5; expr 1234567 '*' 89 % 1000; echo $((1 << 40)) $((-7 / 2))`,
   files: `mkdir -p t/a/b t/c; seq 1 9 | while read -r n; do seq 1 "$n" >t/a/b/f$n; done; ln -s ../a t/c/up; echo x >'t/c/a b'
-    find t -type f | LC_ALL=C sort; find t -type f -size -1 -o -name 'f[2-4]' | sort; find t -name f9 -exec wc -c '{}' ';'
+    find t -type f | LC_ALL=C sort; find t -type l -o -name 'f[2-4]' | sort; find t -name f9 -exec wc -c '{}' ';'
     tar cf t.tar t; rm -r t; tar tf t.tar | LC_ALL=C sort; tar xf t.tar; cat t/c/up/b/f9 't/c/a b'; readlink t/c/up
     gzip -c t.tar | gzip -dc | cmp - t.tar && echo same`,
 };
@@ -86,14 +86,14 @@ const GUEST_ONLY: Readonly<Record<string, string>> = {
     openssl dgst -sha256 -sign ec -out es m; openssl dgst -sha256 -verify ecpub -signature es m
     openssl dgst -sha256 -verify ecpub -signature es other
     openssl base64 -A -in es; echo; cat ecpub`,
-  'compress': `{ ${NOISE} ${NOISE_BYTES}; seq 1 80000; } >m; sha256sum <m
-    for c in 'busybox gzip' 'busybox gzip -1' '/usr/bin/zstd -q -1' '/usr/bin/zstd -q -5' '/usr/bin/xz -0'; do
+  'compress': `{ ${NOISE} ${NOISE_BYTES}; seq 1 40000; } >m; sha256sum <m
+    for c in 'busybox gzip' '/usr/bin/zstd -q' '/usr/bin/xz -0'; do
       $c -c <m >z && wc -c <z
       case $c in *gzip*) busybox gzip -dc <z ;; *zstd*) /usr/bin/zstd -qdc <z ;; *) /usr/bin/xz -dc <z ;; esac | sha256sum
     done`,
   'compressed-gzip': 'seq 1 5000 | busybox gzip -c | base64',
   'compressed-zstd': 'seq 1 5000 | /usr/bin/zstd -qc | base64',
-  'compressed-xz': 'seq 1 5000 | /usr/bin/xz -1c --check=sha256 | base64',
+  'compressed-xz': 'seq 1 5000 | /usr/bin/xz -1c --check=crc32 | base64',
   'python': `cat >p.py <<'END'\n${pythonScript}\nEND\npython3 p.py`,
   'input': 'wc -c <p.py >/dev/null; cat >i; wc -c <i; sha256sum <i',
   'kernel-log': 'dmesg',
@@ -101,12 +101,12 @@ const GUEST_ONLY: Readonly<Record<string, string>> = {
 
 const inDirectory = (script: string): string => `export LC_ALL=C; exec 2>&1; ${script}`;
 
+const host = testHost({ pcpus: 1, memory: '1GiB' });
 let guest: GuestRun;
 before(async () => {
-  const host = await startHost({ pcpus: 1, memory: '1GiB' });
   const sections = { ...SAME_ON_HOST, ...GUEST_ONLY };
   const prepared = Object.fromEntries(Object.entries(sections).map(([name, script]) => [name, inDirectory(script)]));
-  guest = await runSections(host, { initrd: await programsInitramfs(), cmdline: 'quiet' }, prepared, INPUT);
+  guest = await runSections(host(), { initrd: await programsInitramfs(), cmdline: FAST_BOOT }, prepared, INPUT);
 });
 
 for (const [name, script] of Object.entries(SAME_ON_HOST)) {
@@ -168,7 +168,7 @@ test('openssl: RSA and Ed25519 signatures are those of node:crypto; an ECDSA one
 test('gzip, zstd and xz: round trips of noise and text', () => {
   const [original, ...rest] = guest.outputOf('compress').trim().split('\n').map((line) => line.split(' ')[0]!);
   assert.equal(original, sha256(MIXED));
-  assert.equal(rest.length, 10);
+  assert.equal(rest.length, 6);
   for (let i = 0; i < rest.length; i += 2) {
     // The noise cannot shrink, the text does, to a third at least.
     const size = Number(rest[i]);

@@ -56,6 +56,7 @@ export function bareMetalImage({ code = spin, data, onFault = skip }: BareMetalP
   const bytes = new Uint8Array(data ? DATA - BASE + data.length : 4 * words.length);
   const view = new DataView(bytes.buffer);
   words.forEach((word, index) => view.setUint32(4 * index, word, true));
+  bytes.fill(0, 4, 64);
   view.setBigUint64(0x10, BigInt(bytes.length), true);
   view.setUint32(0x18, PAGE_SIZE_4K, true);
   view.setUint32(0x38, IMAGE_MAGIC, true);
@@ -178,8 +179,13 @@ export class Arena {
     const host = await Host.start({ memory, pcpus: 2 });
     const path = join(directory, 'witness');
     writeFileSync(path, bareMetalImage({ code: watchOwnMemory }));
-    const witness = await host.create({ kernel: path, initrd: 'none', memory: MEMORY, name: 'witness' });
-    return new Arena(host, directory, witness);
+    try {
+      const witness = await host.create({ kernel: path, initrd: 'none', memory: MEMORY, name: 'witness' });
+      return new Arena(host, directory, witness);
+    } catch (error) {
+      await host.close();
+      throw error;
+    }
   }
 
   async close(): Promise<void> {

@@ -36,7 +36,7 @@ export class VariantDeck {
   #left: Variant[] = [];
   readonly #random: SeededRandom;
 
-  /** @param perRow variants taken of each row at most: some rows have dozens that differ by a condition or bit number */
+  /** @param perRow variants taken of each row at most: some have dozens that differ by a condition or bit number */
   constructor(random: SeededRandom, perRow: number) {
     this.#random = random;
     for (const row of rows) {
@@ -62,7 +62,9 @@ export class VariantDeck {
 }
 
 /** Words for one variant that will stand at `offset` in the line, or undefined if this draw cannot be used. */
-export function pieceOf({ row, statics }: Variant, offset: number, place: LinePlace, random: SeededRandom): Piece | undefined {
+export function pieceOf(
+  { row, statics }: Variant, offset: number, place: LinePlace, random: SeededRandom,
+): Piece | undefined {
   const made = randomCase(row, statics, random);
   if (!made) return undefined;
   const f = fieldsOf(row, made.word);
@@ -74,7 +76,9 @@ export function pieceOf({ row, statics }: Variant, offset: number, place: LinePl
     const words = Math.min(1 + random.below(LAST_OFFSETS), (place.endOffset - offset) / 4);
     return { row, words: [encode(row, { ...f, [field]: words & (2 ** bits - 1) })] };
   }
-  if (row.group === 'branches' && f['Rn'] !== undefined) return { row, words: a.mov(f['Rn'], exit).word(made.word).words() };
+  if (row.group === 'branches' && f['Rn'] !== undefined) {
+    return { row, words: a.mov(f['Rn'], exit).word(made.word).words() };
+  }
   if (row.name === 'ERET') {
     const spsr = (BigInt(random.below(16)) << 28n) | random.pick([0n, 4n, 5n]);
     a.mov(1, exit).msr('ELR_EL1', 1).mov(1, spsr).msr('SPSR_EL1', 1);
@@ -88,9 +92,12 @@ export function pieceOf({ row, statics }: Variant, offset: number, place: LinePl
   return { row, words: a.word(made.word).words() };
 }
 
-const moved = (address: bigint, place: LinePlace): bigint => BigInt.asUintN(64, address - SCRATCH_ADDRESS + place.scratch);
+const moved = (address: bigint, place: LinePlace): bigint =>
+  BigInt.asUintN(64, address - SCRATCH_ADDRESS + place.scratch);
 
-function prelude(a: Assembler, f: Fields, state: { x: BigUint64Array; sp: bigint }, place: LinePlace, random: SeededRandom): void {
+function prelude(
+  a: Assembler, f: Fields, state: { x: BigUint64Array; sp: bigint }, place: LinePlace, random: SeededRandom,
+): void {
   const index = f['option'] === undefined ? undefined : f['Rm'];
   const base = f['Rn']!;
   if (base === 31) {

@@ -39,12 +39,15 @@ const NOP = 0xd503201f;
 const compared: readonly (readonly [string, number])[] = [
   ...Array.from({ length: 32 }, (_, n) => [n === 31 ? 'sp' : `x${n}`, xOffset(n)] as const),
   ...Array.from({ length: 64 }, (_, n) => [`v${n >> 1}${n & 1 ? ' high' : ''}`, vOffset(0) + 8 * n] as const),
-  ...(['spEl0', 'spEl1', 'elrEl1', 'spsrEl1', 'esrEl1', 'farEl1', 'parEl1', 'exclusiveAddress', 'tpidrEl0', 'tpidrroEl0',
+  ...(['spEl0', 'spEl1', 'elrEl1', 'spsrEl1', 'esrEl1', 'farEl1', 'parEl1', 'exclusiveAddress', 'tpidrEl0',
+    'tpidrroEl0',
     'tpidrEl1', 'contextidrEl1', 'unknownSystemRegisters'] as const).map(name => [name, at[name]] as const),
 ];
 const compared32 = ['fpcr', 'fpsr', 'el', 'spSel', 'daif', 'pan', 'pstateRest'] as const;
 
-function prepare({ vcpu, ram, load }: TestMachine, words: readonly number[], state: CpuState, el: number, fpen: bigint): void {
+function prepare(
+  { vcpu, ram, load }: TestMachine, words: readonly number[], state: CpuState, el: number, fpen: bigint,
+): void {
   load(CODE, words);
   ram.set(state.memory, SCRATCH - GUEST_BASE);
   for (const [, offset] of compared) vcpu.set64(offset, 0n);
@@ -83,11 +86,15 @@ function differences(a: TestMachine, b: TestMachine): string[] {
   const compare = (name: string, want: bigint | number, got: bigint | number) => {
     if (want !== got) lines.push(`${name}: 0x${want.toString(16)} in the interpreter, 0x${got.toString(16)} here`);
   };
-  for (const [name, offset] of [...compared, ['pc', at.pcBase] as const]) compare(name, a.vcpu.get64(offset), b.vcpu.get64(offset));
+  for (const [name, offset] of [...compared, ['pc', at.pcBase] as const]) {
+    compare(name, a.vcpu.get64(offset), b.vcpu.get64(offset));
+  }
   for (const name of compared32) compare(name, a.vcpu.get32(at[name]), b.vcpu.get32(at[name]));
   compare('nzcv', a.vcpu.nzcv(), b.vcpu.nzcv());
-  const scratch = (m: TestMachine): Uint8Array => m.ram.subarray(SCRATCH - GUEST_BASE, SCRATCH - GUEST_BASE + SCRATCH_BYTES);
-  const differing = Buffer.compare(scratch(a), scratch(b)) === 0 ? -1 : scratch(a).findIndex((byte, i) => byte !== scratch(b)[i]);
+  const start = SCRATCH - GUEST_BASE;
+  const scratch = (m: TestMachine): Uint8Array => m.ram.subarray(start, start + SCRATCH_BYTES);
+  const differing = Buffer.compare(scratch(a), scratch(b)) === 0 ? -1
+    : scratch(a).findIndex((byte, i) => byte !== scratch(b)[i]);
   if (differing >= 0) lines.push(`memory differs from 0x${(SCRATCH + differing).toString(16)} on`);
   return lines;
 }

@@ -17,7 +17,9 @@ import type { AccessOptions, AccessSize, FlagSource, Machine } from '../../src/a
 import { DISCARD_SLOT, ZERO_SLOT } from '../../src/a64/operand.ts';
 import type { Imm, Imm64, Operands, Reg, VReg } from '../../src/a64/operand.ts';
 import type { ComputeName, TrapName } from '../../src/a64/slow.ts';
-import { TLB_ENTRIES, TLB_ENTRY_BYTES, scratchOffset, tlbEntry, vOffset, vcpuRecord, xOffset } from '../../src/abi/vcpu.ts';
+import {
+  TLB_ENTRIES, TLB_ENTRY_BYTES, scratchOffset, tlbEntry, vOffset, vcpuRecord, xOffset,
+} from '../../src/abi/vcpu.ts';
 import { ACCESS_ALIGNED, ACCESS_UNPRIVILEGED } from '../../src/cpu/emitted-calls.ts';
 import type { Callable, FunctionBuilder } from '../../src/wasm/function.ts';
 import { i32, i64 } from '../../src/wasm/scalar.ts';
@@ -220,7 +222,8 @@ export class StraightLineMachine implements Machine {
     const { f } = this;
     this.#slow(this.#context.slowLoad, f.let(va), 2 * size);
     if (size === 8) return [f.let(this.scratch(0)), f.let(this.scratch(1))];
-    return [f.let(i64.extendI32U(this.readState32(scratchOffset(0)))), f.let(i64.extendI32U(this.readState32(scratchOffset(0) + 4)))];
+    const word = (offset: number): I64 => f.let(i64.extendI32U(this.readState32(scratchOffset(0) + offset)));
+    return [word(0), word(4)];
   }
   storePair(size: 4 | 8, va: I64, first: I64, second: I64): void {
     const address = this.f.let(va);
@@ -278,7 +281,9 @@ export class StraightLineMachine implements Machine {
   }
   setScratch(index: number, value: I64): void { this.writeState64(scratchOffset(index), value); }
   scratch(index: number): I64 { return this.readState64(scratchOffset(index)); }
-  setScratchQ(index: 0 | 2 | 4 | 6, value: V128): void { this.f.do(v128.store(this.#vcpu, value, scratchOffset(index))); }
+  setScratchQ(index: 0 | 2 | 4 | 6, value: V128): void {
+    this.f.do(v128.store(this.#vcpu, value, scratchOffset(index)));
+  }
   scratchQ(index: 0 | 2 | 4 | 6): V128 { return v128.load(this.#vcpu, scratchOffset(index)); }
   trap(name: TrapName, ...args: I32[]): void {
     this.#ended = true;

@@ -3,6 +3,7 @@
 
 import { decode } from '../../src/a64/table.ts';
 import { operandsOf } from '../../src/a64/row.ts';
+import type { Fields, Row } from '../../src/a64/row.ts';
 import { computeNames, trapNames } from '../../src/a64/slow.ts';
 import { MACHINE_HEADER } from '../../src/abi/machine-memory.ts';
 import { vcpuRecord } from '../../src/abi/vcpu.ts';
@@ -12,7 +13,7 @@ import type { EmittedCallHandlers } from '../../src/cpu/emitted-calls.ts';
 import { GUEST_BASE, createTestMachine } from '../../src/cpu/testing.ts';
 import type { TestMachine } from '../../src/cpu/testing.ts';
 import { TrapHandlers } from '../../src/cpu/traps.ts';
-import type { Callable } from '../../src/wasm/function.ts';
+import type { Callable, Signature } from '../../src/wasm/function.ts';
 import { ModuleBuilder } from '../../src/wasm/module.ts';
 import { StraightLineMachine } from './straight-line-machine.ts';
 import type { StraightLineContext } from './straight-line-machine.ts';
@@ -36,7 +37,8 @@ export class StraightLineRunner {
       decode: never, fetch: never,
       slowLoad: (address, low, high, size) => engine.data.load(engine.vcpu(address), low, high, size),
       slowStore: (address, low, high, size) => engine.data.store(engine.vcpu(address), low, high, size),
-      fillTlb: (address, low, high, size, isWrite) => engine.data.fill(engine.vcpu(address), low, high, size, isWrite !== 0),
+      fillTlb: (address, low, high, size, isWrite) =>
+        engine.data.fill(engine.vcpu(address), low, high, size, isWrite !== 0),
       traps: new TrapHandlers(engine).table(),
       compute: computeHandlers(machine),
     };
@@ -59,9 +61,10 @@ export class StraightLineRunner {
   #translate(pc: bigint, count: number): Block {
     const { machine, ram } = this.test;
     const pages = machine.parameters.sizeBytes / 65536;
-    const module = new ModuleBuilder({ params: ['i32'], results: [] }, { addressType: this.#addressType, minPages: 1, maxPages: pages });
+    const signature: Signature = { params: ['i32'], results: [] };
+    const module = new ModuleBuilder(signature, { addressType: this.#addressType, minPages: 1, maxPages: pages });
     const context = declareImports(module, this.#addressType);
-    const f = module.function({ params: ['i32'], results: [] });
+    const f = module.function(signature);
     module.export('block', f);
     const view = new DataView(ram.buffer, ram.byteOffset + Number(pc) - GUEST_BASE);
     const line = Array.from({ length: count }, (_, i) => {
@@ -71,7 +74,7 @@ export class StraightLineRunner {
     const m = new StraightLineMachine(f, context, line.flatMap(item => item ? [item.operands] : []));
     for (const item of line) {
       const goesOn = m.instruction(pc, item?.row.fp ?? false, () => {
-        if (item) item.row.meaning(m, item.operands, Object.fromEntries(item.row.statics.map(name => [name, item.fields[name]!])));
+        if (item) item.row.meaning(m, item.operands, staticsOf(item.row, item.fields));
         else m.undefined();
       });
       if (!goesOn) break;
@@ -83,9 +86,16 @@ export class StraightLineRunner {
   }
 }
 
+/** What a meaning may know about its fields. */
+function staticsOf(row: Row, fields: Fields): Fields {
+  return Object.fromEntries(row.statics.map(name => [name, fields[name]!]));
+}
+
 function declareImports(module: ModuleBuilder, addressType: 'i32' | 'i64'): StraightLineContext {
-  const functions = <N extends string>(names: readonly N[], prefix: string, signature: Callable['signature']) =>
-    Object.fromEntries(names.map(name => [name, module.importFunction(`${prefix}_${name}`, signature)])) as Record<N, Callable>;
+  const functions = <N extends string>(names: readonly N[], prefix: string, signature: Signature) => {
+    const entries = names.map(name => [name, module.importFunction(`${prefix}_${name}`, signature)]);
+    return Object.fromEntries(entries) as Record<N, Callable>;
+  };
   return {
     addressType,
     slowLoad: module.importFunction('slowLoad', emittedCalls.slowLoad),

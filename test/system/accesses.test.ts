@@ -33,7 +33,8 @@ const accesses: readonly Access[] = [
   { name: 'pair of X', sizeBytes: 16, load: a => a.ldp(2, 3, 1), store: a => a.stp(2, 3, 1) },
   { name: 'pair of W', sizeBytes: 8, load: a => a.emit('LDP W (signed offset)', { Rt: 2, Rt2: 3, Rn: 1 }),
     store: a => a.emit('STP W (signed offset)', { Rt: 2, Rt2: 3, Rn: 1 }) },
-  { name: 'pair of Q', sizeBytes: 32, isVector: true, isTwo: true, load: a => a.emit('LDP Q (signed offset)', { Rt: 2, Rt2: 3, Rn: 1 }),
+  { name: 'pair of Q', sizeBytes: 32, isVector: true, isTwo: true,
+    load: a => a.emit('LDP Q (signed offset)', { Rt: 2, Rt2: 3, Rn: 1 }),
     store: a => a.emit('STP Q (signed offset)', { Rt: 2, Rt2: 3, Rn: 1 }) },
 ];
 
@@ -56,10 +57,12 @@ const pattern = (i: number): number => (i * 37 + (i >> 8) * 11 + 5) & 0xff;
 /** The bytes that an access has put into registers. */
 function registerBytes(g: Guest, { sizeBytes, isVector, name }: Access): number[] {
   const { vcpu } = g;
-  const bytes = (value: bigint, count: number): number[] => Array.from({ length: count }, (_, i) => Number((value >> BigInt(8 * i)) & 0xffn));
+  const bytes = (value: bigint, count: number): number[] => Array.from({ length: count }, (_, i) =>
+    Number((value >> BigInt(8 * i)) & 0xffn));
   const halves = isVector
     ? [0, 8, 16, 24].flatMap(offset => bytes(vcpu.get64(vOffset(2) + offset), 8))
-    : name === 'pair of W' ? [...bytes(vcpu.x(2), 4), ...bytes(vcpu.x(3), 4)] : [...bytes(vcpu.x(2), 8), ...bytes(vcpu.x(3), 8)];
+    : name === 'pair of W' ? [...bytes(vcpu.x(2), 4), ...bytes(vcpu.x(3), 4)]
+      : [...bytes(vcpu.x(2), 8), ...bytes(vcpu.x(3), 8)];
   return halves.slice(0, sizeBytes);
 }
 
@@ -117,7 +120,8 @@ systemTest('an access whose second page faults does nothing, and FAR_EL1 names t
         assert.deepEqual([taken.ec, taken.iss], [ec.dataAbortLower, status | (kind === 'store' ? WNR : 0)], label);
         assert.deepEqual([taken.far, taken.elr], [VA + PAGE, PROGRAM], label);
         assert.deepEqual([g.vcpu.x(1), g.vcpu.x(2), g.vcpu.x(3)], [VA + BigInt(offset), before, before], label);
-        if (!access.isTwo) assert.deepEqual(new Set(window.bytes(0, 8192)), new Set([0x11]), `${label}: nothing written`);
+        if (!access.isTwo) assert.deepEqual(new Set(window.bytes(0, 8192)), new Set([0x11]),
+          `${label}: nothing written`);
         assert.deepEqual(new Set(window.bytes(4096, 4096)), new Set([0x11]), label);
       }
     }
@@ -129,7 +133,8 @@ systemTest('a fault leaves the base register of pre- and post-indexed accesses a
   g.lower.map(VA, FIRST, USER_DATA | pte.readOnly);
   for (const name of ['STR X (post-index)', 'STR X (pre-index)', 'STP X (post-index)', 'STP X (pre-index)']) {
     g.vcpu.setX(1, VA + 64n);
-    const fields: Record<string, number> = name.startsWith('STP') ? { imm7: 2, Rt2: 3, Rn: 1, Rt: 2 } : { imm9: 16, Rn: 1, Rt: 2 };
+    const fields: Record<string, number> = name.startsWith('STP') ? { imm7: 2, Rt2: 3, Rn: 1, Rt: 2 }
+      : { imm9: 16, Rn: 1, Rt: 2 };
     const taken = g.except(0, a => a.emit(name, fields));
     assert.equal(taken.iss, fault.permission(3) | WNR);
     assert.equal(taken.far, VA + 64n + (name.includes('pre') ? 16n : 0n));
@@ -139,11 +144,16 @@ systemTest('a fault leaves the base register of pre- and post-indexed accesses a
 
 systemTest('alignment faults: exclusives, atomics and ordered accesses always; others with SCTLR_EL1.A', g => {
   const always: [string, number, (a: Assembler) => unknown][] = [
-    ['LDXR X', 8, a => a.ldxr(2, 1)], ['STXR X', 8, a => a.stxr(4, 2, 1)], ['LDAR X', 8, a => a.ldar(2, 1)], ['STLR X', 8, a => a.stlr(2, 1)],
-    ['LDAXR W', 4, a => a.emit('LDAXR W', { Rs: 31, Rt2: 31, Rn: 1, Rt: 2 })], ['LDARH', 2, a => a.emit('LDARH', { Rs: 31, Rt2: 31, Rn: 1, Rt: 2 })],
-    ['LDXP X', 16, a => a.emit('LDXP X', { Rs: 31, Rt2: 3, Rn: 1, Rt: 2 })], ['STXP X', 16, a => a.emit('STXP X', { Rs: 4, Rt2: 3, Rn: 1, Rt: 2 })],
-    ['LDADD X', 8, a => a.ldadd(2, 3, 1)], ['CAS X', 8, a => a.cas(2, 3, 1)], ['SWP W', 4, a => a.emit('SWP', { size: 2, Rs: 2, Rn: 1, Rt: 3 })],
-    ['CASP X', 16, a => a.emit('CASP X', { Rs: 2, Rt: 4, Rn: 1 })], ['LDAPR X', 8, a => a.emit('LDAPR X', { Rn: 1, Rt: 2 })],
+    ['LDXR X', 8, a => a.ldxr(2, 1)], ['STXR X', 8, a => a.stxr(4, 2, 1)], ['LDAR X', 8, a => a.ldar(2, 1)],
+    ['STLR X', 8, a => a.stlr(2, 1)],
+    ['LDAXR W', 4, a => a.emit('LDAXR W', { Rs: 31, Rt2: 31, Rn: 1, Rt: 2 })],
+    ['LDARH', 2, a => a.emit('LDARH', { Rs: 31, Rt2: 31, Rn: 1, Rt: 2 })],
+    ['LDXP X', 16, a => a.emit('LDXP X', { Rs: 31, Rt2: 3, Rn: 1, Rt: 2 })],
+    ['STXP X', 16, a => a.emit('STXP X', { Rs: 4, Rt2: 3, Rn: 1, Rt: 2 })],
+    ['LDADD X', 8, a => a.ldadd(2, 3, 1)], ['CAS X', 8, a => a.cas(2, 3, 1)],
+    ['SWP W', 4, a => a.emit('SWP', { size: 2, Rs: 2, Rn: 1, Rt: 3 })],
+    ['CASP X', 16, a => a.emit('CASP X', { Rs: 2, Rt: 4, Rn: 1 })],
+    ['LDAPR X', 8, a => a.emit('LDAPR X', { Rn: 1, Rt: 2 })],
   ];
   g.enableMmu();
   g.lower.map(VA, FIRST, USER_DATA);
@@ -152,7 +162,8 @@ systemTest('alignment faults: exclusives, atomics and ordered accesses always; o
       for (let low = 1; low < size; low++) {
         g.vcpu.setX(1, VA + 64n + BigInt(low));
         const taken = g.except(el, a => write(a));
-        assert.deepEqual([taken.ec, taken.iss & 0x3f], [el === 0 ? ec.dataAbortLower : ec.dataAbort, fault.alignment], `${name} + ${low}`);
+        assert.deepEqual([taken.ec, taken.iss & 0x3f], [el === 0 ? ec.dataAbortLower : ec.dataAbort, fault.alignment],
+          `${name} + ${low}`);
         assert.equal(taken.far, VA + 64n + BigInt(low), name);
       }
       g.vcpu.setX(1, VA + 64n);
@@ -190,7 +201,8 @@ systemTest('store exclusive succeeds once after a load exclusive of the same add
   assert.equal(statusOf(a => a.stxr(4, 3, 1)), 1n, 'without a load');
   assert.equal(statusOf(a => a.ldxr(2, 5).stxr(4, 3, 1)), 1n, 'another address');
   assert.equal(statusOf(a => a.ldxr(2, 1).emit('CLREX', { CRm: 15 }).stxr(4, 3, 1)), 1n, 'CLREX');
-  assert.equal(statusOf(a => a.ldxr(2, 1).stxr(6, 2, 1).stxr(4, 3, 1)), 1n, 'the monitor is open after a store exclusive');
+  assert.equal(statusOf(a => a.ldxr(2, 1).stxr(6, 2, 1).stxr(4, 3, 1)), 1n,
+    'the monitor is open after a store exclusive');
   assert.equal(statusOf(a => {
     a.ldxr(2, 1).adr(7, 'on').msr('ELR_EL1', 7).mov(7, 5).msr('SPSR_EL1', 7).eret().label('on').stxr(4, 3, 1);
   }), 1n, 'an exception return clears it');
@@ -241,7 +253,8 @@ const increments: [string, (a: Assembler) => unknown][] = [
   ['CAS', a => a.label('again').ldr(2, 1).add(3, 2, 1).movReg(4, 2).cas(4, 3, 1).eorReg(4, 4, 2).cbnz(4, 'again')],
   ['LDXP and STXP', a => a.label('again').emit('LDXP X', { Rs: 31, Rt2: 3, Rn: 1, Rt: 2 }).add(2, 2, 1)
     .emit('STXP X', { Rs: 4, Rt2: 3, Rn: 1, Rt: 2 }).cbnz(4, 'again')],
-  ['CASP', a => a.label('again').emit('LDP X (signed offset)', { Rt: 2, Rt2: 3, Rn: 1 }).movReg(6, 2).movReg(7, 3).add(8, 2, 1).movReg(9, 3)
+  ['CASP', a => a.label('again').emit('LDP X (signed offset)', { Rt: 2, Rt2: 3, Rn: 1 }).movReg(6, 2).movReg(7, 3)
+    .add(8, 2, 1).movReg(9, 3)
     .emit('CASP X', { Rs: 6, Rt: 8, Rn: 1 }).eorReg(6, 6, 2).cbnz(6, 'again')],
 ];
 systemTest('two vCPUs that count in one word lose nothing, however their instructions fall among each other', g => {

@@ -31,7 +31,8 @@ const fpOff = (fpen: bigint) => (g: Guest): void => {
   g.vcpu.updateFpTrap();
 };
 /** ISS of a trapped MRS or MSR. */
-const systemIss = (op0: number, op1: number, crn: number, crm: number, op2: number, rt: number, isRead: boolean): number =>
+const systemIss = (op0: number, op1: number, crn: number, crm: number, op2: number, rt: number,
+  isRead: boolean): number =>
   (op0 << 20) | (op2 << 17) | (op1 << 14) | (crn << 10) | (rt << 5) | (crm << 1) | Number(isRead);
 
 const atBoth: readonly Case[] = [
@@ -41,10 +42,12 @@ const atBoth: readonly Case[] = [
   { name: 'HLT', write: a => a.emit('HLT', { imm16: 1 }), ec: ec.unknown, iss: 0 },
   { name: 'SMC', write: a => a.emit('SMC', { imm16: 0 }), ec: ec.unknown, iss: 0 },
   { name: 'an unknown system register', write: a => a.mrs(3, systemRegister(3, 3, 15, 1, 1)), ec: ec.unknown, iss: 0 },
-  { name: 'an unknown SYS operation', write: a => a.emit('SYS', { op1: 3, CRn: 7, CRm: 15, op2: 7, Rt: 0 }), ec: ec.unknown, iss: 0,
+  { name: 'an unknown SYS operation', write: a => a.emit('SYS', { op1: 3, CRn: 7, CRm: 15, op2: 7, Rt: 0 }),
+    ec: ec.unknown, iss: 0,
     prepare: g => g.vcpu.set64(at.sctlrEl1, g.vcpu.get64(at.sctlrEl1) | sctlr.UCI) },
   { name: 'FP with FPEN = 0', write: a => a.ldr(0, 1, 0, 'Q'), ec: ec.fpAccess, iss: COND_ALWAYS, prepare: fpOff(0n) },
-  { name: 'FP with FPEN = 2', write: a => a.emit('MRS FPCR', { Rt: 0 }), ec: ec.fpAccess, iss: COND_ALWAYS, prepare: fpOff(2n) },
+  { name: 'FP with FPEN = 2', write: a => a.emit('MRS FPCR', { Rt: 0 }), ec: ec.fpAccess, iss: COND_ALWAYS,
+    prepare: fpOff(2n) },
 ];
 const atEl0: readonly Case[] = [
   { name: 'HVC at EL0', write: a => a.hvc(1), ec: ec.unknown, iss: 0 },
@@ -58,12 +61,16 @@ const atEl0: readonly Case[] = [
   { name: 'FP with FPEN = 1', write: a => a.ldr(0, 1, 0, 'D'), ec: ec.fpAccess, iss: COND_ALWAYS, prepare: fpOff(1n) },
   { name: 'WFI', write: a => a.wfi(), ec: ec.wfx, iss: COND_ALWAYS },
   { name: 'WFE', write: a => a.wfe(), ec: ec.wfx, iss: COND_ALWAYS | 1 },
-  { name: 'MRS CTR_EL0', write: a => a.mrs(5, 'CTR_EL0'), ec: ec.systemRegister, iss: systemIss(3, 3, 0, 0, 1, 5, true) },
+  { name: 'MRS CTR_EL0', write: a => a.mrs(5, 'CTR_EL0'), ec: ec.systemRegister,
+    iss: systemIss(3, 3, 0, 0, 1, 5, true) },
   { name: 'MRS DAIF', write: a => a.mrs(7, 'DAIF'), ec: ec.systemRegister, iss: systemIss(3, 3, 4, 2, 1, 7, true) },
   { name: 'MSR DAIF', write: a => a.msr('DAIF', 7), ec: ec.systemRegister, iss: systemIss(3, 3, 4, 2, 1, 7, false) },
-  { name: 'MSR DAIFSet', write: a => a.msrImmediate('DAIFSet', 3), ec: ec.systemRegister, iss: systemIss(0, 3, 4, 3, 6, 31, false) },
-  { name: 'MSR DAIFClr', write: a => a.msrImmediate('DAIFClr', 2), ec: ec.systemRegister, iss: systemIss(0, 3, 4, 2, 7, 31, false) },
-  { name: 'MRS CNTVCT_EL0', write: a => a.mrs(2, 'CNTVCT_EL0'), ec: ec.systemRegister, iss: systemIss(3, 3, 14, 0, 2, 2, true) },
+  { name: 'MSR DAIFSet', write: a => a.msrImmediate('DAIFSet', 3), ec: ec.systemRegister,
+    iss: systemIss(0, 3, 4, 3, 6, 31, false) },
+  { name: 'MSR DAIFClr', write: a => a.msrImmediate('DAIFClr', 2), ec: ec.systemRegister,
+    iss: systemIss(0, 3, 4, 2, 7, 31, false) },
+  { name: 'MRS CNTVCT_EL0', write: a => a.mrs(2, 'CNTVCT_EL0'), ec: ec.systemRegister,
+    iss: systemIss(3, 3, 14, 0, 2, 2, true) },
   { name: 'IC IVAU', write: a => a.sys('IC IVAU', 4), ec: ec.systemRegister, iss: systemIss(1, 3, 7, 5, 1, 4, false) },
   { name: 'DC CVAU', write: a => a.sys('DC CVAU', 4), ec: ec.systemRegister, iss: systemIss(1, 3, 7, 11, 1, 4, false) },
 ];
@@ -119,7 +126,8 @@ systemTest('instruction and data aborts without translation', g => {
   for (const el of [0, 1] as const) {
     const outside = 0x9000_0000n;
     const fetched = g.except(el, a => a.mov(3, outside).br(3));
-    assert.deepEqual([fetched.ec, fetched.iss], [el === 0 ? ec.instructionAbortLower : ec.instructionAbort, fault.external]);
+    assert.deepEqual([fetched.ec, fetched.iss], [el === 0 ? ec.instructionAbortLower : ec.instructionAbort,
+      fault.external]);
     assert.deepEqual([fetched.far, fetched.elr], [outside, outside]);
     const loaded = g.except(el, a => a.mov(3, outside).ldr(4, 3, 8));
     assert.deepEqual([loaded.ec, loaded.iss], [el === 0 ? ec.dataAbortLower : ec.dataAbort, fault.external]);
@@ -136,7 +144,8 @@ systemTest('a misaligned PC', g => {
   for (const el of [0, 1] as const) {
     for (const low of [1n, 2n, 3n]) {
       const taken = g.except(el, a => a.mov(3, PROGRAM + 0x40n + low).br(3));
-      assert.deepEqual([taken.ec, taken.iss, taken.vector], [ec.pcAlignment, 0, el === 0 ? vector.lower : vector.current]);
+      const place = el === 0 ? vector.lower : vector.current;
+      assert.deepEqual([taken.ec, taken.iss, taken.vector], [ec.pcAlignment, 0, place]);
       assert.deepEqual([taken.far, taken.elr], [PROGRAM + 0x40n + low, PROGRAM + 0x40n + low]);
     }
   }
@@ -161,7 +170,8 @@ systemTest('ERET to EL0 and back, with both stack pointers', g => {
 });
 
 systemTest('exceptions from EL1 with SP_EL0 take the first vectors', g => {
-  const taken = g.except(1, a => a.mov(0, 0x4440n).msr('SP_EL0', 0).msrImmediate('SPSel', 0).movSp(1, 31).mrs(2, 'SPSEL').svc(0));
+  const taken = g.except(1, a => a.mov(0, 0x4440n).msr('SP_EL0', 0).msrImmediate('SPSel', 0).movSp(1, 31)
+    .mrs(2, 'SPSEL').svc(0));
   assert.equal(taken.vector, vector.currentSp0);
   assert.equal(taken.spsr & 0xf, SPSR_EL1T);
   assert.equal(g.vcpu.x(1), 0x4440n);
@@ -174,10 +184,12 @@ systemTest('exceptions from EL1 with SP_EL0 take the first vectors', g => {
 systemTest('an illegal exception return sets PSTATE.IL, and the next instruction is an Illegal State exception', g => {
   for (const spsr of [0x10n, 1n, 8n, 9n, 0xdn]) {
     const program = g.program(a => {
-      a.adr(0, 'target').msr('ELR_EL1', 0).mov(0, spsr | 0x9000_0000n).msr('SPSR_EL1', 0).eret().label('target').mov(9, 1).svc(0);
+      a.adr(0, 'target').msr('ELR_EL1', 0).mov(0, spsr | 0x9000_0000n).msr('SPSR_EL1', 0).eret().label('target')
+        .mov(9, 1).svc(0);
     });
     const taken = g.enter(1).runToException();
-    assert.deepEqual([taken.ec, taken.iss, taken.vector], [ec.illegalState, 0, vector.current], `SPSR 0x${spsr.toString(16)}`);
+    assert.deepEqual([taken.ec, taken.iss, taken.vector], [ec.illegalState, 0, vector.current],
+      `SPSR 0x${spsr.toString(16)}`);
     assert.equal(taken.elr, program.addressOf('target'));
     assert.ok(taken.spsr & SPSR_IL);
     assert.equal(taken.spsr & 0x1f, SPSR_EL1H, 'it stayed at EL1');
@@ -231,7 +243,8 @@ systemTest('exceptions that raise themselves for ever cost fuel: the run comes b
   reaches(a => a.padTo(0xa00).brk(0), () => g.vcpu.set64(at.pcBase, itself));
   reaches(a => a.mov(0, 0x9000_0000n).msr('VBAR_EL1', 0).svc(0));
   reaches(a => a.adr(0, 'self').msr('ELR_EL1', 0).mov(0, 5).msr('SPSR_EL1', 0).label('self').eret());
-  reaches(a => a.adr(0, 'self').msr('ELR_EL1', 0).mov(0, 9).msr('SPSR_EL1', 0).label('self').eret().padTo(0xa00).eret());
+  reaches(a => a.adr(0, 'self').msr('ELR_EL1', 0).mov(0, 9).msr('SPSR_EL1', 0).label('self').eret().padTo(0xa00)
+    .eret());
 });
 
 systemTest('WFI at EL1 waits, or goes on when an interrupt is pending though masked', g => {

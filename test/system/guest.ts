@@ -1,5 +1,6 @@
 // What the system-level tests of the CPU share: a test machine with exception vectors that stop the run and tell what
-// happened, page tables that a test builds descriptor by descriptor, and a way to run assembled programs at EL0 and EL1.
+// happened, page tables that a test builds descriptor by descriptor, and a way to run assembled programs at EL0 and
+// EL1.
 //
 //   offset from GUEST_BASE
 //   0x00_0000  programs (mapped one to one, read-only, executable at both levels)
@@ -61,11 +62,13 @@ export const PAN = 1 << 22;
 /** ESR_EL1.EC. */
 export const ec = {
   unknown: 0x00, wfx: 0x01, fpAccess: 0x07, illegalState: 0x0e, svc: 0x15, systemRegister: 0x18,
-  instructionAbortLower: 0x20, instructionAbort: 0x21, pcAlignment: 0x22, dataAbortLower: 0x24, dataAbort: 0x25, brk: 0x3c,
+  instructionAbortLower: 0x20, instructionAbort: 0x21, pcAlignment: 0x22, dataAbortLower: 0x24, dataAbort: 0x25,
+    brk: 0x3c,
 } as const;
 /** Fault status with a level in the low bits. */
 export const fault = {
-  addressSize: (level: number) => level, translation: (level: number) => 4 + level, accessFlag: (level: number) => 8 + level,
+  addressSize: (level: number) => level, translation: (level: number) => 4 + level,
+  accessFlag: (level: number) => 8 + level,
   permission: (level: number) => 12 + level, external: 0x10, alignment: 0x21,
 } as const;
 export const WNR = 1 << 6;
@@ -234,7 +237,8 @@ export class Guest {
   complete(el: 0 | 1, write: (a: Assembler) => void): void {
     if (el === 0) {
       const taken = this.except(0, a => { write(a); a.svc(0); });
-      assert.deepEqual([taken.ec, taken.iss], [ec.svc, 0], `ESR 0x${taken.esr.toString(16)}, FAR 0x${taken.far.toString(16)}`);
+      assert.deepEqual([taken.ec, taken.iss], [ec.svc, 0],
+        `ESR 0x${taken.esr.toString(16)}, FAR 0x${taken.far.toString(16)}`);
       return;
     }
     this.program(a => { write(a); a.hvc(0); });
@@ -245,8 +249,10 @@ export class Guest {
   get retired(): bigint { return this.vcpu.get64(at.instructionsRetired); }
 }
 
+export type AccessKind = 'load' | 'store' | 'ldtr' | 'sttr';
+
 /** Makes an access of eight bytes: the data abort that it raises, or undefined. */
-export function probe(g: Guest, el: 0 | 1, access: 'load' | 'store' | 'ldtr' | 'sttr', va: bigint): TakenException | undefined {
+export function probe(g: Guest, el: 0 | 1, access: AccessKind, va: bigint): TakenException | undefined {
   g.vcpu.setX(1, va);
   g.program(a => {
     if (access === 'load') a.ldr(0, 1);
@@ -263,7 +269,7 @@ export function probe(g: Guest, el: 0 | 1, access: 'load' | 'store' | 'ldtr' | '
   return taken;
 }
 /** The same in a word: 'ok', or the fault status. */
-export function outcome(g: Guest, el: 0 | 1, access: 'load' | 'store' | 'ldtr' | 'sttr', va: bigint): 'ok' | number {
+export function outcome(g: Guest, el: 0 | 1, access: AccessKind, va: bigint): 'ok' | number {
   const taken = probe(g, el, access, va);
   return taken === undefined ? 'ok' : taken.iss & 0x3f;
 }
@@ -279,5 +285,7 @@ export function fetchOutcome(g: Guest, el: 0 | 1, va: bigint): 'ok' | number {
 
 /** One test on a machine with 32-bit memory and one with 64-bit memory. */
 export function systemTest(name: string, body: (g: Guest) => void): void {
-  for (const addressType of ['i32', 'i64'] as const) test(`${name} (${addressType} memory)`, () => body(new Guest(addressType)));
+  for (const addressType of ['i32', 'i64'] as const) {
+    test(`${name} (${addressType} memory)`, () => body(new Guest(addressType)));
+  }
 }

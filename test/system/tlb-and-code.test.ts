@@ -36,7 +36,8 @@ systemTest('a cached translation stays until it is invalidated, by each form of 
   g.enableMmu();
   twoPages(g);
   for (const [va, tables] of [[VA, g.lower], [UPPER, g.upper]] as const) {
-    const operations = ['TLBI VMALLE1', 'TLBI VAE1', 'TLBI ASIDE1', 'TLBI VAAE1', 'TLBI VALE1', 'TLBI VAALE1', 'TLBI VMALLE1IS',
+    const operations = ['TLBI VMALLE1', 'TLBI VAE1', 'TLBI ASIDE1', 'TLBI VAAE1', 'TLBI VALE1', 'TLBI VAALE1',
+      'TLBI VMALLE1IS',
       'TLBI VAE1IS', 'TLBI ASIDE1IS', 'TLBI VAAE1IS', 'TLBI VALE1IS', 'TLBI VAALE1IS'] as const;
     for (const operation of operations) {
       tables.map(va, DATA, USER_DATA | pte.notGlobal);
@@ -80,7 +81,7 @@ systemTest('invalidation takes back permissions, for loads, stores and fetches o
   }
 });
 
-systemTest('TLBI by address covers the whole block, whichever address in it is named, and all cached pages of it', g => {
+systemTest('TLBI by any address in a block covers all cached pages of it', g => {
   g.enableMmu();
   const [first, second] = [PROGRAM + BLOCK, PROGRAM + 2n * BLOCK];
   for (const offset of [0x3000n, 0x1f_f000n]) {
@@ -89,7 +90,8 @@ systemTest('TLBI by address covers the whole block, whichever address in it is n
   }
   for (const [level, va] of [[2, VA], [1, VA + (1n << 30n)]] as const) {
     // At level 1 there is one gigabyte of memory to map: the other mapping is by 2 MiB.
-    const mapOld = (): unknown => level === 2 ? g.lower.map(va, first, USER_DATA, 2) : g.lower.map(va, PROGRAM, USER_DATA, 1);
+    const mapOld = (): unknown => level === 2 ? g.lower.map(va, first, USER_DATA, 2)
+      : g.lower.map(va, PROGRAM, USER_DATA, 1);
     const shift = level === 2 ? 0n : BLOCK;
     mapOld();
     g.flush();
@@ -113,19 +115,21 @@ systemTest('TLBI by address is not misled by a tag', g => {
 });
 
 for (const asidInTtbr1 of [false, true]) {
-  systemTest(`a change of ASID in TTBR${Number(asidInTtbr1)} switches non-global translations and keeps nothing of the old space`, g => {
+  systemTest(`a change of ASID in TTBR${Number(asidInTtbr1)} switches non-global translations`, g => {
     twoPages(g);
     g.enableMmu({ tcr: asidInTtbr1 ? tcr.A1 : 0n });
     const first = g.lower;
     const second = new PageTables(g, 39);
-    for (let page = 0n; page < 17n; page++) second.map(PROGRAM + page * PAGE, PROGRAM + page * PAGE, pte.accessed | pte.user | pte.readOnly);
+    const code = pte.accessed | pte.user | pte.readOnly;
+    for (let pa = PROGRAM; pa < PROGRAM + 17n * PAGE; pa += PAGE) second.map(pa, pa, code);
     first.map(VA, DATA, USER_DATA | pte.notGlobal);
     second.map(VA, DATA + PAGE, USER_DATA | pte.notGlobal);
     g.upper.map(UPPER, DATA, USER_DATA | pte.notGlobal);
     g.vcpu.setX(1, VA);
     g.vcpu.setX(5, UPPER);
     const switchTo = (a: Assembler, root: bigint, asid: bigint): void => {
-      if (asidInTtbr1) a.mov(9, g.upper.root | (asid << 48n)).msr('TTBR1_EL1', 9).mov(9, root).msr('TTBR0_EL1', 9).isb();
+      if (asidInTtbr1) a.mov(9, g.upper.root | (asid << 48n)).msr('TTBR1_EL1', 9).mov(9, root).msr('TTBR0_EL1', 9)
+        .isb();
       else a.mov(9, root | (asid << 48n)).msr('TTBR0_EL1', 9).isb();
     };
     g.complete(1, a => {
@@ -144,13 +148,14 @@ for (const asidInTtbr1 of [false, true]) {
   });
 }
 
-systemTest('turning the MMU off and on by SCTLR_EL1 takes effect with the next instruction fetched and the next access', g => {
+systemTest('turning the MMU off and on by SCTLR_EL1 takes effect at once', g => {
   g.enableMmu();
   twoPages(g);
   g.lower.map(DATA, DATA + PAGE, USER_DATA);
   g.vcpu.setX(1, DATA);
   g.complete(1, a => {
-    a.ldr(2, 1).mrs(9, 'SCTLR_EL1').sub(10, 9, 1).msr('SCTLR_EL1', 10).isb().ldr(3, 1).msr('SCTLR_EL1', 9).isb().ldr(4, 1);
+    a.ldr(2, 1).mrs(9, 'SCTLR_EL1').sub(10, 9, 1).msr('SCTLR_EL1', 10).isb().ldr(3, 1).msr('SCTLR_EL1', 9).isb()
+      .ldr(4, 1);
   });
   assert.deepEqual([g.vcpu.x(2), g.vcpu.x(3), g.vcpu.x(4)], [NEW, OLD, NEW]);
 });
@@ -185,7 +190,8 @@ systemTest('IC IVAU works through any mapping of the page, IC IALLU and IALLUIS 
     g.vcpu.setX(1, VA);
     g.vcpu.setX(3, VA + PAGE);
     g.complete(1, a => {
-      a.blr(3).movReg(20, 0).mov(2, routine(9)[0]!).str(2, 1, 0, 'W').dsb().sys(operation, operation === 'IC IVAU' ? 1 : 31).dsb().isb();
+      a.blr(3).movReg(20, 0).mov(2, routine(9)[0]!).str(2, 1, 0, 'W').dsb()
+        .sys(operation, operation === 'IC IVAU' ? 1 : 31).dsb().isb();
       a.blr(3).movReg(21, 0);
     });
     assert.deepEqual([g.vcpu.x(20), g.vcpu.x(21)], [1n, 9n], operation);
@@ -195,7 +201,8 @@ systemTest('IC IVAU works through any mapping of the page, IC IALLU and IALLUIS 
 systemTest('code that rewrites the instruction behind the ISB that it runs', g => {
   g.vcpu.set64(at.sctlrEl1, sctlr.SPAN);
   g.complete(1, a => {
-    a.adr(1, 'target').mov(2, routine(77)[0]!).str(2, 1, 0, 'W').sys('IC IVAU', 1).dsb().isb().label('target').mov(0, 1);
+    a.adr(1, 'target').mov(2, routine(77)[0]!).str(2, 1, 0, 'W').sys('IC IVAU', 1).dsb().isb().label('target')
+      .mov(0, 1);
   });
   assert.equal(g.vcpu.x(0), 77n);
 });
@@ -214,7 +221,7 @@ systemTest('IC IVAU of an address without translation aborts as cache maintenanc
 // ---- two vCPUs
 
 for (const addressType of ['i32', 'i64'] as const) {
-  test(`TLBI of the inner shareable domain reaches the other vCPU, which runs on an engine of its own (${addressType} memory)`, () => {
+  test(`TLBI of the inner shareable domain reaches another vCPU on another engine (${addressType} memory)`, () => {
     const g = new Guest(addressType);
     g.enableMmu();
     twoPages(g);
@@ -222,7 +229,8 @@ for (const addressType of ['i32', 'i64'] as const) {
     const { vcpu, engine, host } = g.m.addVcpu(1);
     const other = new Assembler(PROGRAM + 0x8000n).ldr(0, 1).hvc(0x55).ldr(0, 1).hvc(0x56);
     g.m.load(Number(other.origin), other.words());
-    for (const offset of [at.sctlrEl1, at.tcrEl1, at.mairEl1, at.ttbr0El1, at.ttbr1El1, at.vbarEl1]) vcpu.set64(offset, g.vcpu.get64(offset));
+    const shared = [at.sctlrEl1, at.tcrEl1, at.mairEl1, at.ttbr0El1, at.ttbr1El1, at.vbarEl1];
+    for (const offset of shared) vcpu.set64(offset, g.vcpu.get64(offset));
     vcpu.setX(1, VA);
     vcpu.set64(at.pcBase, other.origin);
     assert.equal(engine.run(vcpu, 1000), 'host');
@@ -233,3 +241,17 @@ for (const addressType of ['i32', 'i64'] as const) {
     assert.deepEqual([vcpu.x(0), host.hypercalls.at(-1)], [NEW, 0x56]);
   });
 }
+
+systemTest('IC IVAU of one vCPU is for all: another runs the new code after its own ISB', g => {
+  g.m.load(Number(DATA), routine(1));
+  const { vcpu, engine } = g.m.addVcpu(1);
+  const caller = new Assembler(PROGRAM + 0x8000n).mov(1, DATA).blr(1).hvc(1).isb().blr(1).hvc(2);
+  g.m.load(Number(caller.origin), caller.words());
+  vcpu.set64(at.pcBase, caller.origin);
+  assert.equal(engine.run(vcpu, 100), 'host');
+  assert.equal(vcpu.x(0), 1n);
+  g.vcpu.setX(1, DATA);
+  g.complete(1, a => a.mov(2, routine(5)[0]!).str(2, 1, 0, 'W').dsb().sys('IC IVAU', 1).dsb().isb());
+  assert.equal(engine.run(vcpu, 100), 'host');
+  assert.equal(vcpu.x(0), 5n);
+});

@@ -1,11 +1,12 @@
-// Stage 1 translation through page tables that each test builds: permissions of every kind, access flag and dirty state,
-// faults at each level, block sizes, the two halves of the address space, tags.
+// Stage 1 translation through page tables that each test builds: permissions of every kind, access flag and dirty
+// state, faults at each level, block sizes, the two halves of the address space, tags.
 
 import assert from 'node:assert/strict';
 import { Assembler } from '../../src/a64/assembler.ts';
 import { vcpuRecord } from '../../src/abi/vcpu.ts';
 import {
-  DATA, KERNEL_DATA, PAN, PROGRAM, PageTables, USER_DATA, ec, fault, fetchOutcome, outcome, probe, pte, sctlr, systemTest, tcr,
+  DATA, KERNEL_DATA, PAN, PROGRAM, PageTables, USER_DATA, ec, fault, fetchOutcome, outcome, probe, pte, sctlr,
+    systemTest, tcr,
 } from './guest.ts';
 import type { Guest } from './guest.ts';
 
@@ -98,17 +99,21 @@ systemTest('PAN, by whatever sets it, is not defeated by a translation that is c
     g.flush();
     const start = (): void => { g.vcpu.set32(at.pan, 0); g.vcpu.setX(1, va); };
     start();
-    assert.equal(g.except(1, a => a.ldr(0, 1).msrImmediate('PAN', 1).ldr(0, 1)).iss & 0x3f, fault.permission(3), 'MSR PAN');
+    assert.equal(g.except(1, a => a.ldr(0, 1).msrImmediate('PAN', 1).ldr(0, 1)).iss & 0x3f, fault.permission(3),
+      'MSR PAN');
     start();
-    assert.equal(g.except(1, a => a.str(0, 1).mov(2, 1n << 22n).msr('PAN', 2).str(0, 1)).iss & 0x3f, fault.permission(3));
-    // Taking an exception sets it, because SPAN is 0: the load behind the vector's ERET comes after SPSR brought it back.
+    assert.equal(g.except(1, a => a.str(0, 1).mov(2, 1n << 22n).msr('PAN', 2).str(0, 1)).iss & 0x3f,
+      fault.permission(3));
+    // Taking an exception sets it, because SPAN is 0: the load behind the vector's ERET comes after SPSR brought it
+    // back.
     start();
     g.except(1, a => a.ldr(0, 1).svc(0).label('handler').ldr(0, 1).svc(1));
     assert.equal(g.vcpu.get32(at.pan), PAN);
     g.vcpu.set64(at.pcBase, PROGRAM + 8n);
     assert.equal(g.runToException().ec, ec.dataAbort, 'after an exception');
     start();
-    const returned = g.except(1, a => a.ldr(0, 1).adr(2, 'on').msr('ELR_EL1', 2).mov(2, (1n << 22n) | 5n).msr('SPSR_EL1', 2).eret()
+    const returned = g.except(1, a => a.ldr(0, 1).adr(2, 'on').msr('ELR_EL1', 2).mov(2, (1n << 22n) | 5n)
+      .msr('SPSR_EL1', 2).eret()
       .label('on').ldr(0, 1));
     assert.equal(returned.ec, ec.dataAbort, 'ERET');
   }
@@ -161,7 +166,8 @@ systemTest('dirty state by hardware: DBM with TCR_EL1.HD and HA', g => {
   for (const el of [0, 1] as const) {
     remap(g, clean & ~pte.accessed);
     assert.equal(outcome(g, el, 'load', VA), 'ok');
-    assert.equal(g.lower.entry(VA, 3) & (pte.readOnly | pte.accessed), pte.readOnly | pte.accessed, 'a load leaves it clean');
+    assert.equal(g.lower.entry(VA, 3) & (pte.readOnly | pte.accessed), pte.readOnly | pte.accessed,
+      'a load leaves it clean');
     assert.equal(outcome(g, el, 'store', VA), 'ok');
     assert.equal(g.lower.entry(VA, 3) & pte.readOnly, 0n);
   }
@@ -294,7 +300,8 @@ systemTest('top byte ignore, for data and for branches', g => {
   // A branch to a tagged address runs without the tag in the PC.
   g.enableMmu({ tcr: tcr.TBI0 });
   for (const el of [0, 1] as const) {
-    const taken = g.except(el, a => a.mov(3, (PROGRAM + 0x100n) | (0x77n << 56n)).br(3).padTo(0x100).adr(4, 'here').label('here').svc(0));
+    const taken = g.except(el, a => a.mov(3, (PROGRAM + 0x100n) | (0x77n << 56n)).br(3).padTo(0x100).adr(4, 'here')
+      .label('here').svc(0));
     assert.equal(taken.ec, ec.svc);
     assert.equal(taken.elr, PROGRAM + 0x108n);
     assert.equal(g.vcpu.x(4), PROGRAM + 0x104n);
@@ -311,7 +318,8 @@ systemTest('AT gives the physical address or the fault in PAR_EL1', g => {
     a.sys('AT S1E1R', 2).mrs(6, 'PAR_EL1');
   });
   assert.equal(g.vcpu.x(3) & 0xffff_ffff_f001n, DATA);
-  for (const [register, status] of [[4, fault.permission(3)], [5, fault.permission(3)], [6, fault.translation(3)]] as const) {
+  for (const [register, status] of [[4, fault.permission(3)], [5, fault.permission(3)],
+    [6, fault.translation(3)]] as const) {
     assert.equal(g.vcpu.x(register) & 1n, 1n);
     assert.equal(Number(g.vcpu.x(register) >> 1n) & 0x3f, status);
   }
@@ -321,7 +329,8 @@ systemTest('code runs on from page to page through the tables, and faults where 
   g.enableMmu();
   const code = pte.accessed | pte.user | pte.readOnly;
   g.lower.map(VA, DATA + PAGE, code).map(VA + PAGE, DATA, code); // in the other order in physical memory
-  const words = new Assembler(VA).padTo(0xff8).add(0, 0, 1).add(0, 0, 2).add(0, 0, 4).padTo(0x1ffc).add(0, 0, 8).words();
+  const words = new Assembler(VA).padTo(0xff8).add(0, 0, 1).add(0, 0, 2).add(0, 0, 4).padTo(0x1ffc).add(0, 0, 8)
+    .words();
   g.m.load(Number(DATA + PAGE), words.slice(0, 1024));
   g.m.load(Number(DATA), words.slice(1024));
   for (const el of [0, 1] as const) {
@@ -337,7 +346,8 @@ systemTest('code runs on from page to page through the tables, and faults where 
 
 systemTest('a hypervisor reads and writes guest memory as EL1, across pages, whatever PAN says', g => {
   g.enableMmu();
-  g.lower.map(VA, DATA + PAGE, USER_DATA).map(VA + PAGE, DATA, KERNEL_DATA).map(VA + 2n * PAGE, DATA + 2n * PAGE, KERNEL_DATA | pte.readOnly);
+  g.lower.map(VA, DATA + PAGE, USER_DATA).map(VA + PAGE, DATA, KERNEL_DATA)
+    .map(VA + 2n * PAGE, DATA + 2n * PAGE, KERNEL_DATA | pte.readOnly);
   g.enter(1);
   g.vcpu.set32(at.pan, PAN);
   const { data } = g.m.engine;
@@ -348,7 +358,8 @@ systemTest('a hypervisor reads and writes guest memory as EL1, across pages, wha
   assert.equal(data.copyToGuest(g.vcpu, VA + 2n * PAGE - 8n, bytes), false, 'read-only');
   assert.ok(data.copyFromGuest(g.vcpu, VA + 2n * PAGE - 8n, 100));
   assert.equal(data.copyFromGuest(g.vcpu, VA + 3n * PAGE - 8n, 100), undefined, 'not mapped');
-  assert.equal(data.copyFromGuest(g.vcpu, 0xffff_ffff_ffff_fff0n, 100), undefined, 'around the end of the address space');
+  assert.equal(data.copyFromGuest(g.vcpu, 0xffff_ffff_ffff_fff0n, 100), undefined,
+    'around the end of the address space');
   assert.equal(g.vcpu.get32(at.pan), PAN);
 });
 
