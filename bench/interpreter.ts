@@ -2,8 +2,8 @@
 // instruction (dispatch) or per access beyond the loop around it.
 
 import { vcpuRecord } from '../src/abi/vcpu.ts';
-import { GUEST_BASE, createTestMachine } from '../src/cpu/testing.ts';
-import type { TestMachine } from '../src/cpu/testing.ts';
+import { GUEST_BASE, createTestMachine } from '../src/cpu/test-machine.ts';
+import type { TestMachine } from '../src/cpu/test-machine.ts';
 import { assert } from '../src/base/assert.ts';
 import { round, summarize } from './statistics.ts';
 import type { Benchmark } from './run.ts';

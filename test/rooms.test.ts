@@ -10,8 +10,8 @@ const ROOT = join(import.meta.dirname, '..');
 
 /** A room imports only from itself and from rooms before it. */
 const ROOMS = [
-  'base', 'abi', 'wasm', 'a64', 'memory', 'cpu', 'hypervisor', 'xenstore', 'devices', 'image', 'lifecycle', 'host',
-  'guest', 'cli',
+  'base', 'abi', 'wasm', 'a64', 'memory', 'cpu', 'hypervisor', 'xenstore', 'devices', 'image', 'lifecycle', 'guest',
+  'host', 'cli',
 ];
 
 /** Rooms that may import from even fewer. */

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { createTestMachine, GUEST_BASE } from '../cpu/testing.ts';
+import { createTestMachine, GUEST_BASE } from '../cpu/test-machine.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
-import { Assembler, bitMaskFields, encodeChecked, rowNamed } from './assembler.ts';
+import { Assembler, bitMaskFields, encodeChecked, rowNamed } from './test-assembler.ts';
 import { decodeBitMasks } from './bit-masks.ts';
-import { disassemble } from './disassembler.ts';
+import { disassemble } from './test-disassembler.ts';
 import { encode, fieldsOf } from './row.ts';
 import { decode, rows } from './table.ts';
 

@@ -9,7 +9,7 @@ import { SeededRandom } from '../base/random.ts';
 import { fpMul } from '../cpu/fp/arithmetic.ts';
 import { DOUBLE, FPCR_AHP, FPSR_IXC, SINGLE } from '../cpu/fp/format.ts';
 import type { Format } from '../cpu/fp/format.ts';
-import { GUEST_BASE, createTestMachine } from '../cpu/testing.ts';
+import { GUEST_BASE, createTestMachine } from '../cpu/test-machine.ts';
 import { encode } from './row.ts';
 import type { Row } from './row.ts';
 import { rows } from './table.ts';

@@ -8,7 +8,7 @@ import type { ExecTty, GuestCommand } from './types.ts';
 
 /** What nobody reads of the log is kept up to here, then dropped: it must not hold up the command. */
 const LOG_UNREAD_MAX_BYTES = 1024 * 1024;
-/** How much of the log's end goes with the error of a command that was lost. */
+/** How much of the end of what the guest said is looked at for the error of a command that was lost. */
 const TAIL_MAX_BYTES = 4096;
 
 export function attachGuestCommand(console: Duplex, exec: { nonce: string; tty: ExecTty }): GuestCommand {
@@ -90,12 +90,18 @@ class ConsoleCommand implements GuestCommand {
   }
 
   #addOutput(bytes: Buffer): void {
+    // A kernel that panics says so among the command's output.
+    this.#keepTail(bytes);
     if (!this.output.push(Buffer.from(bytes))) this.#console.pause();
+  }
+
+  #keepTail(bytes: Buffer): void {
+    this.#tail = Buffer.concat([this.#tail, bytes]).subarray(-TAIL_MAX_BYTES);
   }
 
   #addLog(bytes: Buffer): void {
     const copy = Buffer.from(bytes);
-    this.#tail = Buffer.concat([this.#tail, copy]).subarray(-TAIL_MAX_BYTES);
+    this.#keepTail(copy);
     if (this.log.readableLength < LOG_UNREAD_MAX_BYTES) this.log.push(copy);
   }
 

@@ -3,6 +3,7 @@
 
 import { Worker } from 'node:worker_threads';
 import { MACHINE_HEADER } from '../abi/machine-memory.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { Clock } from '../base/clock.ts';
@@ -73,9 +74,11 @@ export class HostCore {
     const { addressType, sizeBytes, pcpuCount } = machine.parameters;
     const interpreter = await WebAssembly.compile(buildInterpreter(
       { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, MACHINE_HEADER.at.pairLock));
+    // A program given to Node as text says what that text is; it must not say it of the worker's file.
+    const execArgv = process.execArgv.filter(option => !option.startsWith('--input-type'));
     const ready = Array.from({ length: pcpuCount }, (_, pcpu) => {
       const workerData: PCpuWorkerData = { memory: machine.memory, interpreter, pcpu };
-      const worker = new Worker(new URL('./pcpu-worker.ts', import.meta.url), { workerData, name: `pcpu${pcpu}` });
+      const worker = new Worker(new URL('./pcpu-worker.ts', import.meta.url), { workerData, execArgv, name: `pcpu${pcpu}` });
       this.#workers.push(worker);
       return new Promise<void>((resolve, reject) => {
         worker.once('message', () => resolve());
@@ -107,10 +110,13 @@ export class HostCore {
     }
   }
 
-  /** @returns addresses of vCPU records, or undefined if there are not as many left */
+  /** @returns addresses of blank vCPU records, or undefined if there are not as many left */
   takeVcpus(count: number): number[] | undefined {
     if (this.#freeVcpus.length < count) return undefined;
-    return Array.from({ length: count }, () => this.thread.machine.vcpuAddress(this.#freeVcpus.pop()!));
+    const { machine } = this.thread;
+    const addresses = Array.from({ length: count }, () => machine.vcpuAddress(this.#freeVcpus.pop()!));
+    for (const address of addresses) machine.u8.fill(0, address, address + vcpuRecord.sizeBytes);
+    return addresses;
   }
   returnVcpus(addresses: readonly number[]): void {
     for (const address of addresses) this.#freeVcpus.push(this.thread.scheduling.table.numberOf(address));

@@ -12,7 +12,7 @@ import {
 } from '../abi/xen-event-channel.ts';
 import { vcpuInfo } from '../abi/xen-shared-info.ts';
 import { vcpuRegisterVcpuInfo } from '../abi/xen.ts';
-import { seed } from '../memory/testing.ts';
+import { seed } from '../memory/test-memory.ts';
 import { vcpuInfoAddress } from './event-delivery.ts';
 import { ARGS, TestMachine, page } from './test-domain.ts';
 import type { SenderTask, TestGuest } from './test-domain.ts';

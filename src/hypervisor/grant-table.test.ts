@@ -9,7 +9,7 @@ import {
   gnttabSwapGrantRef,
 } from '../abi/xen-grant-table.ts';
 import { XENMEM, XENMAPSPACE, xenAddToPhysmap, xenMemoryReservation } from '../abi/xen-memory.ts';
-import { seed } from '../memory/testing.ts';
+import { seed } from '../memory/test-memory.ts';
 import type { GrantMapping } from './grant-table.ts';
 import { GuestStruct } from './guest-struct.ts';
 import { ARGS, TestMachine, page } from './test-domain.ts';

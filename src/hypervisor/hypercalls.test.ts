@@ -8,7 +8,7 @@ import {
   schedWatchdog, vcpuRegisterVcpuInfo, xenFeatureInfo, xenHvmParam,
 } from '../abi/xen.ts';
 import { RUNSTATE, XEN_RUNSTATE_UPDATE, sharedInfo, vcpuInfo, vcpuRunstateInfo } from '../abi/xen-shared-info.ts';
-import { seed } from '../memory/testing.ts';
+import { seed } from '../memory/test-memory.ts';
 import { readConsoleLog } from './console-io.ts';
 import { GuestStruct } from './guest-struct.ts';
 import { enterRunstate, publishRunstate } from './runstate.ts';

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { Heap } from './heap.ts';
 import type { MachineMemory } from './machine-memory.ts';
-import { assertAudit, createMachine, mark, markOf, seed } from './testing.ts';
+import { assertAudit, createMachine, mark, markOf, seed } from './test-memory.ts';
 
 function allocateAll(heap: Heap, overwritten = false): number[] {
   const all: number[] = [];

@@ -6,7 +6,7 @@ import { ZazenError } from '../base/errors.ts';
 import { Heap } from './heap.ts';
 import { MachineMemory } from './machine-memory.ts';
 import { P2m, entryValue } from './p2m.ts';
-import { assertAudit, createMachine, mark, markOf, smallMachine } from './testing.ts';
+import { assertAudit, createMachine, mark, markOf, smallMachine } from './test-memory.ts';
 
 function assertDisjoint(regions: MachineRegions, sizeBytes: number): void {
   const sorted = Object.values(regions).sort((a, b) => a.offsetBytes - b.offsetBytes);

@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { GFN_LIMIT, P2M_KIND, P2M_READ_ONLY } from '../abi/machine-memory.ts';
 import { Heap } from './heap.ts';
 import { IN_IMAGE, NOT_MEMORY, OUT_OF_FRAMES, P2m, READ_ONLY, entryKind, entryValue } from './p2m.ts';
-import { assertAudit, createMachine, mark, markOf, seed } from './testing.ts';
+import { assertAudit, createMachine, mark, markOf, seed } from './test-memory.ts';
 
 const GIB_GFNS = 2 ** 18;
 

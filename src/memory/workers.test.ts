@@ -4,11 +4,11 @@ import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import { Heap } from './heap.ts';
 import { P2m, entryValue } from './p2m.ts';
-import { FAULT_GFNS, TEMPLATE_GFNS, assertAudit, createMachine, mark, seed } from './testing.ts';
-import type { WorkerResult, WorkerTask } from './testing.ts';
+import { FAULT_GFNS, TEMPLATE_GFNS, assertAudit, createMachine, mark, seed } from './test-memory.ts';
+import type { WorkerResult, WorkerTask } from './test-memory.ts';
 
 const WORKERS = 3;
-const script = new URL('./testing-worker.ts', import.meta.url);
+const script = new URL('./test-worker.ts', import.meta.url);
 
 async function runWorkers(task: Omit<WorkerTask, 'agent' | 'seed'>): Promise<WorkerResult[]> {
   const workers = Array.from({ length: WORKERS }, (_, agent) =>

@@ -7,7 +7,7 @@ import { XS_TYPE } from '../abi/xenstore-wire.ts';
 import { stringToBytes } from './bytes.ts';
 import { message } from './connection.ts';
 import { Store } from './store.ts';
-import { homes, TestClient } from './wire-client.ts';
+import { homes, TestClient } from './test-wire-client.ts';
 
 function guest(quota = {}): { store: Store; client: TestClient } {
   const store = new Store({ quota });

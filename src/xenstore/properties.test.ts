@@ -9,7 +9,7 @@ import { stringToBytes } from './bytes.ts';
 import { message } from './connection.ts';
 import { accessOf } from './permissions.ts';
 import { Store } from './store.ts';
-import { homes, TestClient } from './wire-client.ts';
+import { homes, TestClient } from './test-wire-client.ts';
 
 // -- Serialisability ---------------------------------------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Store } from './store.ts';
-import { homes, TestClient } from './wire-client.ts';
-import type { RequestName } from './wire-client.ts';
+import { homes, TestClient } from './test-wire-client.ts';
+import type { RequestName } from './test-wire-client.ts';
 
 type Script = readonly (readonly [RequestName, string, string])[];
 

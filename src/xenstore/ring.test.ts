@@ -10,7 +10,7 @@ import { stringToBytes } from './bytes.ts';
 import { message } from './connection.ts';
 import { XenstoreRing } from './ring.ts';
 import { Store } from './store.ts';
-import { homes, parseMessages } from './wire-client.ts';
+import { homes, parseMessages } from './test-wire-client.ts';
 
 const { at } = XENSTORE_DOMAIN_INTERFACE;
 type Field = 'req_cons' | 'req_prod' | 'rsp_cons' | 'rsp_prod' | 'server_features' | 'connection' | 'error';

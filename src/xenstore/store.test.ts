@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Store } from './store.ts';
-import { homes, TestClient } from './wire-client.ts';
+import { homes, TestClient } from './test-wire-client.ts';
 
 test('reading, writing, listing', () => {
   const store = new Store();

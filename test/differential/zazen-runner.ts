@@ -9,8 +9,8 @@
 //
 // A case ends in SVC behind its words; any other exception is a fault.
 
-import { GUEST_BASE, createTestMachine } from '../../src/cpu/testing.ts';
-import type { TestMachine } from '../../src/cpu/testing.ts';
+import { GUEST_BASE, createTestMachine } from '../../src/cpu/test-machine.ts';
+import type { TestMachine } from '../../src/cpu/test-machine.ts';
 import { SP_SLOT } from '../../src/a64/operand.ts';
 import { vOffset, vcpuRecord, xOffset } from '../../src/abi/vcpu.ts';
 import { SCRATCH_BYTES, copyState } from './cpu-state.ts';

@@ -49,7 +49,7 @@ test('a guest and the toolstack share the store, in both directions', async () =
   stop();
   const [name, list, ...lines] = output.text().trimEnd().split('\n');
   assert.equal(name, `name shared domid ${domain.id}`);
-  for (const entry of ['console', 'control', 'data', 'device', 'memory', 'vm']) assert(list?.split(' ').includes(entry), list);
+  for (const entry of ['console', 'control', 'data', 'device', 'memory', 'vm']) assert(list!.split(' ').includes(entry), entry);
   assert.deepEqual(lines, [
     'tree number = "42"', 'tree text = "two words"', 'tree deep = ""', 'tree  er = ""', 'text is gone',
     'xenstore-write: could not write path name', 'name is not for the guest to write',

@@ -13,7 +13,7 @@ import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Assembler } from '../../src/a64/assembler.ts';
+import { Assembler } from '../../src/a64/test-assembler.ts';
 import { HYPERVISOR, XEN_HYPERCALL_TAG } from '../../src/abi/xen.ts';
 import { Host } from '../../src/host/index.ts';
 import type { Domain, DomainSpec } from '../../src/host/index.ts';

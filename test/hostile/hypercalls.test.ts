@@ -3,7 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import type { Assembler } from '../../src/a64/assembler.ts';
+import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { HYPERVISOR, SCHEDOP, XEN_HYPERCALL_TAG } from '../../src/abi/xen.ts';
 import { Arena, BASE, DATA, Dice, FREE, forEachRow, forever, hypercall, powerOff, repeat, until } from './bare-metal.ts';
 

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { systemRegister, sysreg } from '../../src/a64/system-registers.ts';
-import type { Assembler } from '../../src/a64/assembler.ts';
+import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { Arena, BASE, DATA, Dice, FREE, forever, fresh, powerOff, repeat, spin, until } from './bare-metal.ts';
 
 let arena: Arena;

@@ -2,7 +2,7 @@
 // that points into memory, a branch target inside the line, a sane exception return. (Rows are looked at by name here,
 // in the generator; the back ends know none.)
 
-import { Assembler } from '../../src/a64/assembler.ts';
+import { Assembler } from '../../src/a64/test-assembler.ts';
 import { encode, fieldsOf } from '../../src/a64/row.ts';
 import type { Fields, Row } from '../../src/a64/row.ts';
 import { decode, rows } from '../../src/a64/table.ts';

@@ -6,14 +6,14 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Assembler } from '../../src/a64/assembler.ts';
-import { disassemble } from '../../src/a64/disassembler.ts';
+import { Assembler } from '../../src/a64/test-assembler.ts';
+import { disassemble } from '../../src/a64/test-disassembler.ts';
 import type { Row } from '../../src/a64/row.ts';
 import { rows } from '../../src/a64/table.ts';
 import { vOffset, vcpuRecord, xOffset } from '../../src/abi/vcpu.ts';
 import { SeededRandom } from '../../src/base/random.ts';
-import { GUEST_BASE, createTestMachine } from '../../src/cpu/testing.ts';
-import type { TestMachine } from '../../src/cpu/testing.ts';
+import { GUEST_BASE, createTestMachine } from '../../src/cpu/test-machine.ts';
+import type { TestMachine } from '../../src/cpu/test-machine.ts';
 import { SCRATCH_BYTES } from '../differential/cpu-state.ts';
 import type { CpuState } from '../differential/cpu-state.ts';
 import { randomState } from '../differential/random-state.ts';

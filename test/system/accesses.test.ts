@@ -1,12 +1,12 @@
 // Memory accesses at the edges: unaligned, across pages, alignment faults, exclusives and atomics, two vCPUs.
 
 import assert from 'node:assert/strict';
-import { Assembler } from '../../src/a64/assembler.ts';
-import type { AccessLetter } from '../../src/a64/assembler.ts';
+import { Assembler } from '../../src/a64/test-assembler.ts';
+import type { AccessLetter } from '../../src/a64/test-assembler.ts';
 import { HEAP } from '../../src/abi/machine-memory.ts';
 import { vOffset, vcpuRecord } from '../../src/abi/vcpu.ts';
-import { GUEST_BASE } from '../../src/cpu/testing.ts';
-import type { TestVcpu } from '../../src/cpu/testing.ts';
+import { GUEST_BASE } from '../../src/cpu/test-machine.ts';
+import type { TestVcpu } from '../../src/cpu/test-machine.ts';
 import { DATA, Guest, KERNEL_DATA, PROGRAM, USER_DATA, WNR, ec, fault, pte, sctlr, systemTest } from './guest.ts';
 
 const at = vcpuRecord.at;

@@ -2,10 +2,10 @@
 
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
-import { Assembler } from '../../src/a64/assembler.ts';
+import { Assembler } from '../../src/a64/test-assembler.ts';
 import { vcpuRecord, xOffset } from '../../src/abi/vcpu.ts';
 import { SeededRandom } from '../../src/base/random.ts';
-import { GUEST_BASE } from '../../src/cpu/testing.ts';
+import { GUEST_BASE } from '../../src/cpu/test-machine.ts';
 import { DATA, Guest, PROGRAM, systemTest } from './guest.ts';
 
 const at = vcpuRecord.at;

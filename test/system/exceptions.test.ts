@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { systemRegister } from '../../src/a64/system-registers.ts';
 import { vcpuRecord, xOffset } from '../../src/abi/vcpu.ts';
-import type { Assembler } from '../../src/a64/assembler.ts';
+import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { DATA, PAN, PROGRAM, USER_DATA, VECTORS, ec, fault, sctlr, systemTest, vector } from './guest.ts';
 import type { Guest } from './guest.ts';
 

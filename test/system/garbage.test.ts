@@ -6,13 +6,13 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Assembler } from '../../src/a64/assembler.ts';
+import { Assembler } from '../../src/a64/test-assembler.ts';
 import { encode } from '../../src/a64/row.ts';
 import { sysreg } from '../../src/a64/system-registers.ts';
 import { rows } from '../../src/a64/table.ts';
 import { vcpuRecord } from '../../src/abi/vcpu.ts';
 import { SeededRandom } from '../../src/base/random.ts';
-import { GUEST_BASE, createTestMachine } from '../../src/cpu/testing.ts';
+import { GUEST_BASE, createTestMachine } from '../../src/cpu/test-machine.ts';
 import { resetVcpu } from '../../src/cpu/reset.ts';
 
 const SEED = Number(process.env['ZAZEN_SEED'] ?? 20_26);

@@ -10,10 +10,10 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Assembler } from '../../src/a64/assembler.ts';
+import { Assembler } from '../../src/a64/test-assembler.ts';
 import { vcpuRecord } from '../../src/abi/vcpu.ts';
-import { GUEST_BASE, createTestMachine } from '../../src/cpu/testing.ts';
-import type { TestMachine } from '../../src/cpu/testing.ts';
+import { GUEST_BASE, createTestMachine } from '../../src/cpu/test-machine.ts';
+import type { TestMachine } from '../../src/cpu/test-machine.ts';
 import type { VcpuState } from '../../src/cpu/vcpu-state.ts';
 import type { ExitReason } from '../../src/cpu/host.ts';
 

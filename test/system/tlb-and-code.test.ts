@@ -3,8 +3,8 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Assembler } from '../../src/a64/assembler.ts';
-import type { SysOperation } from '../../src/a64/assembler.ts';
+import { Assembler } from '../../src/a64/test-assembler.ts';
+import type { SysOperation } from '../../src/a64/test-assembler.ts';
 import { vcpuRecord } from '../../src/abi/vcpu.ts';
 import { DATA, Guest, PROGRAM, PageTables, USER_DATA, ec, fault, pte, sctlr, systemTest, tcr } from './guest.ts';
 

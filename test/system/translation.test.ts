@@ -2,7 +2,7 @@
 // state, faults at each level, block sizes, the two halves of the address space, tags.
 
 import assert from 'node:assert/strict';
-import { Assembler } from '../../src/a64/assembler.ts';
+import { Assembler } from '../../src/a64/test-assembler.ts';
 import { vcpuRecord } from '../../src/abi/vcpu.ts';
 import {
   DATA, KERNEL_DATA, PAN, PROGRAM, PageTables, USER_DATA, ec, fault, fetchOutcome, outcome, probe, pte, sctlr,

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { vcpuRecord } from '../../abi/vcpu.ts';
-import { GUEST_BASE, createTestMachine, exceptionClassOf } from '../../cpu/testing.ts';
+import { GUEST_BASE, createTestMachine, exceptionClassOf } from '../../cpu/test-machine.ts';
 
 const at = vcpuRecord.at;
 const HVC = 0xd4000002;

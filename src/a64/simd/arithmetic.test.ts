@@ -7,7 +7,7 @@ import {
 } from './arithmetic.ts';
 import type { BinaryOperation } from './forms.ts';
 import type { Signedness } from './lanes.ts';
-import { compile, fromLanes, lanesOf, saturate, vectorOf } from './testing.ts';
+import { compile, fromLanes, lanesOf, saturate, vectorOf } from './test-lanes.ts';
 
 const SIZES = [0, 1, 2, 3];
 const SIGNS: Signedness[] = ['S', 'U'];

@@ -10,7 +10,7 @@ import {
   choose, majority, parity, sha1FixedRotate, sha1Rounds, sha1ScheduleEnd, sha1ScheduleStart, sha256Rounds,
   sha256ScheduleEnd, sha256ScheduleStart,
 } from './sha.ts';
-import { compile, fromLanes, lanesOf } from './testing.ts';
+import { compile, fromLanes, lanesOf } from './test-lanes.ts';
 
 const options = { seed: 23, numRuns: 50 };
 const bytes = (length: number) => fc.uint8Array({ minLength: length, maxLength: length });

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { i64x2, v128FromI64 } from '../../wasm/vector.ts';
 import { multiplyBytes, multiplyWords } from './polynomial.ts';
-import { compile, fromLanes, lanesOf } from './testing.ts';
+import { compile, fromLanes, lanesOf } from './test-lanes.ts';
 
 const options = { seed: 22, numRuns: 200 };
 

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import type { Signedness } from './lanes.ts';
 import { saturatingShiftLeft, shiftByRegister, shiftRight } from './shift.ts';
-import { compile, fromLanes, lanesOf, saturate, vectorOf } from './testing.ts';
+import { compile, fromLanes, lanesOf, saturate, vectorOf } from './test-lanes.ts';
 
 const SIZES = [0, 1, 2, 3];
 const SIGNS: Signedness[] = ['S', 'U'];

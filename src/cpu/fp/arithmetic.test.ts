@@ -9,11 +9,11 @@ import type { Format, FpStatus } from './format.ts';
 import {
   DOUBLE, FPCR_DN, FPCR_FZ, FPCR_RMODE_SHIFT, FPSR_DZC, FPSR_IDC, FPSR_IOC, FPSR_IXC, FPSR_UFC, HALF, Rounding, SINGLE,
 } from './format.ts';
-import type { Dyadic, Expected, Real } from './fp-reference.ts';
+import type { Dyadic, Expected, Real } from './test-fp-reference.ts';
 import {
   addDyadic, edgeEncodings, finiteValue, fromHost, isNaNEncoding, multiplyDyadic, randomEncoding, randomFinite,
   realDyadic, realQuotient, realSqrt, referenceRound, toHost,
-} from './fp-reference.ts';
+} from './test-fp-reference.ts';
 
 const SEED = 0x5a7e0001;
 const FORMATS: readonly Format[] = [HALF, SINGLE, DOUBLE];

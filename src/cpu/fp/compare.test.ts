@@ -6,7 +6,7 @@ import { SeededRandom } from '../../base/random.ts';
 import * as compare from './compare.ts';
 import type { Format } from './format.ts';
 import { DOUBLE, FPCR_DN, FPCR_FZ, FPSR_IDC, FPSR_IOC, HALF, SINGLE } from './format.ts';
-import { edgeEncodings, fromHost, isNaNEncoding, randomEncoding, toHost } from './fp-reference.ts';
+import { edgeEncodings, fromHost, isNaNEncoding, randomEncoding, toHost } from './test-fp-reference.ts';
 
 const SEED = 0x5a7e0002;
 

@@ -10,11 +10,11 @@ import {
   DOUBLE, FPCR_AHP, FPCR_DN, FPCR_FZ, FPCR_RMODE_SHIFT, FPSR_IDC, FPSR_IOC, FPSR_IXC, FPSR_OFC, FPSR_UFC, HALF,
   Rounding, SINGLE,
 } from './format.ts';
-import type { Dyadic } from './fp-reference.ts';
+import type { Dyadic } from './test-fp-reference.ts';
 import {
   edgeEncodings, finiteValue, fromHost, isFiniteEncoding, isNaNEncoding, randomEncoding, randomFinite, realDyadic,
   referenceRound, toHost,
-} from './fp-reference.ts';
+} from './test-fp-reference.ts';
 
 const SEED = 0x5a7e0004;
 const FORMATS: readonly Format[] = [HALF, SINGLE, DOUBLE];

@@ -10,7 +10,7 @@ import {
   DOUBLE, FPCR_DN, FPCR_FZ, FPCR_RMODE_SHIFT, FPSR_DZC, FPSR_IDC, FPSR_IOC, FPSR_IXC, FPSR_OFC, FPSR_UFC, HALF,
   Rounding, SINGLE,
 } from './format.ts';
-import { randomFinite, toHost } from './fp-reference.ts';
+import { randomFinite, toHost } from './test-fp-reference.ts';
 
 const SEED = 0x5a7e0003;
 

@@ -10,8 +10,8 @@
 // the method's name or its options say otherwise.
 
 import { decodeBitMasks } from './bit-masks.ts';
-import { conditionNames } from './disassembler.ts';
-import type { ConditionName } from './disassembler.ts';
+import { conditionNames } from './test-disassembler.ts';
+import type { ConditionName } from './test-disassembler.ts';
 import { encode } from './row.ts';
 import type { Row } from './row.ts';
 import { sysreg, systemRegister } from './system-registers.ts';

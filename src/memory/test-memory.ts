@@ -50,7 +50,7 @@ export function assertAudit(heap: Heap, claims: AuditClaims): AuditReport {
   return report;
 }
 
-// ---- What workers.test.ts and its threads (testing-worker.ts) agree on ---------------------------------------------
+// ---- What workers.test.ts and its threads (test-worker.ts) agree on ------------------------------------------------
 
 export interface WorkerTask {
   readonly memory: WebAssembly.Memory;

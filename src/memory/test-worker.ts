@@ -8,8 +8,8 @@ import { SeededRandom } from '../base/random.ts';
 import { Heap } from './heap.ts';
 import { MachineMemory } from './machine-memory.ts';
 import { P2m, entryKind, entryValue } from './p2m.ts';
-import { FAULT_GFNS, TEMPLATE_GFNS, mark, markOf } from './testing.ts';
-import type { WorkerResult, WorkerTask } from './testing.ts';
+import { FAULT_GFNS, TEMPLATE_GFNS, mark, markOf } from './test-memory.ts';
+import type { WorkerResult, WorkerTask } from './test-memory.ts';
 
 const task = workerData as WorkerTask;
 const memory = MachineMemory.attach(task.memory);
