@@ -83,19 +83,21 @@ export function staticsOf(row: Row, handler: number): { statics: Fields; far: bo
   return { statics, far };
 }
 
-// Buckets by bits 31–21; in each the rows that can match, most specific first.
+const specificity = new Map(rows.map(row => [row, row.mask.toString(2).replaceAll('0', '').length]));
+const specificFirst = rows.toSorted((a, b) => specificity.get(b)! - specificity.get(a)!);
+
+// Buckets by bits 31–21; in each the rows that can match, most specific first. Made when first looked into.
 const BUCKET_SHIFT = 21;
-const popcount = (word: number): number => word.toString(2).replaceAll('0', '').length;
-const specificFirst = rows.toSorted((a, b) => popcount(b.mask) - popcount(a.mask));
-const buckets: Row[][] = Array.from({ length: 1 << (32 - BUCKET_SHIFT) }, (_, bucket) => {
-  const bits = (bucket << BUCKET_SHIFT) >>> 0;
-  const bucketMask = (-1 << BUCKET_SHIFT) >>> 0;
-  return specificFirst.filter(row => ((bits ^ row.bits) & row.mask & bucketMask) === 0);
-});
+const BUCKET_MASK = (-1 << BUCKET_SHIFT) >>> 0;
+const buckets: (readonly Row[] | undefined)[] = [];
+function bucketOf(word: number): readonly Row[] {
+  const bits = (word & BUCKET_MASK) >>> 0;
+  return buckets[word >>> BUCKET_SHIFT] ??= specificFirst.filter(row => ((bits ^ row.bits) & row.mask & BUCKET_MASK) === 0);
+}
 
 /** The row and fields of an instruction word, or undefined if it is unallocated. */
 export function decode(word: number): { row: Row; fields: Fields } | undefined {
-  for (const row of buckets[word >>> BUCKET_SHIFT]!) {
+  for (const row of bucketOf(word)) {
     if (((word & row.mask) >>> 0) !== row.bits) continue;
     const fields = fieldsOf(row, word);
     if (row.when(fields)) return { row, fields };

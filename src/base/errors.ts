@@ -9,10 +9,15 @@ export class ZazenError extends Error {
   readonly hint: string | undefined;
 
   constructor(code: string, message: string, options?: { hint?: string; cause?: unknown }) {
-    super(message, options?.cause === undefined ? undefined : { cause: options.cause });
+    super(oneLine(message), options?.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
-    this.hint = options?.hint;
+    this.hint = options?.hint === undefined ? undefined : oneLine(options.hint);
   }
+}
+
+/** Messages quote what people typed, names of files and words of other programs, with whatever is in them. */
+function oneLine(text: string): string {
+  return text.trim().replaceAll(/\p{Cc}+/gu, '?');
 }
 
 /** A wrong command line: reported with exit status 2 rather than 1. */

@@ -1,60 +1,8 @@
-// `npm start`: the product on a real guest. In a terminal, a shell. Without one, the guest says what it is and powers
-// off, and then come the times that it took.
+// Entry of `npm start`. Loads the rest only when Node's compile cache is on, which halves the time that takes.
 
-import { parseArguments } from './arguments.ts';
-import { reportErrors } from './front-door.ts';
-import type { Io } from './io.ts';
-import { runProcess } from './process.ts';
-import { runVerb } from './run.ts';
-import { services } from './services.ts';
-import { runSession } from './session.ts';
-import type { SessionReport } from './session.ts';
-import { formatTable } from './table.ts';
-import type { Services } from './verb.ts';
+import { enableCompileCache } from 'node:module';
 
-/** What the guest says of itself. A file that is not there is left out. */
-const INTRODUCTION = `
-show() { printf '\\n# %s\\n' "$*"; "$@"; }
-show uname -a
-printf '\\n# /sys/hypervisor\\n'
-cd /sys/hypervisor
-for file in type version/major version/minor version/extra uuid properties/features; do
-  [ -r "$file" ] && printf '%-22s%s\\n' "$file" "$(cat "$file")"
-done
-show free
-show cat /proc/interrupts
-`;
-
-export async function start(io: Io, given: Services): Promise<number> {
-  return reportErrors(io, false, async () => {
-    if (io.stdin.isTTY && io.stdout.isTTY) return runVerb.run(parseArguments(runVerb, []), io, given);
-    io.stderr.write('zazen: no terminal here, so the guest introduces itself; in a terminal it gives a shell\n');
-    const report = await runSession(io, {
-      spec: { exec: INTRODUCTION },
-      startHost: given.startHost,
-      output: io.stdout,
-      log: undefined,
-      interactive: false,
-      timeoutMillis: undefined,
-    });
-    io.stdout.write(`\n# what it took\n${describeTimings(report)}`);
-    return report.status;
-  });
-}
-
-function describeTimings({ timings, stats }: SessionReport): string {
-  const seconds = (millis?: number): string => millis === undefined ? '-' : `${(millis / 1000).toFixed(2)} s`;
-  const mips = stats.runMillis > 0 ? stats.instructionsRetired / stats.runMillis / 1000 : 0;
-  return formatTable([
-    ['start of the host', seconds(timings.hostMillis)],
-    ['loading the guest', seconds(timings.createMillis)],
-    ['boot to init', seconds(timings.initMillis)],
-    ['boot to the command', seconds(timings.commandStartMillis)],
-    ['the command', seconds(timings.commandMillis)],
-    ['total', seconds(timings.totalMillis)],
-    ['instructions retired', `${(stats.instructionsRetired / 1e6).toFixed(0)} million`],
-    ['speed', `${mips.toFixed(0)} MIPS`],
-  ]);
-}
-
-if (import.meta.main) await runProcess((io) => start(io, services));
+enableCompileCache();
+const [{ start }, { runProcess }, { services }] =
+  await Promise.all([import('./introduction.ts'), import('./process.ts'), import('./services.ts')]);
+await runProcess((io) => start(io, services));

@@ -2,7 +2,7 @@
 // store, the ends of event channels, and the pCPU workers.
 
 import { Worker } from 'node:worker_threads';
-import { MACHINE_HEADER } from '../abi/machine-memory.ts';
+import { FRAME_BYTES, MACHINE_HEADER } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
 import { ZazenError } from '../base/errors.ts';
@@ -20,7 +20,7 @@ import { audit } from '../memory/audit.ts';
 import type { AuditReport } from '../memory/audit.ts';
 import { Store } from '../xenstore/store.ts';
 import type { HostedDomain } from './domain.ts';
-import type { PCpuWorkerData } from './pcpu-worker.ts';
+import type { PCpuWorkerData } from './pcpu-loop.ts';
 
 /** Frames of a dead domain that are given back before others get their turn. */
 const RELEASE_STEP_FRAMES = 2048;
@@ -72,12 +72,10 @@ export class HostCore {
   async startWorkers(): Promise<void> {
     const { machine } = this.thread;
     const { addressType, sizeBytes, pcpuCount } = machine.parameters;
-    const interpreter = await WebAssembly.compile(buildInterpreter(
-      { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, MACHINE_HEADER.at.pairLock));
-    // A program given to Node as text says what that text is; it must not say it of the worker's file.
-    const execArgv = process.execArgv.filter(option => !option.startsWith('--input-type'));
+    // What this process was started with need not suit a worker: `--input-type`, or the options of the test runner.
+    const execArgv: string[] = [];
     const ready = Array.from({ length: pcpuCount }, (_, pcpu) => {
-      const workerData: PCpuWorkerData = { memory: machine.memory, interpreter, pcpu };
+      const workerData: PCpuWorkerData = { memory: machine.memory, pcpu };
       const worker = new Worker(new URL('./pcpu-worker.ts', import.meta.url), { workerData, execArgv, name: `pcpu${pcpu}` });
       this.#workers.push(worker);
       return new Promise<void>((resolve, reject) => {
@@ -88,6 +86,10 @@ export class HostCore {
     this.#workersEnded = Promise.all(this.#workers.map(worker => new Promise<void>(resolve => {
       worker.once('exit', () => resolve());
     })));
+    // While the workers load their code, the interpreter is made.
+    const interpreter = await WebAssembly.compile(buildInterpreter(
+      { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, MACHINE_HEADER.at.pairLock));
+    for (const worker of this.#workers) worker.postMessage(interpreter);
     await Promise.all(ready);
     // From here on, an error in a worker is our bug: the host's state cannot be trusted any more.
     for (const worker of this.#workers) worker.on('error', error => { throw error; });
@@ -148,6 +150,14 @@ export class HostCore {
       this.releaseStep();
       this.#scheduleRelease();
     });
+  }
+  /** Finishes giving memory back as far as it takes to have so many bytes free, if there are that many. */
+  makeRoom(bytes: number): void {
+    const free = (): number => {
+      const { total, used } = this.thread.heap.stats();
+      return (total - used) * FRAME_BYTES;
+    };
+    while (free() < bytes && this.releaseStep());
   }
   /** Gives back some of the memory of domains that are gone. @returns false if there is none */
   releaseStep(): boolean {

@@ -62,6 +62,7 @@ class RunningHost implements HostInterface {
   #build(plan: DomainPlan): HostedDomain {
     const core = this.#core;
     const { thread } = core;
+    core.makeRoom(plan.memoryBytes);
     const vcpuAddresses = core.takeVcpus(plan.vcpus);
     const made = vcpuAddresses && core.builder.createDomain({
       vcpuAddresses, handle: Buffer.from(plan.uuid.replaceAll('-', ''), 'hex'),

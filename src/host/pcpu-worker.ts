@@ -1,66 +1,12 @@
-// Entry of a pCPU's worker thread: runs vCPUs until the host closes.
+// Entry of a pCPU's worker thread. Loads the rest only when Node's compile cache is on, as the program's entry does.
 
+import { enableCompileCache } from 'node:module';
 import { parentPort, workerData } from 'node:worker_threads';
-import { RUNSTATE } from '../abi/xen-shared-info.ts';
 import { assert } from '../base/assert.ts';
-import { systemClock } from '../base/clock.ts';
-import { Engine } from '../cpu/engine.ts';
-import { DomainCpuHost } from '../hypervisor/cpu-host.ts';
-import { notifyHostOf } from '../hypervisor/event-delivery.ts';
-import { GicCpuInterface } from '../hypervisor/gic-cpu-interface.ts';
-import { GicRegisters } from '../hypervisor/gic-registers.ts';
-import { PCpu } from '../hypervisor/pcpu.ts';
-import { enterRunstate, publishRunstate } from '../hypervisor/runstate.ts';
-import { Psci } from '../hypervisor/psci.ts';
-import { HypervisorThread } from '../hypervisor/thread.ts';
-import { MachineMemory } from '../memory/machine-memory.ts';
-
-export interface PCpuWorkerData {
-  readonly memory: WebAssembly.Memory;
-  readonly interpreter: WebAssembly.Module;
-  readonly pcpu: number;
-}
-
-function run({ memory, interpreter, pcpu }: PCpuWorkerData): void {
-  const machine = MachineMemory.attach(memory);
-  const thread = new HypervisorThread(machine, pcpu, systemClock, {
-    copyFromGuest: (vcpu, va, sizeBytes) => engine.data.copyFromGuest(vcpu, va, sizeBytes),
-    copyToGuest: (vcpu, va, bytes) => engine.data.copyToGuest(vcpu, va, bytes),
-  });
-  const { gic, timers, scheduling, safePoints, hypercalls, environment } = thread;
-  const psci = new Psci({
-    gic, timers, scheduling,
-    resetVcpu: (address, entry, context) => thread.resetVcpu(address, entry, context),
-    shutdownDomain: (domid, reason) => hypercalls.sched.shutdown(hypercalls.domains.record(domid), reason),
-  });
-  const host = new DomainCpuHost({
-    environment, hypercalls, gic, timers, psci,
-    gicRegisters: new GicRegisters(gic),
-    cpuInterface: new GicCpuInterface(gic),
-    flushDecodeCache: () => flushDecodeCache(),
-    flushOthers: (domid, vcpu) => safePoints.flushTlbs(domid, vcpu.address),
-  });
-  const engine = new Engine(machine, host, interpreter, pcpu);
-  /** No vCPU has an entry in its exec TLB for a slot that is given back: all of them flush before they run on. */
-  function flushDecodeCache(): void {
-    safePoints.stopWorld(() => {
-      engine.decodeCache.empty();
-      for (let number = 0; number < machine.parameters.vcpuCount; number++) {
-        engine.requestTlbFlush(machine.vcpuAddress(number));
-      }
-    });
-  }
-  const onRunstate = (vcpuAddress: number, runstate: number): void => {
-    const caller = host.caller(engine.vcpu(vcpuAddress));
-    enterRunstate(caller.domain, caller.vcpuId, runstate, systemClock.monotonicNanos());
-    if (runstate === RUNSTATE.running) publishRunstate(environment, caller);
-  };
-  parentPort!.postMessage('ready');
-  new PCpu(engine, {
-    pcpu, machine, scheduling, safePoints, timers, onRunstate, clock: systemClock,
-    onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
-  }).runLoop();
-}
 
 assert(parentPort !== null, 'this file is the entry of a worker');
-run(workerData as PCpuWorkerData);
+const port = parentPort;
+enableCompileCache();
+const received = new Promise<WebAssembly.Module>(resolve => { port.once('message', resolve); });
+const { runPcpu } = await import('./pcpu-loop.ts');
+runPcpu(workerData, await received, () => port.postMessage('ready'));

@@ -16,7 +16,8 @@ export function heldMfn({ memory }: Environment, at: number): number {
   return memory.u32[(at + HELD_FRAME.at.mfn) / 4]!;
 }
 
-function write({ memory }: Environment, at: number, mfn: number, gfn: number): void {
+/** Says in a record which frame it holds; pins and mappings are the caller's. */
+export function writeHeldFrame({ memory }: Environment, at: number, mfn: number, gfn: number): void {
   memory.u32[(at + HELD_FRAME.at.gfn) / 4] = gfn;
   Atomics.store(memory.u32, (at + HELD_FRAME.at.mfn) / 4, mfn);
 }
@@ -30,7 +31,7 @@ export function holdGuestFrame(environment: Environment, record: DomainRecord, a
   if (!(gfn < GFN_LIMIT)) return -ERRNO.EINVAL;
   const mfn = environment.p2m.pinForWrite(record.get(DOMAIN.at.p2mRoot), gfn);
   if (mfn <= 0) return mfn === OUT_OF_FRAMES ? -ERRNO.ENOMEM : -ERRNO.EINVAL;
-  write(environment, at, mfn, gfn);
+  writeHeldFrame(environment, at, mfn, gfn);
   return 0;
 }
 
@@ -40,14 +41,14 @@ export function holdNewFrame(environment: Environment, record: DomainRecord, at:
   const mfn = environment.heap.allocate(record.domid);
   if (mfn === 0) return 0;
   environment.heap.frames.mappingToPin(mfn);
-  write(environment, at, mfn, NO_GFN);
+  writeHeldFrame(environment, at, mfn, NO_GFN);
   return mfn;
 }
 
 export function dropHeldFrame(environment: Environment, at: number): void {
   const mfn = heldMfn(environment, at);
   if (mfn === 0) return;
-  write(environment, at, 0, 0);
+  writeHeldFrame(environment, at, 0, 0);
   environment.heap.unpin(mfn);
 }
 
@@ -72,10 +73,10 @@ export function mapHeldFrame(environment: Environment, record: DomainRecord, at:
   if (!p2m.mapFrame(root, gfn, mfn)) {
     heap.frames.mappingToPin(mfn);
     heap.unpin(mfn);
-    write(environment, at, mfn, NO_GFN);
+    writeHeldFrame(environment, at, mfn, NO_GFN);
     return -ERRNO.ENOMEM;
   }
-  write(environment, at, mfn, gfn);
+  writeHeldFrame(environment, at, mfn, gfn);
   return 0;
 }
 

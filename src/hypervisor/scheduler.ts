@@ -23,6 +23,13 @@ const S = SCHEDULER.at;
 const V = VCPU_SCHEDULE.at;
 type VcpuField = keyof typeof V;
 
+/** What a checkpoint keeps of a vCPU's run state. */
+export interface SavedSchedule {
+  readonly isOnline: boolean;
+  readonly wasStarted: boolean;
+  readonly goesOffline: boolean;
+}
+
 export class VcpuScheduling implements Scheduler {
   readonly machine: MachineMemory;
   readonly table: VcpuTable;
@@ -126,6 +133,25 @@ export class VcpuScheduling implements Scheduler {
 
   isOnline(vcpuAddress: number): boolean {
     return this.get(vcpuAddress, 'state') !== VCPU_STATE.offline;
+  }
+
+  /** Of a vCPU that is stopped. That it waits is not kept: a wait may end at any time, and the guest looks again. */
+  save(vcpuAddress: number): SavedSchedule {
+    return {
+      isOnline: this.isOnline(vcpuAddress),
+      wasStarted: this.get(vcpuAddress, 'started') !== 0,
+      goesOffline: (this.get(vcpuAddress, 'request') & VCPU_REQUEST.offline) !== 0,
+    };
+  }
+  /** Of a vCPU that is stopped, and whose domain may not run. */
+  restore(vcpuAddress: number, saved: SavedSchedule): void {
+    this.#lock();
+    this.#removeFromQueue(vcpuAddress);
+    this.set(vcpuAddress, 'request', saved.goesOffline ? VCPU_REQUEST.offline : 0);
+    this.set(vcpuAddress, 'wakeToken', 0);
+    this.set(vcpuAddress, 'started', Number(saved.wasStarted));
+    this.set(vcpuAddress, 'state', saved.isOnline ? VCPU_STATE.runnable : VCPU_STATE.offline);
+    this.#unlock();
   }
 
   isStarting(vcpuAddress: number): boolean {
@@ -325,11 +351,13 @@ export class VcpuScheduling implements Scheduler {
     return (this.machine.domainAddress(domid) + DOMAIN.at.stalled) >>> 2;
   }
 
-  /** Whether all vCPUs are out of emitted code, between two instructions. */
+  /** Whether all vCPUs are out of emitted code, between two instructions, and out of their pCPUs' hands. */
   isStopped(domid: number): boolean {
     const count = this.table.vcpuCount(domid);
     for (let index = 0; index < count; index++) {
-      if (this.isRunning(this.table.vcpuOf(domid, index))) return false;
+      // A pCPU that has taken a vCPU, or is about to put it back, may be at work on its memory without running it.
+      const state = this.get(this.table.vcpuOf(domid, index), 'state');
+      if (state === VCPU_STATE.running || state === VCPU_STATE.starting) return false;
     }
     return true;
   }

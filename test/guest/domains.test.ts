@@ -8,7 +8,7 @@ import { test } from 'node:test';
 import type { Domain } from '../../src/host/index.ts';
 import { collect, FAST_BOOT, limited, testHost } from './guests.ts';
 
-const host = testHost({ memory: '1GiB' });
+const host = await testHost({ memory: '1GiB' });
 
 async function eventTypes(domain: Domain): Promise<string[]> {
   const types: string[] = [];
@@ -26,10 +26,10 @@ const ticks = (text: string): { up: number; unix: number }[] =>
 test('three domains at once, apart from each other; one is paused meanwhile', async () => {
   const names = ['one', 'two', 'three'];
   const domains = await Promise.all(names.map((name) =>
-    host().create({ name, memory: '192MiB', cmdline: FAST_BOOT, exec: TICKING })));
+    host.create({ name, memory: '192MiB', cmdline: FAST_BOOT, exec: TICKING })));
   const outputs = domains.map((domain) => collect(domain.exec!.output));
-  assert.deepEqual(host().domains().map(({ name }) => name).toSorted(), names.toSorted());
-  await assert.rejects(host().create({ name: 'two' }), { code: 'ZAZEN_DOMAIN_NAME_TAKEN' });
+  assert.deepEqual(host.domains().map(({ name }) => name).toSorted(), names.toSorted());
+  await assert.rejects(host.create({ name: 'two' }), { code: 'ZAZEN_DOMAIN_NAME_TAKEN' });
   const [one] = domains as [Domain, Domain, Domain];
   await limited(one, async () => {
     await Promise.all(outputs.map((output) => output.until('tick ')));
@@ -62,14 +62,14 @@ test('three domains at once, apart from each other; one is paused meanwhile', as
     await domain.destroy();
   }
   assert.deepEqual(await eventTypes(one), ['started', 'paused', 'unpaused', 'poweroff', 'destroyed']);
-  assert.deepEqual(host().domains(), []);
-  assert.deepEqual((await host().audit()).problems, []);
+  assert.deepEqual(host.domains(), []);
+  assert.deepEqual((await host.audit()).problems, []);
 });
 
 test('guests asked over the store to power off or reboot do so; a panic ends with its words', async () => {
   /** Why the guest went, and what the host has to say of the command that went with it. */
   const lifeOf = async (exec: string, request?: 'poweroff' | 'reboot'): Promise<[string, string]> => {
-    const domain = await host().create({ memory: '192MiB', cmdline: FAST_BOOT, exec });
+    const domain = await host.create({ memory: '192MiB', cmdline: FAST_BOOT, exec });
     domain.exec!.output.resume();
     return limited(domain, async () => {
       await domain.exec!.started;
@@ -93,7 +93,7 @@ test('guests asked over the store to power off or reboot do so; a panic ends wit
 });
 
 test('a domain is destroyed while it boots, and while it is busy', async () => {
-  const booting = await host().create({ memory: '192MiB', vcpus: 2 });
+  const booting = await host.create({ memory: '192MiB', vcpus: 2 });
   await limited(booting, () => collect(booting.console).until('Linux version'));
   await booting.destroy();
   assert.equal(booting.state, 'destroyed');
@@ -101,12 +101,12 @@ test('a domain is destroyed while it boots, and while it is busy', async () => {
   await booting.destroy();
   await assert.rejects(booting.pause(), { code: 'ZAZEN_DOMAIN_GONE' });
 
-  const busy = await host().create({ memory: '192MiB', vcpus: 2, cmdline: FAST_BOOT, exec: 'yes & yes >/dev/null' });
+  const busy = await host.create({ memory: '192MiB', vcpus: 2, cmdline: FAST_BOOT, exec: 'yes & yes >/dev/null' });
   await limited(busy, () => collect(busy.exec!.output).until('y\ny\ny\n'));
   await busy.destroy();
   await assert.rejects(busy.exec!.result, { code: 'ZAZEN_EXEC_LOST' });
   assert.deepEqual(await eventTypes(busy), ['started', 'destroyed']);
-  assert.deepEqual((await host().audit()).problems, []);
+  assert.deepEqual((await host.audit()).problems, []);
 });
 
 test('a closed host leaves no worker behind: the process ends by itself', () => {

@@ -7,7 +7,7 @@
 //   RS "begin NAME" LF   the section's output, byte for byte   RS "end STATUS" LF
 
 import assert from 'node:assert/strict';
-import { after, before } from 'node:test';
+import { after } from 'node:test';
 import { fetchPackages } from '../../src/guest/packages.ts';
 import { prepareGuest } from '../../src/guest/initramfs.ts';
 import { Host } from '../../src/host/index.ts';
@@ -39,16 +39,15 @@ export interface GuestRun {
   readonly log: string;
 }
 
-/** The host of a file's tests: there from before the first to after the last, when its memory must be accounted for. */
-export function testHost(options: HostOptions = {}): () => Host {
-  let host: Host | undefined;
-  before(async () => { host = await Host.start(options); });
+/** The host of a file's tests: closed after the last one, when its memory must be accounted for. Call at top level. */
+export async function testHost(options: HostOptions = {}): Promise<Host> {
+  const host = await Host.start(options);
   after(async () => {
-    const { problems } = await host!.audit();
-    await host!.close();
+    const { problems } = await host.audit();
+    await host.close();
     assert.deepEqual(problems, []);
   });
-  return () => host!;
+  return host;
 }
 
 /** The path of an initramfs with `PROGRAM_PACKAGES`; fetched and built once, then from the cache. */
@@ -69,7 +68,7 @@ export async function runSections(
 ): Promise<GuestRun> {
   const domain = await host.create({ ...spec, exec: sectionsCommand(sections) });
   const exec = domain.exec!;
-  const output = collect(exec.output); if (process.env['TIMES']) exec.output.on('data', (c: Buffer) => { for (const m of c.toString('latin1').matchAll(/begin \S+/g)) console.error(m[0], performance.now() | 0); });
+  const output = collect(exec.output);
   const log = collect(exec.log);
   exec.input.end(input);
   await limited(domain, async () => {

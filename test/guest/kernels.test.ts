@@ -10,7 +10,7 @@ import { gzipSync } from 'node:zlib';
 import { fetchGuest } from '../../src/guest/fetch-guest.ts';
 import { collect, complaints, FAST_BOOT, limited, runSections, testHost } from './guests.ts';
 
-const host = testHost();
+const host = await testHost();
 const directory = mkdtempSync(join(tmpdir(), 'zazen-kernels-'));
 after(() => rmSync(directory, { recursive: true }));
 
@@ -43,7 +43,7 @@ function makeZboot(image: Uint8Array): Buffer {
 
 test('the cloud kernel boots to a shell; the console works both ways', async () => {
   const guest = await fetchGuest();
-  const domain = await host().create({ name: 'cloud', terminal: { rows: 33, columns: 117, type: 'vt220' } });
+  const domain = await host.create({ name: 'cloud', terminal: { rows: 33, columns: 117, type: 'vt220' } });
   const shown = collect(domain.console);
   let count = 0;
   /** What the command shows; the marker is computed so that its echo is not taken for it. */
@@ -83,7 +83,7 @@ test('the cloud kernel boots to a shell; the console works both ways', async () 
 
 test('the generic kernel boots', async () => {
   const { kernelRelease } = await fetchGuest({ flavour: 'generic' });
-  const run = await runSections(host(), { kernel: 'debian-generic', cmdline: FAST_BOOT }, {
+  const run = await runSections(host, { kernel: 'debian-generic', cmdline: FAST_BOOT }, {
     release: 'uname -r', type: 'cat /sys/hypervisor/type', interrupts: 'cat /proc/interrupts', log: 'dmesg',
   });
   assert.equal(run.outputOf('release'), `${kernelRelease}\n`);
@@ -97,7 +97,7 @@ test('an EFI zboot image boots, with two vCPUs', async () => {
   const { kernelPath } = await fetchGuest();
   const kernel = join(directory, 'vmlinuz.efi');
   writeFileSync(kernel, makeZboot(readFileSync(kernelPath)));
-  const run = await runSections(host(), { kernel, vcpus: 2, cmdline: FAST_BOOT }, {
+  const run = await runSections(host, { kernel, vcpus: 2, cmdline: FAST_BOOT }, {
     cpus: 'nproc; cat /sys/devices/system/cpu/online; grep -c ^processor /proc/cpuinfo',
     // Each pinned to a CPU of its own; field 39 of the status is the CPU that the process runs on.
     pinned: "for cpu in 0 1; do taskset -c $cpu awk '{ print $39 }' /proc/self/stat; done",
@@ -126,7 +126,7 @@ test('an Image.gz starts', async () => {
   const { kernelPath, kernelRelease } = await fetchGuest();
   const kernel = join(directory, 'Image.gz');
   writeFileSync(kernel, gzipSync(readFileSync(kernelPath), { level: 1 }));
-  const domain = await host().create({ kernel, initrd: 'none', cmdline: FAST_BOOT.replace('quiet', '') });
+  const domain = await host.create({ kernel, initrd: 'none', cmdline: FAST_BOOT.replace('quiet', '') });
   await limited(domain, () => collect(domain.console).until(`Linux version ${kernelRelease} `));
   await domain.destroy();
 });

@@ -94,6 +94,10 @@ const GUEST_ONLY: Readonly<Record<string, string>> = {
   'compressed-gzip': 'seq 1 5000 | busybox gzip -c | base64',
   'compressed-zstd': 'seq 1 5000 | /usr/bin/zstd -qc | base64',
   'compressed-xz': 'seq 1 5000 | /usr/bin/xz -1c --check=crc32 | base64',
+  // Both CPUs at once, each with processes that come and go.
+  'parallel': `seq 1 60000 >m; sha256sum <m; /usr/bin/zstd -q -T2 -1 -c m | /usr/bin/zstd -dqc | sha256sum
+    for job in 1 2 3; do cat m | cat | cat | sha256sum & done; wait
+    i=0; while [ $i -lt 20 ]; do sh -c 'exit 3' & sh -c 'exit 4' & i=$((i + 1)); done; wait; echo $i`,
   'python': `cat >p.py <<'END'\n${pythonScript}\nEND\npython3 p.py`,
   'input': 'wc -c <p.py >/dev/null; cat >i; wc -c <i; sha256sum <i',
   'kernel-log': 'dmesg',
@@ -101,12 +105,12 @@ const GUEST_ONLY: Readonly<Record<string, string>> = {
 
 const inDirectory = (script: string): string => `export LC_ALL=C; exec 2>&1; ${script}`;
 
-const host = testHost({ pcpus: 1, memory: '1GiB' });
+const host = await testHost({ memory: '1GiB' });
 let guest: GuestRun;
 before(async () => {
   const sections = { ...SAME_ON_HOST, ...GUEST_ONLY };
   const prepared = Object.fromEntries(Object.entries(sections).map(([name, script]) => [name, inDirectory(script)]));
-  guest = await runSections(host(), { initrd: await programsInitramfs(), cmdline: FAST_BOOT }, prepared, INPUT);
+  guest = await runSections(host, { initrd: await programsInitramfs(), cmdline: FAST_BOOT, vcpus: 2 }, prepared, INPUT);
 });
 
 for (const [name, script] of Object.entries(SAME_ON_HOST)) {
@@ -184,6 +188,11 @@ test('gzip, zstd and xz: what the guest compressed, this machine unpacks', async
   assert.equal(Buffer.from(await decompress(packed('xz'))).toString(), seq(5000));
 });
 
+test('programs on both CPUs at once', () => {
+  const digest = `${sha256(seq(60000))}  -`;
+  assert.deepEqual(guest.outputOf('parallel').trim().split('\n'), [...Array<string>(5).fill(digest), '20']);
+});
+
 test('a command reads every byte of its input', () => {
   assert.deepEqual(guest.outputOf('input').trim().split(/\s+/), [String(INPUT.length), sha256(INPUT), '-']);
 });
@@ -216,8 +225,9 @@ test('python3: floating point as IEEE 754 has it', () => {
   assert.equal(Object.keys(functions).length, 45);
 });
 
-test('python3: big integers, hashes, struct, json, sorting', () => {
-  const { integers, hashes, packed, sorted, text, special } = python();
+test('python3: big integers, hashes, struct, json, sorting, threads', () => {
+  const { integers, hashes, packed, sorted, text, special, threads } = python();
+  assert.deepEqual(threads, [4 * 1500, (299 * 300) / 2]);
   let factorial = 1n;
   for (let n = 1n; n <= 200n; n++) factorial *= n;
   let power = 1n;

@@ -11,10 +11,12 @@ export interface PythonResults {
   sorted: number[];
   text: string;
   special: string[];
+  /** What threads counted together under a lock, and the sum of what one handed to another. */
+  threads: number[];
 }
 
 export const pythonScript = `
-import hashlib, json, math, struct
+import hashlib, json, math, queue, struct, threading
 
 def leibniz():
     total = 0.0
@@ -47,6 +49,31 @@ def error_of(work):
     except Exception as error:
         return type(error).__name__
 
+def in_threads(*works):
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+lock, count, total = threading.Lock(), 0, 0
+
+def add():
+    global count
+    for _ in range(1500):
+        with lock:
+            count += 1
+
+in_threads(add, add, add, add)
+handed = queue.Queue(3)
+
+def consume():
+    global total
+    while (number := handed.get()) is not None:
+        total += number
+
+in_threads(consume, lambda: [handed.put(number) for number in [*range(300), None]])
+
 exact = {
     'leibniz': leibniz(), 'zeta': zeta(), 'logistic': logistic(), 'e': euler(), 'third': 1 / 3, 'tenth': 0.1 + 0.2,
     'root': math.sqrt(2), 'denormal': 5e-324 * 3, 'tiny': 2.2250738585072014e-308 / 3,
@@ -68,6 +95,7 @@ print(json.dumps({
     'packed': struct.pack('<dfqIh', math.pi, 1.5, -5, 0xdeadbeef, -2).hex(),
     'sorted': sorted((i * 7919) % 503 for i in range(500)),
     'text': json.loads(json.dumps('Žižkov ☃ 𝄞 "\\\\\\n')),
+    'threads': [count, total],
     'special': [repr(1e308 * 10), repr(-1e308 * 10), repr(math.inf - math.inf), repr(-1 / math.inf),
         error_of(lambda: 1 / 0), error_of(lambda: math.exp(1000)), math.pi.hex()],
 }))

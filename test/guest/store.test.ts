@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { collect, FAST_BOOT, limited, programsInitramfs, testHost } from './guests.ts';
 
-const host = testHost({ memory: '1GiB' });
+const host = await testHost({ memory: '1GiB' });
 
 /** The guest waits for the host by the watch, the host for the guest by what it writes and stores. */
 const SCRIPT = `
@@ -27,21 +27,21 @@ const SCRIPT = `
 `;
 
 test('a guest and the toolstack share the store, in both directions', async () => {
-  const domain = await host().create({ name: 'shared', initrd: await programsInitramfs(), cmdline: FAST_BOOT, exec: SCRIPT });
+  const domain = await host.create({ name: 'shared', initrd: await programsInitramfs(), cmdline: FAST_BOOT, exec: SCRIPT });
   const home = `/local/domain/${domain.id}`;
-  host().store.write('/local/domain/0/secret', 'x');
+  host.store.write('/local/domain/0/secret', 'x');
   const output = collect(domain.exec!.output);
   const answered = Promise.withResolvers<void>();
   const seen: string[] = [];
-  const stop = host().store.watch(`${home}/data`, (path) => {
+  const stop = host.store.watch(`${home}/data`, (path) => {
     seen.push(path.slice(home.length));
-    if (host().store.exists(`${home}/data/answer`)) answered.resolve();
+    if (host.store.exists(`${home}/data/answer`)) answered.resolve();
   });
   await limited(domain, async () => {
     await output.until('\ndata/ask\n');
-    host().store.write(`${home}/data/ask`, 'niaga dna');
+    host.store.write(`${home}/data/ask`, 'niaga dna');
     await Promise.race([answered.promise, domain.waitForShutdown()]);
-    assert.equal(host().store.read(`${home}/data/answer`), 'and again', output.text());
+    assert.equal(host.store.read(`${home}/data/answer`), 'and again', output.text());
     domain.exec!.input.end();
     assert.equal((await domain.exec!.result).status, 0);
     await domain.waitForShutdown();
@@ -57,11 +57,11 @@ test('a guest and the toolstack share the store, in both directions', async () =
     'xenstore-read: couldn\'t read path /local/domain/0/secret', 'nor may it read others',
     'data/ask', 'data/ask', 'asked niaga dna', '200',
   ]);
-  assert.equal(host().store.list(`${home}/data/many`)?.length, 200);
-  assert.equal(host().store.read(`${home}/data/many/200`), 'value 200');
-  assert.equal(host().store.read(`${home}/data/number`), '42');
-  assert.equal(host().store.read(`${home}/name`), 'shared');
+  assert.equal(host.store.list(`${home}/data/many`)?.length, 200);
+  assert.equal(host.store.read(`${home}/data/many/200`), 'value 200');
+  assert.equal(host.store.read(`${home}/data/number`), '42');
+  assert.equal(host.store.read(`${home}/name`), 'shared');
   assert(seen.includes('/data/number') && seen.includes('/data/many/1'));
   await domain.destroy();
-  assert.equal(host().store.exists(home), false);
+  assert.equal(host.store.exists(home), false);
 });

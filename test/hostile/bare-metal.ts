@@ -218,6 +218,11 @@ export class Arena {
     await this.audit();
   }
 
+  /** Returns when the witness has all the memory that it will ever have. */
+  settle(): Promise<void> {
+    return this.#witnessGoesOn();
+  }
+
   async #witnessGoesOn(): Promise<void> {
     const before = this.#witness.stats().instructionsRetired;
     await until('the other guest has done its rounds', () =>

@@ -3,7 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import type { Assembler } from '../../src/a64/assembler.ts';
+import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { XENCONS_INTERFACE, XENCONS_OUT_BYTES } from '../../src/abi/xen-console.ts';
 import { GUEST_CONSOLE_GFN, GUEST_XENSTORE_GFN, SCHEDOP } from '../../src/abi/xen.ts';
 import { XENSTORE_DOMAIN_INTERFACE, XENSTORE_PAYLOAD_MAX, XENSTORE_RECONNECT, XENSTORE_RING_SIZE, XS_TYPE } from '../../src/abi/xenstore-wire.ts';

@@ -1,0 +1,183 @@
+// The one command type: what the command line sends, what the control socket takes, and what `Control.execute` does in
+// a program that embeds Zazen. `COMMANDS` has a row for each: its arguments with their checks, and the states of the
+// domain in which it is legal. docs/control-socket.md describes them for people.
+
+import { ZazenError } from '../base/errors.ts';
+import type {
+  DomainEvent, DomainSpec, DomainState, DomainStats, HostStats, ShutdownReason,
+} from '../host/types.ts';
+import { flag, integer, isRecord, oneOf, optional, record, refuseCommand, text } from './checks.ts';
+import type { Check, Checks } from './checks.ts';
+
+/** What becomes of a domain that stopped by itself, as xl.cfg has it. */
+export type StopAction = 'destroy' | 'restart' | 'preserve';
+
+export interface StopPolicy {
+  /** Default: destroy. */
+  onPoweroff?: StopAction;
+  /** Default: restart. */
+  onReboot?: StopAction;
+  /** Also for its watchdog; default: destroy. */
+  onCrash?: StopAction;
+}
+
+/** A domain as a daemon makes it: without a command and a person at its console, and with absolute paths. */
+export type ControlledSpec = Omit<DomainSpec, 'exec' | 'terminal'>;
+
+export type Command =
+  /** The host and its domains with their statistics. */
+  | { command: 'list' }
+  | { command: 'create'; spec: ControlledSpec; policy?: StopPolicy }
+  | { command: 'pause'; domain: string }
+  | { command: 'unpause'; domain: string }
+  /** Asks the guest; with `wait`, answers when it has stopped. */
+  | { command: 'shutdown'; domain: string; wait?: boolean }
+  | { command: 'reboot'; domain: string; wait?: boolean }
+  | { command: 'destroy'; domain: string }
+  /** Bytes both ways, over an upgraded connection. */
+  | { command: 'console'; domain: string }
+  /** Follows events, of all domains or one; with `history`, those that are remembered come first. */
+  | { command: 'events'; domain?: string; history?: boolean }
+  | { command: 'store-ls'; path: string }
+  | { command: 'store-read'; path: string }
+  | { command: 'store-write'; path: string; value: string }
+  | { command: 'store-rm'; path: string }
+  /** Follows the paths that change at or below a path; tells of the path itself first. */
+  | { command: 'store-watch'; path: string; depth?: number };
+
+export type CommandName = Command['command'];
+export type CommandOf<N extends CommandName> = Extract<Command, { command: N }>;
+
+export interface HostDescription {
+  readonly pid: number;
+  readonly version: string;
+  /** Unix time in milliseconds. */
+  readonly startedMillis: number;
+  readonly stats: HostStats;
+}
+
+export interface DomainSummary {
+  readonly id: number;
+  readonly name: string;
+  readonly uuid: string;
+  readonly state: DomainState;
+}
+
+/** What each command answers with; for those that follow something, one such object after another. */
+export interface CommandResults {
+  'list': { readonly host: HostDescription; readonly domains: readonly ListedDomain[] };
+  'create': DomainSummary;
+  'pause': DomainSummary;
+  'unpause': DomainSummary;
+  'shutdown': DomainSummary & { readonly reason?: ShutdownReason | 'destroyed' };
+  'reboot': DomainSummary & { readonly reason?: ShutdownReason | 'destroyed' };
+  'destroy': DomainSummary;
+  'console': never;
+  'events': DomainEvent & { readonly name: string };
+  'store-ls': { readonly names: readonly string[] };
+  /** `valueBase64` when it is no UTF-8. */
+  'store-read': { readonly value: string } | { readonly valueBase64: string };
+  'store-write': Record<string, never>;
+  'store-rm': Record<string, never>;
+  'store-watch': { readonly path: string };
+}
+
+export type ListedDomain = DomainStats & { readonly shutdownReason?: ShutdownReason };
+
+/** How a command is answered. */
+export type AnswerKind = 'result' | 'stream' | 'console';
+
+interface CommandRow<C> {
+  readonly answer: AnswerKind;
+  readonly arguments: Checks<Omit<C, 'command'>>;
+  /** States of the domain named by `domain` in which the command is legal; not for commands without one. */
+  readonly states?: readonly DomainState[];
+}
+
+/** A name, or an id in digits. */
+const domain = text(64, 1);
+const path = text(3072, 1);
+/** XENSTORE_PAYLOAD_MAX: what a guest could read. */
+const storeValue = text(4096);
+const stopAction = oneOf('destroy', 'restart', 'preserve');
+
+const file: Check<string> = (value, what) => {
+  const given = text(4096, 1)(value, what);
+  if (given.startsWith('/') || !/[/.]/.test(given)) return given;
+  return refuseCommand(`${what} "${given}" is no absolute path`, 'the host runs in another directory');
+};
+
+const size: Check<number | string> = (value, what) =>
+  typeof value === 'number' ? integer(1, Number.MAX_SAFE_INTEGER)(value, what) : text(32, 1)(value, what);
+
+const spec = record<ControlledSpec>({
+  name: optional(text(64, 1)),
+  uuid: optional(text(64, 1)),
+  memory: optional(size),
+  vcpus: optional(integer(1, 1024)),
+  kernel: optional(file),
+  initrd: optional(file),
+  cmdline: optional(text(4096)),
+  paused: optional(flag),
+});
+
+const policy = record<StopPolicy>({
+  onPoweroff: optional(stopAction), onReboot: optional(stopAction), onCrash: optional(stopAction),
+});
+
+const LIVE: readonly DomainState[] = ['running', 'paused'];
+const ANY: readonly DomainState[] = [...LIVE, 'shutdown'];
+
+export const COMMANDS: { readonly [N in CommandName]: CommandRow<CommandOf<N>> } = {
+  'list': { answer: 'result', arguments: {} },
+  'create': { answer: 'result', arguments: { spec, policy: optional(policy) } },
+  'pause': { answer: 'result', arguments: { domain }, states: LIVE },
+  'unpause': { answer: 'result', arguments: { domain }, states: LIVE },
+  'shutdown': { answer: 'result', arguments: { domain, wait: optional(flag) }, states: ['running'] },
+  'reboot': { answer: 'result', arguments: { domain, wait: optional(flag) }, states: ['running'] },
+  'destroy': { answer: 'result', arguments: { domain }, states: ANY },
+  'console': { answer: 'console', arguments: { domain }, states: ANY },
+  'events': { answer: 'stream', arguments: { domain: optional(domain), history: optional(flag) }, states: ANY },
+  'store-ls': { answer: 'result', arguments: { path } },
+  'store-read': { answer: 'result', arguments: { path } },
+  'store-write': { answer: 'result', arguments: { path, value: storeValue } },
+  'store-rm': { answer: 'result', arguments: { path } },
+  'store-watch': { answer: 'stream', arguments: { path, depth: optional(integer(0, 1024)) } },
+};
+
+/** The command in a JSON value from a peer. @throws ZazenError ZAZEN_COMMAND_INVALID, ZAZEN_COMMAND_UNKNOWN */
+export function parseCommand(value: unknown): Command {
+  if (!isRecord(value)) return refuseCommand('a command must be an object');
+  const { command: name, ...rest } = value;
+  if (typeof name !== 'string') return refuseCommand("a command's name must be a string");
+  if (!isCommandName(name)) {
+    throw new ZazenError('ZAZEN_COMMAND_UNKNOWN', `there is no command "${name.slice(0, 64)}"`, {
+      hint: `there are ${Object.keys(COMMANDS).join(', ')}`,
+    });
+  }
+  const checks = COMMANDS[name].arguments as Checks<object>;
+  return { command: name, ...record(checks)(rest, name) } as Command;
+}
+
+function isCommandName(name: string): name is CommandName {
+  return Object.hasOwn(COMMANDS, name);
+}
+
+/** @throws ZazenError ZAZEN_DOMAIN_STATE */
+export function assertLegal(name: CommandName, target: { readonly name: string; readonly state: DomainState }): void {
+  const states = COMMANDS[name].states!;
+  if (states.includes(target.state)) return;
+  const message = `domain ${target.name} is ${STATE_WORDS[target.state]}; ${name} takes one that is `
+    + states.map((state) => STATE_WORDS[state]).join(' or ');
+  throw new ZazenError('ZAZEN_DOMAIN_STATE', message, { hint: hintFor(name, target.state) });
+}
+
+const STATE_WORDS: Readonly<Record<DomainState, string>> = {
+  running: 'running', paused: 'paused', shutdown: 'shut down', destroyed: 'destroyed',
+};
+
+function hintFor(name: CommandName, state: DomainState): string | undefined {
+  if (state === 'paused' && (name === 'shutdown' || name === 'reboot')) return 'unpause it first, or destroy it';
+  if (state === 'shutdown') return 'destroy it';
+  return undefined;
+}

@@ -1,0 +1,65 @@
+// What a pCPU's worker thread does: puts the CPU and the hypervisor together over the machine memory it was given, and
+// runs vCPUs until the host closes.
+
+import { RUNSTATE } from '../abi/xen-shared-info.ts';
+import { systemClock } from '../base/clock.ts';
+import { Engine } from '../cpu/engine.ts';
+import { DomainCpuHost } from '../hypervisor/cpu-host.ts';
+import { notifyHostOf } from '../hypervisor/event-delivery.ts';
+import { GicCpuInterface } from '../hypervisor/gic-cpu-interface.ts';
+import { GicRegisters } from '../hypervisor/gic-registers.ts';
+import { PCpu } from '../hypervisor/pcpu.ts';
+import { enterRunstate, publishRunstate } from '../hypervisor/runstate.ts';
+import { Psci } from '../hypervisor/psci.ts';
+import { HypervisorThread } from '../hypervisor/thread.ts';
+import { MachineMemory } from '../memory/machine-memory.ts';
+
+export interface PCpuWorkerData {
+  readonly memory: WebAssembly.Memory;
+  readonly pcpu: number;
+}
+
+/**
+ * @param interpreter compiled by the host, from `buildInterpreter`
+ * @param ready called before the first vCPU is looked for; this function returns when the host closes
+ */
+export function runPcpu({ memory, pcpu }: PCpuWorkerData, interpreter: WebAssembly.Module, ready: () => void): void {
+  const machine = MachineMemory.attach(memory);
+  const thread = new HypervisorThread(machine, pcpu, systemClock, {
+    copyFromGuest: (vcpu, va, sizeBytes) => engine.data.copyFromGuest(vcpu, va, sizeBytes),
+    copyToGuest: (vcpu, va, bytes) => engine.data.copyToGuest(vcpu, va, bytes),
+  });
+  const { gic, timers, scheduling, safePoints, hypercalls, environment } = thread;
+  const psci = new Psci({
+    gic, timers, scheduling,
+    resetVcpu: (address, entry, context) => thread.resetVcpu(address, entry, context),
+    shutdownDomain: (domid, reason) => hypercalls.sched.shutdown(hypercalls.domains.record(domid), reason),
+  });
+  const host = new DomainCpuHost({
+    environment, hypercalls, gic, timers, psci,
+    gicRegisters: new GicRegisters(gic),
+    cpuInterface: new GicCpuInterface(gic),
+    flushDecodeCache: () => flushDecodeCache(),
+    flushOthers: (domid, vcpu) => safePoints.flushTlbs(domid, vcpu.address),
+  });
+  const engine = new Engine(machine, host, interpreter, pcpu);
+  /** No vCPU has an entry in its exec TLB for a slot that is given back: all of them flush before they run on. */
+  function flushDecodeCache(): void {
+    safePoints.stopWorld(() => {
+      engine.decodeCache.empty();
+      for (let number = 0; number < machine.parameters.vcpuCount; number++) {
+        engine.requestTlbFlush(machine.vcpuAddress(number));
+      }
+    });
+  }
+  const onRunstate = (vcpuAddress: number, runstate: number): void => {
+    const caller = host.caller(engine.vcpu(vcpuAddress));
+    enterRunstate(caller.domain, caller.vcpuId, runstate, systemClock.monotonicNanos());
+    if (runstate === RUNSTATE.running) publishRunstate(environment, caller);
+  };
+  ready();
+  new PCpu(engine, {
+    pcpu, machine, scheduling, safePoints, timers, onRunstate, clock: systemClock,
+    onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
+  }).runLoop();
+}

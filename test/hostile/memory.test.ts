@@ -1,0 +1,114 @@
+// More memory is wanted than the host has: the guest that wants it stops and says so, everybody else lives on.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import type { Assembler } from '../../src/a64/test-assembler.ts';
+import type { Domain, DomainEvent } from '../../src/host/index.ts';
+import { Arena, FREE, fresh, powerOff, until } from './bare-metal.ts';
+
+/** Nearly all of it are the host's own records; see `Host.stats`. */
+const HOST_MEMORY = '384MiB';
+const GUEST_BYTES = 120 * 2 ** 20;
+const GUEST_PAGES = (GUEST_BYTES - 16 * 2 ** 20) / 4096;
+
+let arena: Arena;
+before(async () => { arena = await Arena.open(HOST_MEMORY); });
+after(() => arena.close());
+
+/** Writes a word into each page, checks all of them and powers off; does not power off if one is wrong. */
+function touchAll(a: Assembler): void {
+  const [write, read, wrong] = ['write', 'read', 'wrong'].map(fresh) as [string, string, string];
+  const pages = (label: string) => a.mov(1, FREE).mov(2, GUEST_PAGES).mov(5, 0x1234_5678_9abcn).label(label).eorReg(3, 1, 5);
+  const next = (label: string) => a.add(1, 1, 4095).add(1, 1, 1).subs(2, 2, 1).bCond('ne', label);
+  pages(write).str(3, 1);
+  next(write);
+  pages(read).ldr(4, 1).emit('SUBS (register)', { sf: 1, Rm: 4, Rn: 3, Rd: 31 }).bCond('ne', wrong);
+  next(read);
+  powerOff(a);
+  a.label(wrong).b(wrong);
+}
+
+/** Both fit before they have touched anything; only one does in the end. */
+async function startTwo(): Promise<[Domain, Domain]> {
+  const spec = { memory: GUEST_BYTES, paused: true };
+  const pair: [Domain, Domain] = [await arena.start({ code: touchAll }, spec), await arena.start({ code: touchAll }, spec)];
+  for (const guest of pair) await guest.unpause();
+  return pair;
+}
+
+async function eventsOf(domain: Domain, count: number): Promise<DomainEvent['type'][]> {
+  const types: DomainEvent['type'][] = [];
+  for await (const event of domain.events()) if (types.push(event.type) === count) break;
+  return types;
+}
+
+test('guests take more memory than there is: they stall, and go on when there is memory again', async () => {
+  const free = () => arena.host.stats().freeBytes;
+  assert.ok(free() > GUEST_BYTES && free() < 2 * GUEST_BYTES, `the host has ${free()} bytes for guests`);
+  const [first, second] = await startTwo();
+  await until('one has stalled', () => first.state === 'paused' || second.state === 'paused');
+  await until('the other is through, or has stalled too', () => first.state !== 'running' && second.state !== 'running');
+  const stalled = [first, second].filter(domain => domain.state === 'paused');
+  const [hungry] = stalled;
+  assert.ok(hungry !== undefined);
+  assert.deepEqual(await eventsOf(hungry, 4), ['started', 'paused', 'unpaused', 'stalled']);
+  await arena.audit();
+
+  // Without more memory it does not get further.
+  const { instructionsRetired } = hungry.stats();
+  await hungry.unpause();
+  await until('it has stalled again', () => hungry.state === 'paused');
+  assert.deepEqual(await eventsOf(hungry, 6), ['started', 'paused', 'unpaused', 'stalled', 'unpaused', 'stalled']);
+  assert.ok(hungry.stats().instructionsRetired < instructionsRetired + 10_000);
+  await arena.audit();
+
+  // A domain that is paused when it stalls, or stalled when it is paused, is paused once.
+  await hungry.pause();
+  assert.equal(hungry.state, 'paused');
+
+  const other = hungry === first ? second : first;
+  await arena.survive(other);
+  await hungry.unpause();
+  assert.equal(await hungry.waitForShutdown(), 'poweroff');
+  await arena.survive(hungry);
+});
+
+test('a stalled guest is destroyed, and its memory is there for the next', async () => {
+  for (let round = 0; round < 3; round++) {
+    const guests = await startTwo();
+    await until('one has stalled', () => guests.some(guest => guest.state === 'paused'));
+    // No pause between: what is being given back must not be missed.
+    for (const guest of guests) await guest.destroy();
+    await arena.runToEnd({ code: touchAll }, { memory: GUEST_BYTES });
+  }
+});
+
+test('several vCPUs stall at once', async () => {
+  const code = (a: Assembler): void => {
+    a.adr(2, 'second').mov(0, 0xc400_0003).mov(1, 1).mov(3, 0).hvc(0);
+    a.label('second');
+    touchAll(a);
+  };
+  const spec = { memory: GUEST_BYTES, paused: true };
+  const first = await arena.start({ code: touchAll }, spec);
+  const second = await arena.start({ code }, { ...spec, vcpus: 2 });
+  await first.unpause();
+  assert.equal(await first.waitForShutdown(), 'poweroff');
+  await second.unpause();
+  await until('it has stalled', () => second.state === 'paused');
+  assert.deepEqual(await eventsOf(second, 4), ['started', 'paused', 'unpaused', 'stalled']);
+  await first.destroy();
+  await second.unpause();
+  assert.equal(await second.waitForShutdown(), 'poweroff');
+  await arena.survive(second);
+});
+
+test('a guest that could never fit is refused, and nothing is lost', async () => {
+  const before = arena.host.stats();
+  for (const memory of ['200MiB', '1GiB', '100GiB']) {
+    await assert.rejects(arena.start({}, { memory }), { name: 'ZazenError' });
+  }
+  await arena.audit();
+  await until('all is given back', () => arena.host.stats().freeBytes >= before.freeBytes);
+  assert.equal(arena.host.stats().domains, before.domains);
+});
