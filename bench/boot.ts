@@ -60,7 +60,7 @@ async function idleShare(): Promise<number> {
     let text = '';
     domain.console.setEncoding('utf8').on('data', (chunk: string) => {
       text += chunk;
-      if (text.includes(initReached) && /[#$] $/.test(text)) resolve();
+      if (text.includes('root@')) resolve();
     });
   });
   await sleep(2000);

@@ -12,6 +12,7 @@ export interface Benchmark {
 
 const benchmarks: readonly { name: string; load: () => Promise<{ default: Benchmark }> }[] = [
   { name: 'boot', load: () => import('./boot.ts') },
+  { name: 'hypercall', load: () => import('./hypercall.ts') },
   { name: 'interpreter', load: () => import('./interpreter.ts') },
 ];
 

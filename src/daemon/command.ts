@@ -101,11 +101,13 @@ const path = text(3072, 1);
 const storeValue = text(4096);
 const stopAction = oneOf('destroy', 'restart', 'preserve');
 
-const file: Check<string> = (value, what) => {
-  const given = text(4096, 1)(value, what);
-  if (given.startsWith('/') || !/[/.]/.test(given)) return given;
-  return refuseCommand(`${what} "${given}" is no absolute path`, 'the host runs in another directory');
-};
+function fileOr(...words: readonly string[]): Check<string> {
+  return (value, what) => {
+    const given = text(4096, 1)(value, what);
+    if (given.startsWith('/') || words.includes(given)) return given;
+    return refuseCommand(`${what} must be ${words.join(', ')} or an absolute path`, 'the host runs in a directory of its own');
+  };
+}
 
 const size: Check<number | string> = (value, what) =>
   typeof value === 'number' ? integer(1, Number.MAX_SAFE_INTEGER)(value, what) : text(32, 1)(value, what);
@@ -115,8 +117,8 @@ const spec = record<ControlledSpec>({
   uuid: optional(text(64, 1)),
   memory: optional(size),
   vcpus: optional(integer(1, 1024)),
-  kernel: optional(file),
-  initrd: optional(file),
+  kernel: optional(fileOr('debian', 'debian-generic')),
+  initrd: optional(fileOr('default', 'none')),
   cmdline: optional(text(4096)),
   paused: optional(flag),
 });

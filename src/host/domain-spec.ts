@@ -49,9 +49,7 @@ const refuse = (code: string, message: string, hint?: string): never => {
 export async function planDomain(spec: DomainSpec, options: PlanOptions): Promise<DomainPlan> {
   const { name, vcpus = 1 } = spec;
   // Everything that needs no reading first: a mistake should not have to wait for a download.
-  if (name !== undefined && (!/^[A-Za-z0-9_.+-]{1,64}$/.test(name) || /^\d+$/.test(name))) {
-    refuse('ZAZEN_SPEC_NAME', `a domain cannot be called "${name}"`, 'use letters, digits, and _ . + -, up to 64');
-  }
+  checkName(name);
   if (!Number.isInteger(vcpus) || vcpus < 1 || vcpus > VCPUS_MAX) {
     refuse('ZAZEN_SPEC_VCPUS', `a domain cannot have ${vcpus} vCPUs`, `give 1 to ${VCPUS_MAX}`);
   }
@@ -170,13 +168,22 @@ function randomHex(random: Random, words: number): string {
 }
 
 /** RFC 9562, version 4. */
-function randomUuid(random: Random): string {
+/** Version 4. */
+export function randomUuid(random: Random): string {
   const hex = randomHex(random, 4);
   const variant = ((Number.parseInt(hex[16]!, 16) & 3) | 8).toString(16);
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-${variant}${hex.slice(17, 20)}-${hex.slice(20)}`;
 }
 
-function checkUuid(uuid: string | undefined): string | undefined {
+/** ZAZEN_SPEC_NAME */
+export function checkName(name: string | undefined): void {
+  if (name !== undefined && (!/^[A-Za-z0-9_.+-]{1,64}$/.test(name) || /^\d+$/.test(name))) {
+    refuse('ZAZEN_SPEC_NAME', `a domain cannot be called "${name}"`, 'use letters, digits, and _ . + -, up to 64');
+  }
+}
+
+/** ZAZEN_SPEC_UUID @returns it in lower case */
+export function checkUuid(uuid: string | undefined): string | undefined {
   if (uuid !== undefined && !/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(uuid)) {
     refuse('ZAZEN_SPEC_UUID', `"${uuid}" is no UUID`);
   }

@@ -43,11 +43,13 @@ export class HostCore {
   readonly random: Random;
   readonly log: (line: string) => void;
   readonly domains = new Map<number, HostedDomain>();
+  /** p2m trees of checkpoints. */
+  readonly frozenRoots = new Set<number>();
   readonly #workers: Worker[] = [];
   /** Numbers of vCPU records that no domain has. */
   readonly #freeVcpus: number[] = [];
-  /** p2m trees of dead domains that are still being given back, and their records. */
-  readonly #releasing = new Map<number, DomainRecord>();
+  /** p2m trees that are still being given back; with their records, those of dead domains. */
+  readonly #releasing = new Map<number, DomainRecord | undefined>();
   #releaseScheduled = false;
   #closed = false;
   #watchdogs: NodeJS.Timeout | undefined;
@@ -108,7 +110,9 @@ export class HostCore {
     while (!this.#closed) {
       const seen = this.ports.doorbell;
       this.ports.deliver();
-      await this.ports.untilDoorbell(seen);
+      if (this.ports.doorbell === seen) await this.ports.untilDoorbell(seen);
+      // Guests that never stop ringing must not keep all else waiting that this thread has to do.
+      else await new Promise(resolve => setImmediate(resolve));
     }
   }
 
@@ -142,6 +146,11 @@ export class HostCore {
     this.#releasing.set(root, record);
     this.#scheduleRelease();
   }
+  /** A p2m that nobody uses any more. */
+  releaseRoot(root: number): void {
+    this.#releasing.set(root, undefined);
+    this.#scheduleRelease();
+  }
   #scheduleRelease(): void {
     if (this.#releaseScheduled || this.#releasing.size === 0) return;
     this.#releaseScheduled = true;
@@ -165,7 +174,7 @@ export class HostCore {
     for (const [root, record] of this.#releasing) {
       if (!this.thread.p2m.releaseStep(root, RELEASE_STEP_FRAMES)) continue;
       this.#releasing.delete(root);
-      this.builder.forgetDomain(record);
+      if (record !== undefined) this.builder.forgetDomain(record);
     }
     return any;
   }
@@ -178,7 +187,7 @@ export class HostCore {
         ...[...this.domains.keys()].map(id => this.thread.hypercalls.domains.record(id))];
       const claims = records.map(record => this.builder.claims(record));
       report = audit(this.thread.heap, {
-        roots: [...claims.flatMap(claim => [...claim.roots]), ...this.#releasing.keys()],
+        roots: [...claims.flatMap(claim => [...claim.roots]), ...this.#releasing.keys(), ...this.frozenRoots],
         held: claims.flatMap(claim => [...claim.held]),
         pins: claims.flatMap(claim => [...claim.pins]),
       });

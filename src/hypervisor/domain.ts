@@ -70,10 +70,8 @@ export class DomainBuilder {
   createDomain(config: DomainConfig): NewDomain | undefined {
     assert(config.handle.length === 16, 'a domain handle has 16 bytes');
     assert(config.vcpuAddresses.length >= 1 && config.vcpuAddresses.length <= GUEST_MAX_VCPUS, 'number of vCPUs');
-    const domain = this.#claimId();
+    const domain = this.claimDomain();
     if (domain === undefined) return undefined;
-    this.#clear(domain);
-    domain.set(DOMAIN.at.pauseCount, 1);
     domain.set(DOMAIN.at.maxPages, config.maxPages);
     this.#environment.memory.u8.set(config.handle, domain.address + DOMAIN.at.handle);
     const complete = this.#allocateAll(domain, config.vcpuAddresses) ? this.#connect(domain) : undefined;
@@ -112,6 +110,14 @@ export class DomainBuilder {
    */
   destroyDomain(domain: DomainRecord): number {
     domain.locked(() => domain.set(DOMAIN.at.state, DOMAIN_STATE.dying));
+    return this.emptyDomain(domain);
+  }
+
+  /**
+   * Takes from a domain whose vCPUs do not run all that it holds: its channels are closed, its tables freed.
+   * @returns the root of its p2m, which is the caller's now; 0: none
+   */
+  emptyDomain(domain: DomainRecord): number {
     this.#channels.reset(domain);
     return domain.locked(() => {
       const { at } = DOMAIN;
@@ -130,6 +136,15 @@ export class DomainBuilder {
       domain.set(at.p2mRoot, 0);
       return root;
     });
+  }
+
+  /** A domain without anything, paused, for a saved state to be put into; undefined when there is no free id. */
+  claimDomain(): DomainRecord | undefined {
+    const domain = this.#claimId();
+    if (domain === undefined) return undefined;
+    this.#clear(domain);
+    domain.set(DOMAIN.at.pauseCount, 1);
+    return domain;
   }
 
   /** The id may be used again. */

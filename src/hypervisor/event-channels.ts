@@ -62,6 +62,23 @@ export class EventChannels {
     });
   }
 
+  /**
+   * Connects a port that waits for its other end with one at the other end that waits for it, both as they are: the
+   * host's ends of a domain that was put back to an earlier state. @returns false unless both wait for each other
+   */
+  join(a: DomainRecord, aPort: number, b: DomainRecord, bPort: number): boolean {
+    const waits = (domain: DomainRecord, port: number, remote: DomainRecord) =>
+      domain.portState(port) === EVTCHNSTAT.unbound && this.#field(domain.port(port), PORT.at.remote) === remote.domid;
+    return lockedBoth(a, b, () => {
+      if (!waits(a, aPort, b) || !waits(b, bPort, a)) return false;
+      for (const [at, remotePort] of [[a.port(aPort), bPort], [b.port(bPort), aPort]] as const) {
+        this.#setField(at, PORT.at.remotePort, remotePort);
+        this.#setState(at, EVTCHNSTAT.interdomain);
+      }
+      return true;
+    });
+  }
+
   bindVirq(domain: DomainRecord, virq: number, vcpuId: number): number {
     if (!(virq < NR_VIRQS) || (vcpuId !== 0 && !PER_VCPU_VIRQS.has(virq))) return -ERRNO.EINVAL;
     if (!(vcpuId < domain.vcpuCount)) return -ERRNO.ENOENT;

@@ -71,6 +71,21 @@ export function storeOp<T extends ValType>(_type: T, code: number, align = 0) {
     memoryAccess(out, code, align, offset);
   };
 }
+/** Of whole ranges; sizes are of the type of addresses. */
+export const bulkMemory = {
+  fill: (address: Address, value: I32, sizeBytes: Address): Statement => out => {
+    emitAddress(out, address);
+    value.emit(out);
+    emitAddress(out, sizeBytes);
+    out.opcode(0xfc000b);
+    out.byte(0);
+  },
+  copy: (to: Address, from: Address, sizeBytes: Address): Statement => out => {
+    for (const operand of [to, from, sizeBytes]) emitAddress(out, operand);
+    out.opcode(0xfc000a);
+    out.raw([0, 0]);
+  },
+};
 /** Atomic read-modify-write: evaluates to the old value. `align` must be natural: a misaligned access traps. */
 function rmw<T extends 'i32' | 'i64'>(type: T, code: number, align: number) {
   return (address: Address, value: Expr<T>, offset = 0): Expr<T> => new Expr(type, out => {

@@ -8,9 +8,12 @@ import type { StoreHooks, StoreStats } from './core.ts';
 import { dumpNodes, dumpToChanges } from './dump.ts';
 import type { TreeDump } from './dump.ts';
 import { XsError } from './errors.ts';
+import { parentPath } from './path.ts';
 import { isQuotaName } from './quota.ts';
 import type { Quota } from './quota.ts';
 import { Session } from './session.ts';
+import { changesToSnapshot } from './snapshot.ts';
+import type { StoreSnapshot } from './snapshot.ts';
 import { refusing, StoreView } from './view.ts';
 import type { Watch } from './watches.ts';
 
@@ -164,6 +167,33 @@ export class Store extends StoreView {
       const doomed = root === '/' ? [...before!.children.keys()].map((name) => `/${name}`) : before ? [root] : [];
       for (const at of doomed) this.#core.apply({ type: 'remove', path: at });
       for (const change of changes) this.#core.apply(change);
+    }));
+  }
+
+  /** The node with all below it as it is now, for ever; costs nothing. Undefined if it is not there. */
+  snapshot(path: string): StoreSnapshot | undefined {
+    return refusing(path, () => {
+      this.#core.tree.freeze();
+      return this.#core.tree.get(this.#session.path(path));
+    });
+  }
+
+  /**
+   * Makes the tree at `path`, whose parent exists, what a snapshot says; watches hear of what is changed by that.
+   * @param options.domainIds in permissions, numbers of domains to write for the ones in the snapshot.
+   */
+  restoreSnapshot(
+    path: string, snapshot: StoreSnapshot, options: { domainIds?: ReadonlyMap<number, number> } = {},
+  ): void {
+    refusing(path, () => this.#core.operate(() => {
+      const at = this.#session.path(path);
+      const { tree } = this.#core;
+      const parent = tree.get(parentPath(at));
+      if (parent === undefined) throw new XsError('ENOENT');
+      const domainIds = options.domainIds ?? new Map();
+      for (const change of changesToSnapshot(at, tree.get(at), snapshot, parent.permissions, domainIds)) {
+        this.#core.apply(change);
+      }
     }));
   }
 

@@ -46,12 +46,12 @@ test('the cloud kernel boots to a shell; the console works both ways', async () 
   const domain = await host.create({ name: 'cloud', terminal: { rows: 33, columns: 117, type: 'vt220' } });
   const shown = collect(domain.console);
   let count = 0;
-  /** What the command shows; the marker is computed so that its echo is not taken for it. */
+  /** Waits for a prompt, then gives what the command shows. Its echo is not taken for the end: that is computed. */
   const type = async (command: string): Promise<string> => {
-    const marker = `done-${7000 + ++count}`;
+    const end = new RegExp(`done-${7000 + ++count}\\s+root@cloud:~# `);
     const from = shown.text().length;
     domain.console.write(`${command}; echo done-$((7000 + ${count}))\n`);
-    return (await shown.until(marker)).slice(from).replaceAll('\r', '');
+    return (await shown.until(end)).slice(from).replaceAll('\r', '');
   };
   await limited(domain, async () => {
     const boot = await shown.until('root@cloud:~# ');
@@ -64,11 +64,11 @@ test('the cloud kernel boots to a shell; the console works both ways', async () 
     assert.match(await type('stty size; echo $TERM'), /\n33 117\nvt220\n/);
     const counts = interruptCounts(await type('cat /proc/interrupts'));
     for (const name of ['events', 'xenbus', 'hvc_console', 'arch_timer']) assert(counts.get(name)! > 0, name);
-    // What is typed in advance is read in time, a long line as well as an interrupt.
     assert.match(await type(`echo ${'x'.repeat(900)} | wc -c`), /\n901\n/);
-    domain.console.write('sleep 100000\n');
-    await shown.until('sleep 100000');
+    domain.console.write('echo asleep-$((1 + 1)); sleep 100000\n');
+    await shown.until('asleep-2');
     domain.console.write('\x03');
+    await shown.until(/\^C\s+root@cloud:~# /);
     assert.match(await type('echo status $?'), /status 130\n/);
     assert.deepEqual(complaints(await type('dmesg')).filter((line) => !line.startsWith('root@')), []);
     domain.console.write('exit\n');

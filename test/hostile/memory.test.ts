@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import type { Assembler } from '../../src/a64/test-assembler.ts';
 import type { Domain, DomainEvent } from '../../src/host/index.ts';
-import { Arena, FREE, fresh, powerOff, until } from './bare-metal.ts';
+import { Arena, DATA, FREE, fresh, hypercall, powerOff, until } from './bare-metal.ts';
 
 /** Nearly all of it are the host's own records; see `Host.stats`. */
 const HOST_MEMORY = '384MiB';
@@ -103,12 +103,48 @@ test('several vCPUs stall at once', async () => {
   await arena.survive(second);
 });
 
+test('hypercalls when no frame is left are refused', async () => {
+  const spec = { memory: GUEST_BYTES, paused: true };
+  const calls = 4000;
+  const greedy = await arena.start({ data: new Uint8Array(4096).fill(0xff), code: a => {
+    a.mov(19, DATA);
+    for (let round = 0; round < calls / 5; round++) {
+      // EVTCHNOP_alloc_unbound, for the host.
+      a.mov(2, 0x7ff0).str(2, 19, 0, 'W').mov(0, 6).movReg(1, 19);
+      hypercall(a, 'event_channel_op');
+      // GNTTABOP_setup_table, with its list in memory that was never written.
+      a.mov(2, 0x7ff0 + round % 64 * 2 ** 32).str(2, 19).mov(2, FREE + 4096 * round).str(2, 19, 16);
+      a.mov(0, 2).movReg(1, 19).mov(2, 1);
+      hypercall(a, 'grant_table_op');
+      // XENMEM_add_to_physmap of a grant frame, each time where the p2m has no node yet.
+      a.mov(2, 0x1_7ff0).str(2, 19).mov(2, round % 64).str(2, 19, 8).mov(2, 0x100_0000 + round * 512).str(2, 19, 16);
+      a.mov(0, 7).movReg(1, 19);
+      hypercall(a, 'memory_op');
+      // XENVER_extraversion and get_runstate_info, to memory that was never written.
+      a.mov(0, 1).mov(1, FREE + 4096 * round);
+      hypercall(a, 'xen_version');
+      a.mov(0, 4).mov(1, 0).mov(2, FREE + 4096 * round);
+      hypercall(a, 'vcpu_op');
+    }
+    powerOff(a);
+  } }, spec);
+  const first = await arena.start({ code: touchAll }, spec);
+  const second = await arena.start({ code: touchAll }, spec);
+  await first.unpause();
+  await second.unpause();
+  await until('the host is full', () => first.state === 'paused' || second.state === 'paused');
+  await greedy.unpause();
+  await until('all calls are made', () => greedy.stats().hypercalls >= calls || greedy.state !== 'running');
+  await arena.audit();
+  for (const guest of [greedy, first, second]) await arena.survive(guest);
+});
+
 test('a guest that could never fit is refused, and nothing is lost', async () => {
-  const before = arena.host.stats();
+  const earlier = arena.host.stats();
   for (const memory of ['200MiB', '1GiB', '100GiB']) {
     await assert.rejects(arena.start({}, { memory }), { name: 'ZazenError' });
   }
   await arena.audit();
-  await until('all is given back', () => arena.host.stats().freeBytes >= before.freeBytes);
-  assert.equal(arena.host.stats().domains, before.domains);
+  await until('all is given back', () => arena.host.stats().freeBytes >= earlier.freeBytes);
+  assert.equal(arena.host.stats().domains, earlier.domains);
 });

@@ -37,13 +37,13 @@ function isOneLine(error: unknown, code: string | RegExp): true {
 
 /** `create` fails with this code, and everything is as before. */
 async function refused(code: string | RegExp, spec: DomainSpec): Promise<void> {
-  const before = { domains: arena.host.stats().domains, workers: workers() };
+  const earlier = { domains: arena.host.stats().domains, workers: workers() };
   const complete = { initrd: 'none', memory: MEMORY, ...spec, kernel: spec.kernel ?? arena.file(good()) };
   await assert.rejects(arena.host.create(complete), error => isOneLine(error, code));
   await arena.audit();
-  assert.equal(arena.host.stats().domains, before.domains);
+  assert.equal(arena.host.stats().domains, earlier.domains);
   await until('all memory is given back', () => arena.host.stats().freeBytes === freeBytes);
-  assert.equal(workers(), before.workers);
+  assert.equal(workers(), earlier.workers);
 }
 
 const bytes = (sizeBytes: number, put: (view: Buffer) => void): Uint8Array => {
@@ -189,7 +189,7 @@ test('everything can be asked of a guest that is gone', async () => {
 });
 
 test('a host that cannot be, and one that is closed', async () => {
-  const before = workers();
+  const earlier = workers();
   const cases: [string | RegExp, HostOptions][] = [
     ['ZAZEN_SPEC_PCPUS', { pcpus: 0 }], ['ZAZEN_SPEC_PCPUS', { pcpus: 1.5 }], ['ZAZEN_SPEC_PCPUS', { pcpus: 1000 }],
     ['ZAZEN_SPEC_SIZE', { memory: 'much' }], ['ZAZEN_SPEC_SIZE', { memory: -1 }],
@@ -197,10 +197,10 @@ test('a host that cannot be, and one that is closed', async () => {
     [/^ZAZEN_HOST_MEMORY_/, { memory: '100GiB' }], [/^ZAZEN_HOST_MEMORY_/, { memory: '900TiB' }],
   ];
   for (const [code, options] of cases) await assert.rejects(Host.start(options), error => isOneLine(error, code));
-  assert.equal(workers(), before);
+  assert.equal(workers(), earlier);
   const host = await Host.start({ memory: '384MiB', pcpus: 1 });
   await Promise.all([host.close(), host.close()]);
   await assert.rejects(host.create({}), error => isOneLine(error, 'ZAZEN_HOST_CLOSED'));
   await assert.rejects(host.audit(), error => isOneLine(error, 'ZAZEN_HOST_CLOSED'));
-  assert.equal(workers(), before);
+  assert.equal(workers(), earlier);
 });

@@ -1,0 +1,60 @@
+// What a hypercall costs a guest: a bare-metal guest makes xen_version calls in a loop, then writes to the interrupt
+// controller's registers (an emulated access), then reads the counter. Times are of the whole loop on a pCPU.
+
+import { writeFileSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { assert } from '../src/base/assert.ts';
+import type { Assembler } from '../src/a64/test-assembler.ts';
+import { Host } from '../src/host/index.ts';
+import { MEMORY, bareMetalImage, hypercall, powerOff, repeat } from '../test/hostile/bare-metal.ts';
+import type { Benchmark } from './run.ts';
+import { round, summarize } from './statistics.ts';
+
+const CALLS = 200_000;
+const RUNS = 5;
+const GICD_CTLR = 0x0300_1000;
+const XENVER_VERSION = 0;
+
+const bodies: Readonly<Record<string, (a: Assembler) => void>> = {
+  hypercall: a => { a.mov(0, XENVER_VERSION); hypercall(a, 'xen_version'); },
+  emulatedLoad: a => { a.mov(1, GICD_CTLR).emit('LDR W (unsigned offset)', { Rn: 1, Rt: 2 }); },
+  counter: a => { a.mrs(3, 'CNTVCT_EL0'); },
+};
+
+/** @returns nanoseconds on the pCPU, of everything that the guest does */
+async function runGuest(host: Host, folder: string, name: string, times: number): Promise<number> {
+  const kernel = join(folder, `${name}-${times}`);
+  writeFileSync(kernel, bareMetalImage({ code: a => { if (times > 0) repeat(a, times, () => bodies[name]!(a)); powerOff(a); } }));
+  await using domain = await host.create({ kernel, initrd: 'none', memory: MEMORY });
+  assert(await domain.waitForShutdown() === 'poweroff', 'the guest did not get to its end');
+  const { runMillis, hypercalls } = domain.stats();
+  assert(hypercalls === (name === 'hypercall' ? times : 0), 'the guest made another number of hypercalls');
+  return runMillis * 1e6;
+}
+
+const benchmark: Benchmark = {
+  name: 'hypercall',
+  description: 'nanoseconds of a hypercall, an emulated access and a counter read',
+  async run({ log }) {
+    const folder = mkdtempSync(join(tmpdir(), 'zazen-bench-'));
+    try {
+      await using host = await Host.start({ pcpus: 1 });
+      const results: Record<string, unknown> = {};
+      for (const name of Object.keys(bodies)) {
+        const samples: number[] = [];
+        for (let run = 0; run < RUNS; run++) {
+          const empty = await runGuest(host, folder, name, 0);
+          samples.push((await runGuest(host, folder, name, CALLS) - empty) / CALLS);
+        }
+        const nanos = summarize(samples);
+        log(`${name}: ${round(nanos.median)} ns`);
+        results[name] = { nanos };
+      }
+      return results;
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  },
+};
+export default benchmark;

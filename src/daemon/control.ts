@@ -1,0 +1,169 @@
+// Commands carried out on a host: the one place where a command becomes calls of the API. The control server hands it
+// what comes from the socket; a program that embeds Zazen may call it as well.
+
+import { isUtf8 } from 'node:buffer';
+import type { Duplex } from 'node:stream';
+import { ZazenError } from '../base/errors.ts';
+import type { Domain, Host, ShutdownReason } from '../host/types.ts';
+import { assertLegal } from './command.ts';
+import type {
+  Command, CommandName, CommandOf, CommandResults, DomainSummary, HostDescription, ListedDomain,
+} from './command.ts';
+import { EventHub } from './event-hub.ts';
+import { StopPolicies } from './stop-policies.ts';
+
+export interface ControlOptions {
+  /** Of Zazen, for `list`. */
+  readonly version: string;
+  /** Gets a line for each thing worth telling the host's operator. */
+  readonly log?: (line: string) => void;
+}
+
+export interface ExecuteOptions {
+  /** Ends waiting and fetching; what is done stays done. */
+  readonly signal?: AbortSignal;
+  /** Gets a line for each step that takes time. */
+  readonly log?: (line: string) => void;
+}
+
+export class Control {
+  readonly #host: Host;
+  readonly #version: string;
+  readonly #hub: EventHub;
+  readonly #policies: StopPolicies;
+  readonly #startedMillis = Date.now();
+
+  constructor(host: Host, options: ControlOptions) {
+    this.#host = host;
+    this.#version = options.version;
+    this.#hub = new EventHub(host);
+    this.#policies = new StopPolicies(host, options.log ?? (() => {}));
+  }
+
+  /**
+   * Carries out a command that has one result. Errors: ZAZEN_DOMAIN_UNKNOWN, ZAZEN_DOMAIN_STATE, ZAZEN_STORE_*, those
+   * of the API; `signal.reason` when aborted.
+   */
+  async execute<N extends CommandName>(command: CommandOf<N>, options: ExecuteOptions = {}): Promise<CommandResults[N]> {
+    return await this.#execute(command, options) as CommandResults[N];
+  }
+
+  async #execute(command: Command, options: ExecuteOptions): Promise<unknown> {
+    const { store } = this.#host;
+    switch (command.command) {
+      case 'list': return { host: this.#describe(), domains: this.#host.domains().map(describeDomain) };
+      case 'create': return summary(await this.#policies.create(command.spec, command.policy ?? {}, options));
+      case 'pause': return this.#act(command, (domain) => domain.pause());
+      case 'unpause': return this.#act(command, (domain) => domain.unpause());
+      case 'destroy': return this.#act(command, (domain) => domain.destroy());
+      case 'shutdown': return this.#shutDown(command, 'poweroff', options.signal);
+      case 'reboot': return this.#shutDown(command, 'reboot', options.signal);
+      case 'store-ls': return { names: there(command.path, store.list(command.path)) };
+      case 'store-read': return describeValue(there(command.path, store.readBytes(command.path)));
+      case 'store-write': return store.write(command.path, command.value), {};
+      case 'store-rm': {
+        if (!store.exists(command.path)) there(command.path, undefined);
+        return store.rm(command.path), {};
+      }
+      case 'console': case 'events': case 'store-watch':
+        throw new ZazenError('ZAZEN_COMMAND_INVALID', `${command.command} has no single result`);
+    }
+  }
+
+  async #act(command: CommandOf<'pause' | 'unpause' | 'destroy'>, act: (domain: Domain) => Promise<void>): Promise<DomainSummary> {
+    const domain = this.#find(command.domain, command.command);
+    await act(domain);
+    return summary(domain);
+  }
+
+  async #shutDown(
+    { command, domain: name, wait }: CommandOf<'shutdown' | 'reboot'>,
+    reason: 'poweroff' | 'reboot',
+    signal: AbortSignal | undefined,
+  ): Promise<DomainSummary & { reason?: ShutdownReason | 'destroyed' }> {
+    const domain = this.#find(name, command);
+    await domain.shutdown({ reason });
+    if (wait !== true) return summary(domain);
+    return { reason: await untilAborted(domain.waitForShutdown(), signal), ...summary(domain) };
+  }
+
+  /** A stream of its own on the domain's console, history first; destroy it when done. */
+  openConsole(command: CommandOf<'console'>): Duplex {
+    return this.#find(command.domain, command.command).attachConsole();
+  }
+
+  /**
+   * Follows what a command asks for: `emit` gets each object, `end` is called when no more can come.
+   * @returns ends it; to be called in any case.
+   */
+  follow(
+    command: CommandOf<'events'> | CommandOf<'store-watch'>,
+    emit: (result: CommandResults['events' | 'store-watch']) => void,
+    end: () => void,
+  ): () => void {
+    if (command.command === 'store-watch') {
+      const { path, depth } = command;
+      return this.#host.store.watch(path, (changed) => emit({ path: changed }), depth === undefined ? {} : { depth });
+    }
+    const only = command.domain === undefined ? undefined : this.#find(command.domain, 'events').id;
+    const tell = (event: CommandResults['events']): void => {
+      if (only !== undefined && event.domainId !== only) return;
+      emit(event);
+      if (only !== undefined && event.type === 'destroyed') end();
+    };
+    if (command.history === true) for (const event of this.#hub.history()) tell(event);
+    return this.#hub.follow(tell);
+  }
+
+  /** By name or id. */
+  #find(name: string, command: CommandName): Domain {
+    const domain = this.#host.domains().find((one) => one.name === name || String(one.id) === name);
+    if (domain === undefined) throw unknownDomain(name);
+    assertLegal(command, domain);
+    return domain;
+  }
+
+  #describe(): HostDescription {
+    return { pid: process.pid, version: this.#version, startedMillis: this.#startedMillis, stats: this.#host.stats() };
+  }
+
+  close(): void {
+    this.#hub.close();
+  }
+}
+
+export function unknownDomain(name: string): ZazenError {
+  return new ZazenError('ZAZEN_DOMAIN_UNKNOWN', `there is no domain ${name}`, { hint: 'zazen list shows those there are' });
+}
+
+function summary({ id, name, uuid, state }: Domain): DomainSummary {
+  return { id, name, uuid, state };
+}
+
+function describeDomain(domain: Domain): ListedDomain {
+  const { shutdownReason } = domain;
+  return { ...domain.stats(), ...(shutdownReason === undefined ? {} : { shutdownReason }) };
+}
+
+function there<T>(path: string, value: T | undefined): T {
+  if (value === undefined) throw new ZazenError('ZAZEN_STORE_ENOENT', `store: ${path}: no such node`);
+  return value;
+}
+
+function describeValue(bytes: Uint8Array): CommandResults['store-read'] {
+  const value = Buffer.from(bytes);
+  return isUtf8(value) ? { value: value.toString() } : { valueBase64: value.toString('base64') };
+}
+
+async function untilAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (signal === undefined) return work;
+  signal.throwIfAborted();
+  const aborted = Promise.withResolvers<never>();
+  const abort = (): void => aborted.reject(signal.reason);
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    return await Promise.race([work, aborted.promise]);
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
+}

@@ -1,0 +1,340 @@
+// The small state of a stopped domain: everything but its memory. Taking it copies bytes and nothing else, because the
+// guest stands still meanwhile; putting it back into a domain, the same one or a new one, is where numbers that mean
+// something to one domain only (ids, addresses of vCPU records, frames, host times) are made to fit.
+//
+//   machine memory          DomainState              what is made to fit
+//   ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+//   domain record           record                   pauses and state stay the domain's own; tables and frames are new
+//   ├─ vCPU entries         vcpus[].entry            address of the vCPU record, start of the present run state
+//   ├─ ports                ports[]                  other ends: own id, the host's ports
+//   ├─ console log          consoleLog
+//   ├─ grants in use        –                        none is: who uses grants is asked to let go before
+//   └─ held frames          held[]                   found by GFN in the p2m that goes with the state
+//   vCPU record, first 4K   vcpus[].registers        TLB addresses; TLBs are flushed before they are used
+//   GIC_DOMAIN, GIC_VCPU    gic, vcpus[].gic         id, addresses; virtual time
+//   VCPU_SCHEDULE           vcpus[].schedule         a vCPU that waits is woken: waits may end at any time
+
+import {
+  CONSOLE_LOG, DOMAIN, FIFO_PAGES_MAX, HELD_FRAME, NO_GFN, PORT, PORTS_PER_FRAME, PORT_FRAMES_MAX, VCPUS_PER_FRAME,
+  VCPU_ENTRY,
+} from '../abi/domain-record.ts';
+import { GIC_DOMAIN, GIC_VCPU } from '../abi/gic.ts';
+import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
+import { WATCHDOG_TIMERS } from '../abi/xen.ts';
+import { EVTCHNSTAT } from '../abi/xen-event-channel.ts';
+import { assert } from '../base/assert.ts';
+import type { DomainRecord } from '../hypervisor/domain-record.ts';
+import { heldMfn, writeHeldFrame } from '../hypervisor/held-frames.ts';
+import type { SavedSchedule } from '../hypervisor/scheduler.ts';
+import type { HypervisorThread } from '../hypervisor/thread.ts';
+import { entryKind, entryValue } from '../memory/p2m.ts';
+
+/** A frame that the hypervisor held: where it was said, and what it was. */
+export interface SavedHeldFrame {
+  /** -1: in the domain record; otherwise in the entry of that vCPU. */
+  readonly vcpuId: number;
+  readonly offset: number;
+  readonly gfn: number;
+  /** Contents, of a frame that the guest's memory does not show; undefined: it is at `gfn`. */
+  readonly bytes: Uint8Array | undefined;
+}
+
+export interface SavedVcpu {
+  readonly address: number;
+  readonly registers: Uint8Array;
+  readonly gic: Uint8Array;
+  readonly entry: Uint8Array;
+  readonly schedule: SavedSchedule;
+}
+
+export interface DomainState {
+  readonly domid: number;
+  /** What the guest's counter said. */
+  readonly timeNanos: number;
+  /** Host time, to which run states and watchdogs refer. */
+  readonly monotonicNanos: number;
+  readonly record: Uint8Array;
+  readonly gic: Uint8Array;
+  readonly consoleLog: Uint8Array;
+  /** By number of the table's frame; undefined: the table has none there. */
+  readonly ports: readonly (Uint8Array | undefined)[];
+  readonly vcpus: readonly SavedVcpu[];
+  readonly held: readonly SavedHeldFrame[];
+}
+
+/** Calls back for every place of a domain that holds a frame now. With the lock. */
+function forEachHeld(
+  record: DomainRecord, visit: (vcpuId: number, offset: number, address: number, mfn: number, gfn: number) => void,
+): void {
+  const { u32 } = record.memory;
+  const look = (vcpuId: number, offset: number, address: number) => {
+    const mfn = u32[(address + HELD_FRAME.at.mfn) / 4]!;
+    if (mfn !== 0) visit(vcpuId, offset, address, mfn, u32[(address + HELD_FRAME.at.gfn) / 4]!);
+  };
+  const { at } = DOMAIN;
+  const inRecord = (offset: number) => look(-1, offset, record.address + offset);
+  for (const field of [at.sharedInfo, at.console, at.xenstore]) inRecord(field);
+  const fifoPages = Math.min(record.get(at.fifoPages), FIFO_PAGES_MAX);
+  for (let i = 0; i < fifoPages; i++) inRecord(at.fifoArray + i * HELD_FRAME.sizeBytes);
+  for (let i = 0; i < record.get(at.grantFrames); i++) inRecord(at.grants + i * HELD_FRAME.sizeBytes);
+  for (let vcpuId = 0; vcpuId < record.vcpuCount; vcpuId++) {
+    const entry = record.vcpuEntry(vcpuId);
+    for (const field of [VCPU_ENTRY.at.info, VCPU_ENTRY.at.control]) look(vcpuId, field, entry + field);
+  }
+}
+
+// ---- taking ---------------------------------------------------------------------------------------------------------
+
+/** Of a domain that is stopped, its virtual time included; with its lock. Allocates nothing but the copies. */
+export function saveDomain(thread: HypervisorThread, record: DomainRecord): DomainState {
+  const { machine, gic, timers, p2m, scheduling } = thread;
+  const copy = (address: number, sizeBytes: number) => machine.u8.slice(address, address + sizeBytes);
+  const { domid } = record;
+  const root = record.get(DOMAIN.at.p2mRoot);
+  const held: SavedHeldFrame[] = [];
+  forEachHeld(record, (vcpuId, offset, _address, mfn, gfn) => {
+    const entry = gfn === NO_GFN ? 0 : p2m.lookup(root, gfn);
+    const isMapped = entryKind(entry) === P2M_KIND.frame && entryValue(entry) === mfn;
+    held.push({ vcpuId, offset, gfn, bytes: isMapped ? undefined : copy(mfn * FRAME_BYTES, FRAME_BYTES) });
+  });
+  const ports: (Uint8Array | undefined)[] = [];
+  for (let i = 0; i < PORT_FRAMES_MAX; i++) {
+    const mfn = record.get(DOMAIN.at.portFrames + 4 * i);
+    if (mfn !== 0) ports[i] = copy(mfn * FRAME_BYTES, FRAME_BYTES);
+  }
+  const gicDomain = gic.domainAt(domid);
+  const vcpus: SavedVcpu[] = [];
+  gic.lock(gicDomain);
+  for (let vcpuId = 0; vcpuId < record.vcpuCount; vcpuId++) {
+    const entry = record.vcpuEntry(vcpuId);
+    const address = record.vcpuAddress(vcpuId);
+    vcpus.push({
+      address,
+      registers: copy(address, vcpuRecord.sizeBytes),
+      gic: copy(gic.vcpuAt(address), GIC_VCPU.sizeBytes),
+      entry: copy(entry, VCPU_ENTRY.sizeBytes),
+      schedule: scheduling.save(address),
+    });
+  }
+  const gicBytes = copy(gicDomain, GIC_DOMAIN.sizeBytes);
+  gic.unlock(gicDomain);
+  return {
+    domid, vcpus, held, ports, gic: gicBytes,
+    timeNanos: timers.time(domid),
+    monotonicNanos: thread.clock.monotonicNanos(),
+    record: copy(record.address, DOMAIN.sizeBytes),
+    consoleLog: copy(record.get(DOMAIN.at.consoleLog) * FRAME_BYTES, CONSOLE_LOG.sizeBytes),
+  };
+}
+
+/**
+ * After the domain's p2m was shared: what the hypervisor writes, and what it sees the guest write, must be frames that
+ * are the domain's alone. With the lock; the caller settles the p2m afterwards.
+ * @returns false when out of frames; what has been exchanged is good
+ */
+export function holdExclusively(thread: HypervisorThread, record: DomainRecord, state: DomainState): boolean {
+  const { environment, p2m, heap } = thread;
+  const root = record.get(DOMAIN.at.p2mRoot);
+  return state.held.every(({ vcpuId, offset, gfn, bytes }) => {
+    if (bytes !== undefined) return true;
+    const address = (vcpuId < 0 ? record.address : record.vcpuEntry(vcpuId)) + offset;
+    const before = heldMfn(environment, address);
+    const mfn = p2m.pinForWrite(root, gfn);
+    if (mfn <= 0) return false;
+    writeHeldFrame(environment, address, mfn, gfn);
+    heap.unpin(before);
+    return true;
+  });
+}
+
+// ---- putting back ---------------------------------------------------------------------------------------------------
+
+/** Memory and tables for a state, complete, before anything of the domain that gets it is given up. */
+export interface PreparedDomain {
+  readonly root: number;
+  readonly vcpuFrames: readonly number[];
+  readonly portFrames: readonly number[];
+  readonly activeFrames: readonly number[];
+  readonly consoleLog: number;
+  /** Pinned, in the order of the state's `held`. */
+  readonly held: readonly number[];
+}
+
+/**
+ * @param domid the account that is charged
+ * @param frozenRoot the p2m that goes with the state
+ * @returns undefined when out of frames; nothing is kept then
+ */
+export function prepareDomain(
+  thread: HypervisorThread, domid: number, state: DomainState, frozenRoot: number,
+): PreparedDomain | undefined {
+  const { heap, p2m, machine } = thread;
+  assert(!p2m.stale, 'stale translations of other domains are still to be flushed');
+  const root = p2m.share(frozenRoot, domid);
+  if (root === 0) return undefined;
+  const frames: number[] = [];
+  const held: number[] = [];
+  const allocate = (): number => {
+    const mfn = heap.allocate(domid, true);
+    if (mfn === 0) throw OUT_OF_FRAMES;
+    frames.push(mfn);
+    return mfn;
+  };
+  const allocateAll = (count: number) => Array.from({ length: count }, allocate);
+  try {
+    for (const { gfn, bytes } of state.held) {
+      let mfn: number;
+      if (bytes === undefined) mfn = p2m.pinForWrite(root, gfn);
+      else {
+        mfn = heap.allocate(domid, true);
+        if (mfn !== 0) {
+          machine.u8.set(bytes, mfn * FRAME_BYTES);
+          heap.frames.mappingToPin(mfn);
+        }
+      }
+      if (mfn <= 0) throw OUT_OF_FRAMES;
+      held.push(mfn);
+    }
+    const saved = new Uint32Array(state.record.buffer, 0, state.record.length >> 2);
+    return {
+      root, held,
+      vcpuFrames: allocateAll(Math.ceil(state.vcpus.length / VCPUS_PER_FRAME)),
+      portFrames: state.ports.map((bytes) => (bytes === undefined ? 0 : allocate())),
+      activeFrames: allocateAll(saved[DOMAIN.at.grantFrames / 4]!),
+      consoleLog: allocate(),
+    };
+  } catch (error) {
+    if (error !== OUT_OF_FRAMES) throw error;
+    p2m.releaseStale();
+    for (const mfn of held) heap.unpin(mfn);
+    for (const mfn of frames) heap.release(mfn);
+    while (!p2m.releaseStep(root, RELEASE_FRAMES));
+    return undefined;
+  } finally {
+    // No TLB has seen this tree.
+    p2m.releaseStale();
+  }
+}
+const OUT_OF_FRAMES = Symbol('out of frames');
+const RELEASE_FRAMES = 4096;
+
+/** Fields of the record that belong to the domain as the host has it, or that are written anew. */
+const KEPT_FIELDS = ['lock', 'state', 'incarnation', 'pauseCount', 'stalled'] as const;
+
+/**
+ * Fills an empty domain (`emptyDomain`, `claimDomain`) with a prepared state. It is stopped and stays so, its virtual
+ * time included; no vCPU of it has a translation or a deadline left. Its channels to others wait for their other ends.
+ * @param handle UUID, 16 bytes
+ */
+export function restoreDomain(
+  thread: HypervisorThread, record: DomainRecord, state: DomainState, prepared: PreparedDomain,
+  vcpuAddresses: readonly number[], handle: Uint8Array,
+): void {
+  assert(vcpuAddresses.length === state.vcpus.length, 'a state of another number of vCPUs');
+  const passedNanos = thread.clock.monotonicNanos() - state.monotonicNanos;
+  record.locked(() => {
+    restoreRecord(thread, record, state, prepared, handle);
+    restorePorts(record, state, prepared);
+    state.vcpus.forEach((saved, vcpuId) => restoreEntry(record, saved, vcpuId, vcpuAddresses[vcpuId]!, passedNanos));
+    for (let id = 0; id < WATCHDOG_TIMERS; id++) {
+      const field = DOMAIN.at.watchdogNanos + 8 * id;
+      const due = record.getDouble(field);
+      if (due !== 0) record.setDouble(field, due + passedNanos);
+    }
+    state.held.forEach(({ vcpuId, offset, gfn, bytes }, i) => {
+      const base = vcpuId < 0 ? record.address : record.vcpuEntry(vcpuId);
+      writeHeldFrame(thread.environment, base + offset, prepared.held[i]!, bytes === undefined ? gfn : NO_GFN);
+    });
+    restoreInterrupts(thread, record.domid, state, vcpuAddresses);
+    thread.timers.setTime(record.domid, state.timeNanos);
+    state.vcpus.forEach((saved, vcpuId) => {
+      restoreRegisters(thread, saved, vcpuAddresses[vcpuId]!);
+      thread.scheduling.restore(vcpuAddresses[vcpuId]!, saved.schedule);
+    });
+  });
+}
+
+function restoreRecord(
+  { machine }: HypervisorThread, record: DomainRecord, state: DomainState, prepared: PreparedDomain,
+  handle: Uint8Array,
+): void {
+  const { at } = DOMAIN;
+  const kept = KEPT_FIELDS.map((field) => record.get(at[field]));
+  // Not the lock: others wait for it.
+  machine.u8.set(state.record.subarray(at.state), record.address + at.state);
+  KEPT_FIELDS.forEach((field, i) => { if (field !== 'lock') record.set(at[field], kept[i]!); });
+  machine.u8.set(handle, record.address + at.handle);
+  record.set(at.p2mRoot, prepared.root);
+  record.set(at.consoleLog, prepared.consoleLog);
+  machine.u8.set(state.consoleLog, prepared.consoleLog * FRAME_BYTES);
+  prepared.vcpuFrames.forEach((mfn, i) => {
+    machine.zeroFrame(mfn);
+    record.set(at.vcpuFrames + 4 * i, mfn);
+  });
+  prepared.activeFrames.forEach((mfn, i) => {
+    machine.zeroFrame(mfn);
+    record.set(at.activeFrames + 4 * i, mfn);
+  });
+}
+
+function restorePorts(record: DomainRecord, state: DomainState, prepared: PreparedDomain): void {
+  const { u8, u32 } = record.memory;
+  state.ports.forEach((bytes, i) => {
+    if (bytes === undefined) return;
+    const table = prepared.portFrames[i]! * FRAME_BYTES;
+    u8.set(bytes, table);
+    record.set(DOMAIN.at.portFrames + 4 * i, prepared.portFrames[i]!);
+    for (let at = table; at < table + PORTS_PER_FRAME * PORT.sizeBytes; at += PORT.sizeBytes) {
+      const portState = u8[at + PORT.at.state]!;
+      if (portState !== EVTCHNSTAT.interdomain && portState !== EVTCHNSTAT.unbound) continue;
+      const isOwn = u32[(at + PORT.at.remote) / 4] === state.domid;
+      if (isOwn) u32[(at + PORT.at.remote) / 4] = record.domid;
+      else if (portState === EVTCHNSTAT.interdomain) {
+        u8[at + PORT.at.state] = EVTCHNSTAT.unbound;
+        u32[(at + PORT.at.remotePort) / 4] = 0;
+      }
+    }
+  });
+}
+
+function restoreEntry(
+  record: DomainRecord, saved: SavedVcpu, vcpuId: number, address: number, passedNanos: number,
+): void {
+  const entry = record.vcpuEntry(vcpuId);
+  record.memory.u8.set(saved.entry, entry);
+  record.memory.u32[(entry + VCPU_ENTRY.at.address) / 4] = address;
+  record.memory.f64[(entry + VCPU_ENTRY.at.runstateEntryNanos) / 8]! += passedNanos;
+}
+
+function restoreInterrupts(
+  { gic, machine }: HypervisorThread, domid: number, state: DomainState, vcpuAddresses: readonly number[],
+): void {
+  const at = gic.domainAt(domid);
+  gic.lock(at);
+  machine.u8.set(state.gic.subarray(GIC_DOMAIN.at.ctlr), at + GIC_DOMAIN.at.ctlr);
+  vcpuAddresses.forEach((address, index) => {
+    gic.set(at + GIC_DOMAIN.at.vcpus + 4 * index, address);
+    const vcpu = gic.vcpuAt(address);
+    machine.u8.set(state.vcpus[index]!.gic, vcpu);
+    gic.set(vcpu + GIC_VCPU.at.domid, domid);
+  });
+  gic.unlock(at);
+}
+
+/** The first pCPU that runs the vCPU takes it for one that another pCPU ran, and flushes its TLBs. */
+function restoreRegisters({ machine }: HypervisorThread, saved: SavedVcpu, address: number): void {
+  const { at } = vcpuRecord;
+  const { u8, u32 } = machine;
+  const field = (offset: number) => (address + offset) >>> 2;
+  const flushRequest = Atomics.load(u32, field(at.tlbFlushRequest));
+  u8.set(saved.registers, address);
+  const moved = address - saved.address;
+  for (const tlb of [at.tlbRead, at.tlbWrite, at.tlbExec]) u32[field(tlb)]! += moved;
+  u32.fill(0xffff_ffff, field(at.exclusiveAddress), field(at.exclusiveAddress) + 2);
+  u32[field(at.lastPcpu)] = 0;
+  u32[field(at.running)] = 0;
+  u32[field(at.pending)] = 0;
+  u32[field(at.tlbFlushDone)] = flushRequest;
+  Atomics.store(u32, field(at.tlbFlushRequest), flushRequest + 1);
+}
