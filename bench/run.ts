@@ -14,6 +14,7 @@ const benchmarks: readonly { name: string; load: () => Promise<{ default: Benchm
   { name: 'boot', load: () => import('./boot.ts') },
   { name: 'hypercall', load: () => import('./hypercall.ts') },
   { name: 'interpreter', load: () => import('./interpreter.ts') },
+  { name: 'destroy', load: () => import('./destroy.ts') },
 ];
 
 async function main(): Promise<number> {

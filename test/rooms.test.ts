@@ -11,7 +11,7 @@ const ROOT = join(import.meta.dirname, '..');
 /** A room imports only from itself and from rooms before it. */
 const ROOMS = [
   'base', 'abi', 'wasm', 'a64', 'memory', 'cpu', 'hypervisor', 'xenstore', 'devices', 'image', 'lifecycle', 'guest',
-  'host', 'cli',
+  'host', 'daemon', 'cli',
 ];
 
 /** Rooms that may import from even fewer. */

@@ -58,7 +58,7 @@ export const defaultMachineParameters: MachineParameters = {
   domainCount: 1088,
   domainStrideBytes: 8192,
   vcpuCount: 1088,
-  vcpuStrideBytes: 128 * 1024,
+  vcpuStrideBytes: 64 * 1024,
   codeBytes: 96 * 1024 * 1024,
 };
 
@@ -67,7 +67,8 @@ export const defaultMachineParameters: MachineParameters = {
 /**
  * One record per frame.
  *
- *   state   bits 0-3 FRAME_STATE, bits 4-7 order (only in the first frame of a free block)
+ *   state   bits 0-3 FRAME_STATE, bits 4-7 order (only in the first frame of a free block), bits 8-31 the next node
+ *           (only in a p2m node that waits to be taken apart)
  *   owner   the account that the frame is charged to; in a free block's first frame: next block of its list
  *   count   bits 0-15  mappings: p2m entries (or owning callers) that refer to the frame
  *           bits 16-30 pins: uses by the hypervisor and the backends
@@ -123,10 +124,18 @@ export const HEAP = struct('heap', {
   totalFrames: u32,
   sharedFrames: u32,
   freeFrames: array(u32, 2),
+  /** The queue of p2m nodes to take apart (memory/tear-down.ts): its first node, and how many are in it or in hand. */
+  tearDownLock: u32,
+  tearDownHead: u32,
+  tearDownNodes: u32,
+  tearDownSteps: u32,
   orderMask: array(u32, 2),
   lists: array(u32, 2 * HEAP_ORDERS),
   agents: array(HEAP_AGENT, HEAP_AGENT_MAX),
-  /** Frames charged to each account; account n is domain n, 0 the host itself. */
+  /**
+   * Frames charged to each account; account n is domain n, 0 the host itself. After them, again by account: nodes
+   * charged to it that are to be taken apart.
+   */
   accounts: u32,
 });
 
@@ -169,7 +178,7 @@ const REGIONS = [
   { name: 'scheduler', sizeBytes: (p) => SCHEDULER.sizeBytes + p.vcpuCount * VCPU_SCHEDULE.sizeBytes },
   { name: 'code', sizeBytes: (p) => p.codeBytes },
   { name: 'frameTable', sizeBytes: (p) => (p.sizeBytes / FRAME_BYTES) * FRAME.sizeBytes },
-  { name: 'heap', sizeBytes: (p) => HEAP.at.accounts + p.domainCount * 4 },
+  { name: 'heap', sizeBytes: (p) => HEAP.at.accounts + p.domainCount * 8 },
 ] as const satisfies readonly RegionSpec[];
 
 export type RegionName = (typeof REGIONS)[number]['name'] | 'frames';

@@ -87,7 +87,7 @@ for (const [words, says] of mistakes) {
 
 test('help and version need no host', async () => {
   for (const words of [['--help'], ['help'], ['-h']]) {
-    assert.match((await runCli(words)).out, /run .*\n.*info .*\n.*guest fetch /);
+    assert.match((await runCli(words)).out, /run .*\n[^]*pause .*\n[^]*info .*\n.*guest fetch /);
   }
   for (const words of [['run', '--help'], ['help', 'run'], ['run', '--json', '-h']]) {
     assert.match((await runCli(words)).out, /^usage: zazen run /);

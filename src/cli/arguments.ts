@@ -12,10 +12,20 @@ export interface OptionRow {
 
 export type OptionTable = Readonly<Record<string, OptionRow>>;
 
+export interface Positional {
+  /** What stands for the word in the help. */
+  readonly name: string;
+  readonly optional?: boolean;
+  /** The last one only: any number of words. */
+  readonly many?: boolean;
+}
+
 export interface VerbSyntax {
   /** As typed after `zazen`; may be two words. */
   readonly name: string;
   readonly summary: string;
+  /** Words without a dash that it takes, in order. */
+  readonly positionals?: readonly Positional[];
   /** What may follow the options, for the help: ` [-- COMMAND ARGUMENT...]`. */
   readonly rest?: string;
   /** Further paragraphs of the help. */
@@ -26,6 +36,8 @@ export interface VerbSyntax {
 export interface Arguments {
   readonly values: Readonly<Record<string, string>>;
   readonly switches: ReadonlySet<string>;
+  /** Words without a dash, in order; as many as the verb's table asks for. */
+  readonly positionals: readonly string[];
   /** Words after `--`; undefined when there was no `--`. */
   readonly rest: readonly string[] | undefined;
 }
@@ -43,14 +55,20 @@ export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Ar
   const { tokens } = parseArgs({ args, options: config, strict: false, allowPositionals: true, tokens: true });
   const values: Record<string, string> = {};
   const switches = new Set<string>();
+  const positionals: string[] = [];
   const hint = `see: zazen ${syntax.name} --help`;
   for (const token of tokens) {
     if (token.kind === 'option-terminator') {
       if (syntax.rest === undefined) throw new UsageError(`${syntax.name} takes nothing after --`, hint);
-      return { values, switches, rest: words.slice(token.index + 1) };
+      return { values, switches, positionals: checkPositionals(syntax, switches, positionals), rest: words.slice(token.index + 1) };
     }
     if (token.kind === 'positional') {
-      throw new UsageError(`${syntax.name} does not take the argument "${token.value}"`, hint);
+      const row = syntax.positionals?.[positionals.length] ?? syntax.positionals?.at(-1);
+      if (row === undefined || (positionals.length >= syntax.positionals!.length && row.many !== true)) {
+        throw new UsageError(`${syntax.name} does not take the argument "${token.value}"`, hint);
+      }
+      positionals.push(token.value);
+      continue;
     }
     const row = Object.hasOwn(table, token.name) ? table[token.name] : undefined;
     if (row === undefined) throw new UsageError(unknownOption(token.rawName, table), hint);
@@ -65,7 +83,14 @@ export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Ar
       values[token.name] = token.value;
     }
   }
-  return { values, switches, rest: undefined };
+  return { values, switches, positionals: checkPositionals(syntax, switches, positionals), rest: undefined };
+}
+
+/** Whether all are there; for the help none need be. */
+function checkPositionals(syntax: VerbSyntax, switches: ReadonlySet<string>, given: string[]): string[] {
+  const missing = syntax.positionals?.find((row, i) => i >= given.length && row.optional !== true);
+  if (missing === undefined || switches.has('help')) return given;
+  throw new UsageError(`${syntax.name} needs ${missing.name}`, `see: zazen ${syntax.name} --help`);
 }
 
 function unknownOption(given: string, table: OptionTable): string {
@@ -105,7 +130,11 @@ export function verbHelp(syntax: VerbSyntax): string {
     return left + gap + row.help.replaceAll('\n', indent);
   });
   const details = syntax.details === undefined ? '' : `\n${syntax.details}\n`;
-  return `usage: zazen ${syntax.name} [OPTION]...${syntax.rest ?? ''}\n\n${syntax.summary}\n${details}\n`
+  const words = (syntax.positionals ?? []).map(({ name, optional, many }) => {
+    const word = many === true ? `${name}...` : name;
+    return optional === true ? ` [${word}]` : ` ${word}`;
+  }).join('');
+  return `usage: zazen ${syntax.name} [OPTION]...${words}${syntax.rest ?? ''}\n\n${syntax.summary}\n${details}\n`
     + `options:\n${rows.join('\n')}\n`;
 }
 

@@ -5,16 +5,28 @@
 import { UsageError, ZazenError } from '../base/errors.ts';
 import { closest, parseArguments, verbHelp } from './arguments.ts';
 import { guestFetchVerb } from './guest-fetch.ts';
+import { checkpointVerbs } from './checkpoint-verbs.ts';
+import { consoleVerb } from './console.ts';
+import { createVerb } from './create.ts';
+import { daemonVerb } from './daemon.ts';
+import { domainVerbs } from './domain-verbs.ts';
+import { eventsVerb } from './events.ts';
 import { infoVerb } from './info.ts';
 import { Interruption, say } from './io.ts';
 import type { Io } from './io.ts';
+import { listVerb } from './list.ts';
 import { runVerb } from './run.ts';
+import { storeVerbs } from './store.ts';
 import { formatTable } from './table.ts';
+import { topVerb } from './top.ts';
 import { printJson } from './verb.ts';
 import type { Services, Verb } from './verb.ts';
 import { zazenVersion } from './version.ts';
 
-const VERBS: readonly Verb[] = [runVerb, infoVerb, guestFetchVerb];
+const VERBS: readonly Verb[] = [
+  runVerb, daemonVerb, createVerb, listVerb, consoleVerb, ...domainVerbs, ...checkpointVerbs, topVerb, eventsVerb,
+  ...storeVerbs, infoVerb, guestFetchVerb,
+];
 
 /**
  * Runs one command line, without the program's name; gives the exit status. Throws only what is our own bug: when it

@@ -7,6 +7,7 @@ import { SIZE_MAX_BYTES, defaultMachineParameters } from '../abi/machine-memory.
 import { defaultCacheDir } from '../guest/cache.ts';
 import { formatSize } from '../host/size.ts';
 import type { Arguments } from './arguments.ts';
+import { HOST_OPTION, listHosts } from './hosts.ts';
 import type { Io } from './io.ts';
 import { formatTable } from './table.ts';
 import { JSON_OPTION, printJson } from './verb.ts';
@@ -15,8 +16,8 @@ import { zazenVersion } from './version.ts';
 
 export const infoVerb: Verb = {
   name: 'info',
-  summary: 'Show what this machine gives to Zazen, and which guest files are in the cache.',
-  options: { json: JSON_OPTION },
+  summary: 'Show what this machine gives to Zazen and what is in the cache, or with --host a host that runs.',
+  options: { host: HOST_OPTION, json: JSON_OPTION },
   run: showInfo,
 };
 
@@ -29,7 +30,9 @@ interface Features {
   memory4GiB: boolean;
 }
 
-async function showInfo({ switches }: Arguments, io: Io): Promise<number> {
+async function showInfo(args: Arguments, io: Io): Promise<number> {
+  const { switches, values } = args;
+  if (values['host'] !== undefined) return showHost(args, io);
   const cacheDir = defaultCacheDir(io.env as NodeJS.ProcessEnv);
   const facts = {
     zazen: await zazenVersion(),
@@ -51,6 +54,25 @@ async function showInfo({ switches }: Arguments, io: Io): Promise<number> {
   };
   if (switches.has('json')) printJson(io, facts);
   else io.stdout.write(describeFacts(facts));
+  return 0;
+}
+
+async function showHost(args: Arguments, io: Io): Promise<number> {
+  for (const { client, host, domains } of await listHosts(args, io)) {
+    const { stats } = host;
+    if (args.switches.has('json')) printJson(io, { ...host, socketPath: client.socketPath });
+    else {
+      io.stdout.write(formatTable([
+        ['host', `${host.pid}, zazen ${host.version}`],
+        ['socket', client.socketPath],
+        ['started', new Date(host.startedMillis).toISOString()],
+        ['memory', `${formatSize(stats.memoryBytes)}, ${formatSize(stats.freeBytes)} free, ${formatSize(stats.dirtyBytes)} to scrub`],
+        ['pCPUs', stats.pcpus.map(({ id, busyMillis }) =>
+          `${id}: busy ${(100 * busyMillis / stats.uptimeMillis).toFixed(0)} % of the time`).join('\n')],
+        ['domains', domains.map(({ name }) => name).join(' ') || 'none'],
+      ]));
+    }
+  }
   return 0;
 }
 

@@ -13,6 +13,7 @@ import { parseCount, shellQuote } from './arguments.ts';
 import type { Arguments } from './arguments.ts';
 import { say } from './io.ts';
 import type { Io } from './io.ts';
+import { serveBeside } from './serve.ts';
 import { runSession } from './session.ts';
 import type { SessionReport } from './session.ts';
 import { describeTerminal } from './terminal.ts';
@@ -27,6 +28,7 @@ export const runVerb: Verb = {
   summary: 'Create a guest with its console attached; exit when it powers off.',
   rest: ' [-- COMMAND [ARGUMENT]...]',
   details: 'In a terminal, Ctrl-] leaves the guest and destroys it. Without one, standard input is a script for sh.\n'
+    + 'Meanwhile the guest answers to zazen list, console, pause, checkpoint and the other verbs.\n'
     + 'With --exec, or words after --, one command runs and its exit status is that of zazen; what it writes goes\n'
     + 'unaltered to standard output, and standard input is its input.\n'
     + 'Other statuses: 1 error, 2 wrong usage, 124 --timeout, 128+n ended by signal n.',
@@ -45,7 +47,7 @@ export const runVerb: Verb = {
   run: runGuest,
 };
 
-async function runGuest(args: Arguments, io: Io, { startHost }: Services): Promise<number> {
+async function runGuest(args: Arguments, io: Io, services: Services): Promise<number> {
   const { values, switches } = args;
   const isJson = switches.has('json');
   const verbose = switches.has('verbose');
@@ -59,7 +61,9 @@ async function runGuest(args: Arguments, io: Io, { startHost }: Services): Promi
   if (interactive) say(io, 'starting a guest; Ctrl-] leaves it');
   const collected = isJson ? new Collector() : undefined;
   const report = await runSession(io, {
-    spec, startHost, interactive,
+    spec, interactive,
+    startHost: services.startHost,
+    serve: (host) => serveBeside(host, io, services),
     output: collected ?? io.stdout,
     log: verbose ? io.stderr : undefined,
     timeoutMillis: parseSeconds(values['timeout']),

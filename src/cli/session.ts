@@ -5,7 +5,7 @@ import type { Writable } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
 import { initReached } from '../guest/init-script.ts';
 import { parseSize } from '../host/size.ts';
-import type { Domain, DomainSpec, DomainStats, ShutdownReason, StartHost } from '../host/types.ts';
+import type { Domain, DomainSpec, DomainStats, Host, ShutdownReason, StartHost } from '../host/types.ts';
 import { Interruption, orAborted, pump, say } from './io.ts';
 import type { Io } from './io.ts';
 import { forwardInput, rawTerminal } from './terminal.ts';
@@ -13,6 +13,8 @@ import { forwardInput, rawTerminal } from './terminal.ts';
 export interface Session {
   readonly spec: DomainSpec;
   readonly startHost: StartHost;
+  /** Serves the host's control socket meanwhile. */
+  readonly serve?: (host: Host) => Promise<AsyncDisposable | undefined>;
   /** Where the command's output goes, or the console's when there is no command. */
   readonly output: Writable;
   /** Where the console's other words go when there is a command; undefined: nowhere. */
@@ -96,13 +98,14 @@ class GuestRun {
   }
 
   async run(): Promise<SessionReport> {
-    const { spec, startHost } = this.#session;
+    const { spec, startHost, serve } = this.#session;
     const signal = this.#signal;
     signal.throwIfAborted();
     const begun = performance.now();
     const log = (line: string): void => say(this.#io, line);
     await using host = await startHost({ memory: hostMemory(spec), log });
     this.#timings.hostMillis = performance.now() - begun;
+    await using _ = await serve?.(host);
     for (;;) {
       const creating = performance.now();
       const domain = await orAborted(host.create(spec, { signal, log }), signal);

@@ -6,8 +6,8 @@ import { ZazenError } from '../base/errors.ts';
 import { exitMarker, initReached, startMarker } from '../guest/init-script.ts';
 import { attachGuestCommand } from '../host/guest-command.ts';
 import type {
-  CreateOptions, Domain, DomainEvent, DomainEventBody, DomainSpec, DomainState, DomainStats, ExecSpec, GuestCommand,
-  Host, HostOptions, ShutdownReason,
+  Checkpoint, CreateOptions, Domain, DomainEvent, DomainEventBody, DomainSpec, DomainState, DomainStats, ExecSpec, GuestCommand,
+  ForkSpec, Host, HostOptions, RollbackStats, ShutdownReason,
 } from '../host/types.ts';
 import { Store } from '../xenstore/store.ts';
 
@@ -24,7 +24,12 @@ const NONCE = '0123abcd';
 const UUID = '00000000-0000-4000-8000-000000000001';
 
 class FakeConsole extends Duplex {
-  readonly typed = new PassThrough();
+  readonly typed: PassThrough;
+
+  constructor(typed: PassThrough) {
+    super();
+    this.typed = typed;
+  }
 
   override _read(): void {}
 
@@ -46,7 +51,7 @@ export class FakeGuest {
   }
 
   say(text: string | Uint8Array): void {
-    this.#domain.console.push(typeof text === 'string' ? Buffer.from(text) : text);
+    this.#domain.output(typeof text === 'string' ? Buffer.from(text) : text);
   }
 
   /** Boots, runs the command that was asked for, whose output and status are these, and powers off. */
@@ -68,7 +73,7 @@ export class FakeGuest {
 
   /** Waits until what was typed holds `wanted`; gives all of it. */
   async typed(wanted: string): Promise<string> {
-    for await (const chunk of this.#domain.console.typed.iterator({ destroyOnReturn: false })) {
+    for await (const chunk of this.#domain.typed.iterator({ destroyOnReturn: false })) {
       this.#typedText += chunk.toString('latin1');
       if (this.#typedText.includes(wanted)) break;
     }
@@ -79,41 +84,75 @@ export class FakeGuest {
     this.#domain.stop({ type: 'shutdown', reason });
   }
 
+  /** Waits until the toolstack asks the guest to stop. */
+  asked(): Promise<'poweroff' | 'reboot'> {
+    return this.#domain.asked.promise;
+  }
+
   stall(message: string): void {
     this.#domain.emit({ type: 'stalled', message });
   }
 }
 
-class FakeDomain implements Domain {
-  readonly id = 1;
+export class FakeDomain implements Domain {
+  readonly id: number;
   readonly name: string;
-  readonly uuid = UUID;
-  readonly console = new FakeConsole();
+  readonly uuid: string;
+  readonly typed = new PassThrough();
+  readonly console = new FakeConsole(this.typed);
+  readonly asked = Promise.withResolvers<'poweroff' | 'reboot'>();
   readonly exec: GuestCommand | undefined;
   state: DomainState = 'running';
   shutdownReason: ShutdownReason | undefined;
   readonly #events: DomainEvent[] = [];
+  readonly #attached = new Set<FakeConsole>();
+  #history = Buffer.alloc(0);
   #changed = Promise.withResolvers<void>();
 
-  constructor(spec: DomainSpec) {
-    this.name = spec.name ?? 'domain-1';
+  readonly #make: (spec: DomainSpec) => FakeDomain;
+
+  constructor(id: number, spec: DomainSpec, make: (spec: DomainSpec) => FakeDomain) {
+    this.id = id;
+    this.#make = make;
+    this.name = spec.name ?? `domain-${id}`;
+    this.uuid = spec.uuid ?? UUID;
     const tty = (spec.exec as ExecSpec | undefined)?.tty ?? 'pipe';
     this.exec = spec.exec === undefined ? undefined : attachGuestCommand(this.console, { nonce: NONCE, tty });
     this.emit({ type: 'started' });
+    if (spec.paused === true) this.state = 'paused';
+  }
+
+  attachConsole(): Duplex {
+    const stream = new FakeConsole(this.typed);
+    stream.push(this.#history);
+    if (this.state === 'shutdown') stream.push(null);
+    this.#attached.add(stream);
+    stream.on('close', () => this.#attached.delete(stream));
+    return stream;
+  }
+
+  /** How many streams there are beside `console`. */
+  get attached(): number {
+    return this.#attached.size;
+  }
+
+  output(bytes: Uint8Array): void {
+    this.#history = Buffer.concat([this.#history, bytes]);
+    for (const stream of [this.console, ...this.#attached]) stream.push(bytes);
   }
 
   emit(body: DomainEventBody): void {
-    this.#events.push({ ...body, domainId: this.id, sequence: this.#events.length + 1, timeMillis: 0 });
+    this.#events.push({ ...body, domainId: this.id, sequence: this.#events.length + 1, timeMillis: Date.now() });
     this.#changed.resolve();
     this.#changed = Promise.withResolvers();
   }
 
   stop(body: DomainEventBody & { type: 'shutdown' }): void {
-    if (this.state !== 'running') return;
+    if (this.state === 'destroyed' || this.state === 'shutdown') return;
     this.state = 'shutdown';
     this.shutdownReason = body.reason;
     this.emit(body);
-    this.console.push(null);
+    for (const stream of [this.console, ...this.#attached]) stream.push(null);
   }
 
   async *events(): AsyncIterableIterator<DomainEvent> {
@@ -131,17 +170,42 @@ class FakeDomain implements Domain {
     return 'destroyed';
   }
 
-  async pause(): Promise<void> {}
+  async pause(): Promise<void> {
+    this.state = 'paused';
+    this.emit({ type: 'paused' });
+  }
 
-  async unpause(): Promise<void> {}
+  async unpause(): Promise<void> {
+    this.state = 'running';
+    this.emit({ type: 'unpaused' });
+  }
 
-  async shutdown(): Promise<void> {}
+  async shutdown({ reason = 'poweroff' }: { reason?: 'poweroff' | 'reboot' } = {}): Promise<void> {
+    this.asked.resolve(reason);
+  }
+
+  async checkpoint(): Promise<Checkpoint> {
+    const destroy = async (): Promise<void> => {};
+    return {
+      id: ++lastCheckpointId, domainId: this.id, domainName: this.name, memoryBytes: 1, vcpus: 1, createdMillis: 1,
+      stats: { stopMicros: 1, downtimeMicros: 2, totalMicros: 3 },
+      fork: async (wanted: number | readonly ForkSpec[] = 1) =>
+        (typeof wanted === 'number' ? Array.from({ length: wanted }, () => ({})) : wanted).map((spec) => this.#make(spec)),
+      destroy, [Symbol.asyncDispose]: destroy,
+    };
+  }
+
+  async rollback(checkpoint: Checkpoint): Promise<RollbackStats> {
+    if (checkpoint.domainId !== this.id) throw new ZazenError('ZAZEN_CHECKPOINT_FOREIGN', 'it is of another domain');
+    this.emit({ type: 'rolledBack' });
+    return { stopMicros: 1, downtimeMicros: 2, totalMicros: 3 };
+  }
 
   async destroy(): Promise<void> {
     if (this.state === 'destroyed') return;
     this.state = 'destroyed';
     this.emit({ type: 'destroyed' });
-    this.console.destroy();
+    for (const stream of [this.console, ...this.#attached]) stream.destroy();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -156,6 +220,8 @@ class FakeDomain implements Domain {
     };
   }
 }
+
+let lastCheckpointId = 0;
 
 /** Hosts that were started, and what became of them. */
 export class FakeHosts {
@@ -172,7 +238,15 @@ export class FakeHosts {
     this.hostOptions.push(hostOptions);
     await this.#options.startHost?.();
     this.open++;
+    const store = new Store();
     const domains: FakeDomain[] = [];
+    let lastId = 0;
+    const make = (spec: DomainSpec): FakeDomain => {
+      const domain = new FakeDomain(++lastId, spec, make);
+      store.domainIntroduced(domain.id);
+      domains.push(domain);
+      return domain;
+    };
     let isOpen = true;
     const close = async (): Promise<void> => {
       if (!isOpen) return;
@@ -182,19 +256,19 @@ export class FakeHosts {
       this.open--;
     };
     return {
-      store: new Store(),
+      store,
       create: async (spec: DomainSpec = {}, options: CreateOptions = {}) => {
         this.specs.push(spec);
         await this.#options.create?.(spec, options);
         if (!isOpen) throw new ZazenError('ZAZEN_HOST_CLOSED', 'the host is closed');
-        const domain = new FakeDomain(spec);
-        domains.push(domain);
+        const domain = make(spec);
         void this.#options.guest?.(new FakeGuest(domain, spec));
         return domain;
       },
-      domains: () => domains,
+      domains: () => domains.filter((domain) => domain.state !== 'destroyed'),
       stats: () => ({
-        memoryBytes: 1, freeBytes: 1, dirtyBytes: 0, pcpus: [], domains: domains.length, uptimeMillis: 1,
+        memoryBytes: 1, freeBytes: 1, cleanBytes: 1, dirtyBytes: 0, scrubbingBytes: 0, sharedBytes: 0,
+        releasingBytes: 0, pcpus: [], domains: domains.length, uptimeMillis: 1,
       }),
       audit: async () => ({
         frames: 0, clean: 0, cached: 0, dirty: 0, scrubbing: 0, used: 0, tables: 0, problems: [],

@@ -5,6 +5,7 @@ import { main } from './front-door.ts';
 import { runProcess } from './process.ts';
 import { FakeHosts } from './test-fake-host.ts';
 import type { FakeHostOptions } from './test-fake-host.ts';
+import { serveIfAsked } from './test-io.ts';
 
 const BEHAVIOURS: Record<string, FakeHostOptions> = {
   /** A command that never ends. */
@@ -35,7 +36,7 @@ const [behaviour = '', ...words] = process.argv.slice(2);
 const hosts = new FakeHosts(BEHAVIOURS[behaviour]!);
 await runProcess(async (io) => {
   const prepareGuest = (): Promise<never> => Promise.reject(new Error('none'));
-  const status = await main(words, io, { startHost: hosts.start, prepareGuest });
+  const status = await main(words, io, { startHost: hosts.start, prepareGuest, serveControl: serveIfAsked });
   if (hosts.open > 0) io.stderr.write('a host was left open\n');
   return status;
 });

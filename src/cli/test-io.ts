@@ -5,6 +5,7 @@ import type { prepareGuest } from '../guest/initramfs.ts';
 import { main } from './front-door.ts';
 import { Interruption } from './io.ts';
 import type { Io } from './io.ts';
+import { serveControl } from '../daemon/server.ts';
 import { FakeHosts } from './test-fake-host.ts';
 import type { FakeHostOptions } from './test-fake-host.ts';
 
@@ -45,6 +46,7 @@ export class FakeIo implements Io {
   readonly stdin = new Source();
   readonly stdout = new Sink();
   readonly stderr = new Sink();
+  /** The runtime directory is none unless a test gives one: no control socket is served. */
   readonly env: Record<string, string> = { TERM: 'vt100' };
   readonly #controller = new AbortController();
   readonly #undos = new Set<() => void>();
@@ -76,6 +78,13 @@ export class FakeIo implements Io {
   }
 }
 
+/** Serves the control socket where a test has given a runtime directory, and nothing where not. */
+export const serveIfAsked: typeof serveControl = async (host, options) => {
+  if (options.env['ZAZEN_RUNTIME_DIR'] !== undefined) return serveControl(host, options);
+  const close = async (): Promise<void> => {};
+  return { socketPath: '/nonexistent', close, [Symbol.asyncDispose]: close };
+};
+
 export interface Outcome {
   status: number;
   out: string;
@@ -91,6 +100,6 @@ export async function runCli(
   prepare: typeof prepareGuest = async () => { throw new Error('not to be fetched here'); },
 ): Promise<Outcome> {
   const hosts = new FakeHosts(options);
-  const status = await main(words, io, { startHost: hosts.start, prepareGuest: prepare });
+  const status = await main(words, io, { startHost: hosts.start, prepareGuest: prepare, serveControl: serveIfAsked });
   return { status, out: io.stdout.text, err: io.stderr.text, hosts };
 }

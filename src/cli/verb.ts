@@ -1,6 +1,7 @@
 // What a verb of the command line is, and what it gets from outside: the host and the guest files, which tests replace.
 
 import type { prepareGuest } from '../guest/initramfs.ts';
+import type { serveControl } from '../daemon/server.ts';
 import type { StartHost } from '../host/types.ts';
 import type { Arguments, OptionRow, VerbSyntax } from './arguments.ts';
 import type { Io } from './io.ts';
@@ -8,6 +9,7 @@ import type { Io } from './io.ts';
 export interface Services {
   readonly startHost: StartHost;
   readonly prepareGuest: typeof prepareGuest;
+  readonly serveControl: typeof serveControl;
 }
 
 export interface Verb extends VerbSyntax {

@@ -61,7 +61,8 @@ export class Engine {
         const vcpu = this.vcpu(address);
         this.#leaveCode(vcpu, 1);
         vcpu.setHalves(at.pcBase, low, high);
-        this.#enterCode(vcpu);
+        // A guest that invalidates its TLB again and again must not get past the end of its slice here.
+        this.#goOn(vcpu);
       },
       slowLoad: (address, low, high, size) => this.data.load(this.vcpu(address), low, high, size),
       slowStore: (address, low, high, size) => this.data.store(this.vcpu(address), low, high, size),

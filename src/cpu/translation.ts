@@ -96,7 +96,8 @@ export class Translation {
     if (tcrLow & (upper ? TCR_EPD1 : TCR_EPD0)) return this.#fail(faultStatus.translation);
     if (el === 0 && tcrHigh & (TCR_E0PD0 << upper)) return this.#fail(faultStatus.translation);
     const ttbr = upper ? at.ttbr1El1 : at.ttbr0El1;
-    const table = (vcpu.get32(ttbr + 4) & 0xffff) * TWO_32 + ((vcpu.get32(ttbr) & 0xffff_fffe) >>> 0);
+    // A table has at least 64 bytes and is aligned; lower bits would let a descriptor lie across two frames.
+    const table = (vcpu.get32(ttbr + 4) & 0xffff) * TWO_32 + ((vcpu.get32(ttbr) & 0xffff_ffc0) >>> 0);
     for (;;) {
       if (this.#walk(vcpu, table, offset, inputBits, tcrHigh, access, el)) return true;
       if (this.status !== CHANGED) return false;

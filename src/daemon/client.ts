@@ -1,7 +1,6 @@
 // The other end of the control socket: sends commands, gives results, and turns what the host refused into the same
 // ZazenError that the API would have thrown.
 
-import { request } from 'node:http';
 import type { ClientRequest, IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
@@ -35,6 +34,7 @@ export class ControlClient {
   /** The results of a command that has many; ends when the host says that no more come. Errors as `send`. */
   async *follow<N extends CommandName>(command: CommandOf<N>, { signal, log }: SendOptions = {}): AsyncIterableIterator<CommandResults[N]> {
     signal?.throwIfAborted();
+    const { request } = await import('node:http');
     const body = JSON.stringify(command);
     const sent = request({
       socketPath: this.socketPath, path: COMMAND_PATH, method: 'POST', agent: false,
@@ -61,6 +61,7 @@ export class ControlClient {
   /** The console of a domain as bytes both ways. Errors as `send`. */
   async console(domain: string, { signal }: SendOptions = {}): Promise<Duplex> {
     signal?.throwIfAborted();
+    const { request } = await import('node:http');
     const sent = request({
       socketPath: this.socketPath, path: `${CONSOLE_PATH}?${new URLSearchParams({ domain })}`, agent: false,
       headers: { connection: 'Upgrade', upgrade: CONSOLE_PROTOCOL },

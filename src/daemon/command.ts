@@ -4,7 +4,7 @@
 
 import { ZazenError } from '../base/errors.ts';
 import type {
-  DomainEvent, DomainSpec, DomainState, DomainStats, HostStats, ShutdownReason,
+  CheckpointStats, DomainEvent, DomainSpec, DomainState, DomainStats, HostStats, RollbackStats, ShutdownReason,
 } from '../host/types.ts';
 import { flag, integer, isRecord, oneOf, optional, record, refuseCommand, text } from './checks.ts';
 import type { Check, Checks } from './checks.ts';
@@ -34,6 +34,15 @@ export type Command =
   | { command: 'shutdown'; domain: string; wait?: boolean }
   | { command: 'reboot'; domain: string; wait?: boolean }
   | { command: 'destroy'; domain: string }
+  /** Keeps the checkpoint in the host, under its id. */
+  | { command: 'checkpoint'; domain: string }
+  /** Those that the host keeps, of all domains or one. */
+  | { command: 'checkpoints'; domain?: string }
+  | { command: 'checkpoint-destroy'; checkpoint: number }
+  /** To that checkpoint, or to the latest of the domain. */
+  | { command: 'rollback'; domain: string; checkpoint?: number }
+  /** Of a domain as it is now, or of a checkpoint; exactly one is given. Several are called `NAME-1`, `NAME-2` … */
+  | { command: 'fork'; domain?: string; checkpoint?: number; count?: number; name?: string; paused?: boolean }
   /** Bytes both ways, over an upgraded connection. */
   | { command: 'console'; domain: string }
   /** Follows events, of all domains or one; with `history`, those that are remembered come first. */
@@ -63,6 +72,18 @@ export interface DomainSummary {
   readonly state: DomainState;
 }
 
+export interface CheckpointSummary {
+  readonly id: number;
+  /** Of the domain that it was taken of, which may be gone. */
+  readonly domainId: number;
+  readonly domainName: string;
+  readonly memoryBytes: number;
+  readonly vcpus: number;
+  /** Unix time in milliseconds. */
+  readonly createdMillis: number;
+  readonly stats: CheckpointStats;
+}
+
 /** What each command answers with; for those that follow something, one such object after another. */
 export interface CommandResults {
   'list': { readonly host: HostDescription; readonly domains: readonly ListedDomain[] };
@@ -72,6 +93,11 @@ export interface CommandResults {
   'shutdown': DomainSummary & { readonly reason?: ShutdownReason | 'destroyed' };
   'reboot': DomainSummary & { readonly reason?: ShutdownReason | 'destroyed' };
   'destroy': DomainSummary;
+  'checkpoint': CheckpointSummary;
+  'checkpoints': { readonly checkpoints: readonly CheckpointSummary[] };
+  'checkpoint-destroy': CheckpointSummary;
+  'rollback': DomainSummary & { readonly checkpoint: number; readonly stats: RollbackStats };
+  'fork': { readonly domains: readonly DomainSummary[]; readonly forkMicros: number };
   'console': never;
   'events': DomainEvent & { readonly name: string };
   'store-ls': { readonly names: readonly string[] };
@@ -97,6 +123,9 @@ interface CommandRow<C> {
 /** A name, or an id in digits. */
 const domain = text(64, 1);
 const path = text(3072, 1);
+const checkpoint = integer(1, Number.MAX_SAFE_INTEGER);
+/** More than a host has room for. */
+const FORKS_MAX = 10_000;
 /** XENSTORE_PAYLOAD_MAX: what a guest could read. */
 const storeValue = text(4096);
 const stopAction = oneOf('destroy', 'restart', 'preserve');
@@ -138,6 +167,17 @@ export const COMMANDS: { readonly [N in CommandName]: CommandRow<CommandOf<N>> }
   'shutdown': { answer: 'result', arguments: { domain, wait: optional(flag) }, states: ['running'] },
   'reboot': { answer: 'result', arguments: { domain, wait: optional(flag) }, states: ['running'] },
   'destroy': { answer: 'result', arguments: { domain }, states: ANY },
+  'checkpoint': { answer: 'result', arguments: { domain }, states: LIVE },
+  'checkpoints': { answer: 'result', arguments: { domain: optional(domain) } },
+  'checkpoint-destroy': { answer: 'result', arguments: { checkpoint } },
+  'rollback': { answer: 'result', arguments: { domain, checkpoint: optional(checkpoint) }, states: ANY },
+  'fork': {
+    answer: 'result', states: LIVE,
+    arguments: {
+      domain: optional(domain), checkpoint: optional(checkpoint), count: optional(integer(1, FORKS_MAX)),
+      name: optional(text(64, 1)), paused: optional(flag),
+    },
+  },
   'console': { answer: 'console', arguments: { domain }, states: ANY },
   'events': { answer: 'stream', arguments: { domain: optional(domain), history: optional(flag) }, states: ANY },
   'store-ls': { answer: 'result', arguments: { path } },

@@ -4,13 +4,14 @@
 import { isUtf8 } from 'node:buffer';
 import type { Duplex } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
-import type { Domain, Host, ShutdownReason } from '../host/types.ts';
+import type { Checkpoint, Domain, ForkSpec, Host, ShutdownReason } from '../host/types.ts';
 import { assertLegal } from './command.ts';
 import type {
-  Command, CommandName, CommandOf, CommandResults, DomainSummary, HostDescription, ListedDomain,
+  CheckpointSummary, Command, CommandName, CommandOf, CommandResults, DomainSummary, HostDescription, ListedDomain,
 } from './command.ts';
 import { EventHub } from './event-hub.ts';
 import { StopPolicies } from './stop-policies.ts';
+import type { Origin } from './stop-policies.ts';
 
 export interface ControlOptions {
   /** Of Zazen, for `list`. */
@@ -26,11 +27,18 @@ export interface ExecuteOptions {
   readonly log?: (line: string) => void;
 }
 
+/** A checkpoint that the host keeps, and what its forks are to be started from again. */
+interface KeptCheckpoint {
+  readonly checkpoint: Checkpoint;
+  readonly origin: Origin;
+}
+
 export class Control {
   readonly #host: Host;
   readonly #version: string;
   readonly #hub: EventHub;
   readonly #policies: StopPolicies;
+  readonly #checkpoints = new Map<number, KeptCheckpoint>();
   readonly #startedMillis = Date.now();
 
   constructor(host: Host, options: ControlOptions) {
@@ -58,6 +66,11 @@ export class Control {
       case 'destroy': return this.#act(command, (domain) => domain.destroy());
       case 'shutdown': return this.#shutDown(command, 'poweroff', options.signal);
       case 'reboot': return this.#shutDown(command, 'reboot', options.signal);
+      case 'checkpoint': return this.#checkpoint(command);
+      case 'checkpoints': return { checkpoints: this.#keptOf(command.domain).map(({ checkpoint }) => describeCheckpoint(checkpoint)) };
+      case 'checkpoint-destroy': return this.#destroyCheckpoint(command);
+      case 'rollback': return this.#rollBack(command);
+      case 'fork': return this.#fork(command);
       case 'store-ls': return { names: there(command.path, store.list(command.path)) };
       case 'store-read': return describeValue(there(command.path, store.readBytes(command.path)));
       case 'store-write': return store.write(command.path, command.value), {};
@@ -86,6 +99,74 @@ export class Control {
     if (wait !== true) return summary(domain);
     return { reason: await untilAborted(domain.waitForShutdown(), signal), ...summary(domain) };
   }
+
+  // ---- checkpoints
+
+  async #checkpoint(command: CommandOf<'checkpoint'>): Promise<CheckpointSummary> {
+    const domain = this.#find(command.domain, command.command);
+    const checkpoint = await domain.checkpoint();
+    this.#checkpoints.set(checkpoint.id, { checkpoint, origin: this.#policies.origin(domain) });
+    return describeCheckpoint(checkpoint);
+  }
+
+  /** Oldest first. A domain that is gone may be named by what it was called. */
+  #keptOf(name: string | undefined): KeptCheckpoint[] {
+    const id = this.#host.domains().find((one) => one.name === name)?.id;
+    return [...this.#checkpoints.values()].filter(({ checkpoint: { domainId, domainName } }) =>
+      name === undefined || String(domainId) === name || (id === undefined ? domainName === name : domainId === id));
+  }
+
+  #kept(id: number): KeptCheckpoint {
+    const kept = this.#checkpoints.get(id);
+    if (kept !== undefined) return kept;
+    throw new ZazenError('ZAZEN_CHECKPOINT_UNKNOWN', `there is no checkpoint ${id}`, {
+      hint: 'zazen checkpoints shows those there are',
+    });
+  }
+
+  async #destroyCheckpoint(command: CommandOf<'checkpoint-destroy'>): Promise<CheckpointSummary> {
+    const { checkpoint } = this.#kept(command.checkpoint);
+    this.#checkpoints.delete(checkpoint.id);
+    await checkpoint.destroy();
+    return describeCheckpoint(checkpoint);
+  }
+
+  async #rollBack(command: CommandOf<'rollback'>): Promise<CommandResults['rollback']> {
+    const domain = this.#find(command.domain, command.command);
+    const kept = command.checkpoint === undefined ? this.#keptOf(String(domain.id)).at(-1) : this.#kept(command.checkpoint);
+    if (kept === undefined) {
+      throw new ZazenError('ZAZEN_CHECKPOINT_UNKNOWN', `domain ${domain.name} has no checkpoint`, {
+        hint: `zazen checkpoint ${domain.name} makes one`,
+      });
+    }
+    const stats = await domain.rollback(kept.checkpoint);
+    return { ...summary(domain), checkpoint: kept.checkpoint.id, stats };
+  }
+
+  async #fork(command: CommandOf<'fork'>): Promise<CommandResults['fork']> {
+    if ((command.domain === undefined) === (command.checkpoint === undefined)) {
+      throw new ZazenError('ZAZEN_COMMAND_INVALID', 'fork takes either a domain or a checkpoint');
+    }
+    const begun = performance.now();
+    const wanted = forkSpecs(command);
+    const made = command.domain === undefined
+      ? await this.#forkFrom(this.#kept(command.checkpoint!), wanted)
+      : await this.#forkLive(this.#find(command.domain, command.command), wanted);
+    return { domains: made.map(summary), forkMicros: (performance.now() - begun) * 1000 };
+  }
+
+  async #forkLive(domain: Domain, wanted: readonly ForkSpec[]): Promise<Domain[]> {
+    await using checkpoint = await domain.checkpoint();
+    return await this.#forkFrom({ checkpoint, origin: this.#policies.origin(domain) }, wanted);
+  }
+
+  async #forkFrom({ checkpoint, origin }: KeptCheckpoint, wanted: readonly ForkSpec[]): Promise<Domain[]> {
+    const made = await checkpoint.fork(wanted);
+    for (const domain of made) this.#policies.adopt(domain, origin);
+    return made;
+  }
+
+  // ---- what has no single result
 
   /** A stream of its own on the domain's console, history first; destroy it when done. */
   openConsole(command: CommandOf<'console'>): Duplex {
@@ -138,6 +219,18 @@ export function unknownDomain(name: string): ZazenError {
 
 function summary({ id, name, uuid, state }: Domain): DomainSummary {
   return { id, name, uuid, state };
+}
+
+function describeCheckpoint(checkpoint: Checkpoint): CheckpointSummary {
+  const { id, domainId, domainName, memoryBytes, vcpus, createdMillis, stats } = checkpoint;
+  return { id, domainId, domainName, memoryBytes, vcpus, createdMillis, stats };
+}
+
+function forkSpecs({ count = 1, name, paused }: CommandOf<'fork'>): ForkSpec[] {
+  return Array.from({ length: count }, (_, i) => ({
+    ...(name === undefined ? {} : { name: count === 1 ? name : `${name}-${i + 1}` }),
+    ...(paused === undefined ? {} : { paused }),
+  }));
 }
 
 function describeDomain(domain: Domain): ListedDomain {

@@ -7,7 +7,7 @@
 //     200 application/x-ndjson   {"log":"…"}\n … {"result":{…}}\n      log: a step that takes time, for a person
 //                                … {"error":{…}}\n                     an error after the first line ends it
 //   GET /v1/console?domain=web   Upgrade: zazen-console
-//     101                        bytes of the console, both ways
+//     101                        bytes of the console, both ways; who closes one way has left
 
 import { ZazenError } from '../base/errors.ts';
 import { isRecord } from './checks.ts';

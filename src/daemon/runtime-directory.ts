@@ -1,11 +1,12 @@
 // Where control sockets are: one directory that belongs to the user alone, one socket for each host process.
 //
-//   $ZAZEN_RUNTIME_DIR, else $XDG_RUNTIME_DIR/zazen, else /tmp/zazen-UID      directory, mode 0700, the user's own
+//   $ZAZEN_RUNTIME_DIR, else $XDG_RUNTIME_DIR/zazen if that is there, else /tmp/zazen-UID      directory, mode 0700, the user's own
 //     PID.sock                                                                socket, mode 0600
 //
 // A host that was killed leaves its socket behind. It is stale when no process has its PID and nobody listens; whoever
 // looks for hosts removes it.
 
+import { existsSync } from 'node:fs';
 import { lstat, mkdir, readdir, unlink } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join, resolve } from 'node:path';
@@ -20,7 +21,9 @@ const OTHERS = 0o077;
 
 export function runtimeDirectory(env: Environment): string {
   if (env['ZAZEN_RUNTIME_DIR']) return resolve(env['ZAZEN_RUNTIME_DIR']);
-  if (env['XDG_RUNTIME_DIR']) return resolve(env['XDG_RUNTIME_DIR'], 'zazen');
+  const session = env['XDG_RUNTIME_DIR'];
+  // It may name the directory of a login that is over, or of another user.
+  if (session && existsSync(session)) return resolve(session, 'zazen');
   return `/tmp/zazen-${process.getuid!()}`;
 }
 

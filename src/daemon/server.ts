@@ -157,6 +157,9 @@ class ServedControl implements ControlServer {
       if (gone.signal.aborted) return;
       answers.fail(this.#asOperatorError(error));
     }
+    const late = setTimeout(() => response.destroy(), this.#patienceMillis);
+    response.once('close', () => clearTimeout(late));
+    if (response.closed) clearTimeout(late);
   }
 
   async #answer(command: Command, answers: AnswerWriter, signal: AbortSignal): Promise<void> {
@@ -238,8 +241,8 @@ function connectConsole(stream: Duplex, socket: Socket, patienceMillis: number):
     if (!stream.write(chunk)) socket.pause();
   });
   stream.on('drain', () => socket.resume());
-  // A peer that only closes its input goes on reading.
-  socket.on('end', () => stream.end());
+  // One that has gone altogether looks no different, and must not stay attached.
+  socket.on('end', end);
   stream.on('end', () => socket.end());
   stream.on('error', end).on('close', () => { if (!stream.readableEnded) end(); });
   socket.on('close', end);
@@ -256,7 +259,7 @@ function readConsoleRequest(request: IncomingMessage): CommandOf<'console'> {
 }
 
 function refuseUpgrade(socket: Duplex, error: ZazenError): void {
-  const body = JSON.stringify({ error: describeError(error) });
+  const body = `${JSON.stringify({ error: describeError(error) })}\n`;
   socket.end(`HTTP/1.1 ${statusOf(error)} Refused\r\nConnection: close\r\nContent-Type: ${JSON_TYPE}\r\n`
     + `Content-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`);
 }
@@ -269,7 +272,8 @@ function checkRequest({ method, url }: IncomingMessage): void {
 async function readBody(request: IncomingMessage): Promise<Buffer> {
   const chunks: Buffer[] = [];
   let sizeBytes = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
+  // The connection stays for the answer, also where reading ends before the request does.
+  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     sizeBytes += chunk.length;
     if (sizeBytes > BODY_MAX_BYTES) {
       throw new ZazenError('ZAZEN_COMMAND_TOO_LARGE', `a command has at most ${BODY_MAX_BYTES} bytes`);

@@ -7,18 +7,19 @@ import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { VCPU_SCHEDULE, VCPU_STATE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { ZazenError } from '../base/errors.ts';
-import { ConsoleBackend } from '../devices/console/backend.ts';
-import { writeConsoleEntries } from '../devices/console/store-entries.ts';
-import { readConsoleLog } from '../hypervisor/console-io.ts';
-import type { NewDomain } from '../hypervisor/domain.ts';
-import { domainPath, removeDomainEntries, writeDomainEntries } from '../lifecycle/store-entries.ts';
-import { XenstoreRing } from '../xenstore/ring.ts';
+import { consoleLogEnd, readConsoleLog } from '../hypervisor/console-io.ts';
+import { domainPath } from '../lifecycle/store-entries.ts';
+import { HeldCheckpoint, rollBackMemory, takeCheckpoint } from './checkpoint.ts';
+import type { Family } from './checkpoint.ts';
 import { attachGuestCommand } from './guest-command.ts';
+import { GuestDevices } from './guest-devices.ts';
+import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts';
 import { EventLog } from './event-log.ts';
 import type { DomainPlan } from './domain-spec.ts';
 import type { HostCore } from './host-core.ts';
 import type {
-  Domain, DomainEvent, DomainEventBody, DomainState, DomainStats, GuestCommand, ShutdownReason, VcpuStats,
+  Checkpoint, Domain, DomainEvent, DomainEventBody, DomainState, DomainStats, GuestCommand, RollbackStats, ShutdownReason,
+  VcpuStats,
 } from './types.ts';
 
 /** By SHUTDOWN_* of Xen's sched.h; a soft reset has no meaning here. */
@@ -28,6 +29,17 @@ const VCPU_STATE_NAMES: Readonly<Record<number, VcpuStats['state']>> = {
   [VCPU_STATE.running]: 'running', [VCPU_STATE.blocked]: 'blocked',
 };
 const NANOS_PER_MILLI = 1e6;
+const MICROS_PER_MILLI = 1000;
+
+export interface HostedDomainParts {
+  readonly identity: DomainIdentity;
+  readonly ends: DomainEnds;
+  readonly vcpuAddresses: readonly number[];
+  readonly family: Family;
+  readonly exec?: DomainPlan['exec'];
+  /** Of the checkpoint that it is a fork of. */
+  readonly devices?: DeviceState;
+}
 
 export class HostedDomain implements Domain {
   readonly id: number;
@@ -36,59 +48,37 @@ export class HostedDomain implements Domain {
   readonly memoryBytes: number;
   readonly exec: GuestCommand | undefined;
   readonly #core: HostCore;
-  readonly #made: NewDomain;
+  readonly #ends: DomainEnds;
+  readonly #identity: DomainIdentity & { readonly id: number };
+  readonly #family: Family;
   readonly #vcpuAddresses: readonly number[];
   readonly #events = new EventLog();
-  readonly #console: ConsoleBackend;
-  readonly #ring: XenstoreRing;
-  readonly #stopped = Promise.withResolvers<ShutdownReason | 'destroyed'>();
+  readonly #devices: GuestDevices;
+  #stopped = Promise.withResolvers<ShutdownReason | 'destroyed'>();
   #paused = true;
   #shutdownReason: ShutdownReason | undefined;
   #destroyed: Promise<void> | undefined;
   #lastStats: DomainStats | undefined;
-  #logCursor = 0;
+  #logCursor: number;
   /** The end of the emergency console's text that is no whole line yet. */
   #logRest = '';
 
-  constructor(core: HostCore, plan: DomainPlan & { name: string }, made: NewDomain, vcpuAddresses: readonly number[]) {
-    const { domain } = made;
-    this.id = domain.domid;
-    this.name = plan.name;
-    this.uuid = plan.uuid;
-    this.memoryBytes = plan.memoryBytes;
+  constructor(core: HostCore, parts: HostedDomainParts) {
+    const { identity, ends, exec } = parts;
+    this.id = ends.domain.domid;
+    this.name = identity.name;
+    this.uuid = identity.uuid;
+    this.memoryBytes = identity.memoryBytes;
     this.#core = core;
-    this.#made = made;
-    this.#vcpuAddresses = vcpuAddresses;
-    this.#console = new ConsoleBackend({
-      page: () => core.thread.machine.frameBytes(made.consoleMfn),
-      notify: () => core.ports.notify(made.consolePort),
-    });
-    this.#ring = new XenstoreRing(core.store, {
-      domainId: this.id,
-      page: () => core.thread.machine.frameBytes(made.xenstoreMfn),
-      notify: () => core.ports.notify(made.xenstorePort),
-    });
-    this.#connect(plan);
-    if (plan.exec !== undefined) this.exec = attachGuestCommand(this.#console.stream, plan.exec);
-  }
-
-  #connect(plan: DomainPlan): void {
-    const { store, ports } = this.#core;
-    const { domain, consolePort, xenstorePort } = this.#made;
-    const console = this.#core.consoleOf(domain);
-    store.domainIntroduced(this.id);
-    writeDomainEntries(store, { ...plan, name: this.name, domainId: this.id });
-    writeConsoleEntries({ domainId: this.id, ...console }, (path, value) => {
-      store.write(path, value);
-      store.setPerms(path, ['n0', `r${this.id}`]);
-    });
-    ports.listen(consolePort, () => this.#console.service());
-    ports.listen(xenstorePort, () => this.#serveStore());
-  }
-
-  /** In turns with everything else, however much the guest asks. */
-  #serveStore(): void {
-    if (this.#destroyed === undefined && this.#ring.service()) setImmediate(() => this.#serveStore());
+    this.#ends = ends;
+    const { name, uuid, memoryBytes, vcpus } = identity;
+    this.#identity = { name, uuid, memoryBytes, vcpus, id: this.id };
+    this.#family = parts.family;
+    this.#vcpuAddresses = parts.vcpuAddresses;
+    // What a fork's original has said was heard there.
+    this.#logCursor = consoleLogEnd(ends.domain);
+    this.#devices = new GuestDevices(core, ends, this.#identity, parts.devices);
+    if (exec !== undefined) this.exec = attachGuestCommand(this.#devices.console.stream, exec);
   }
 
   /** To be called once, when vCPU 0 is ready to run. */
@@ -113,14 +103,14 @@ export class HostedDomain implements Domain {
     if (this.#destroyed !== undefined) return;
     this.#takeLog();
     if (this.#core.thread.scheduling.takeStall(this.id)) this.#stalled();
-    const shutdown = this.#made.domain.get(DOMAIN.at.shutdown);
+    const shutdown = this.#ends.domain.get(DOMAIN.at.shutdown);
     if (shutdown === 0 || this.#shutdownReason !== undefined) return;
     this.#core.thread.scheduling.waitUntilStopped(this.id);
     this.#takeLog();
-    this.#console.service();
+    this.#devices.console.service();
     this.#shutdownReason = SHUTDOWN_REASONS[shutdown - 1] ?? 'crash';
     this.#core.store.domainShutdown(this.id);
-    this.#console.close();
+    this.#devices.closeConsole();
     this.#emit({ type: 'shutdown', reason: this.#shutdownReason });
     this.#stopped.resolve(this.#shutdownReason);
   }
@@ -139,7 +129,8 @@ export class HostedDomain implements Domain {
   }
 
   #takeLog(): void {
-    const { bytes, cursor } = readConsoleLog(this.#made.domain, this.#logCursor);
+    if (consoleLogEnd(this.#ends.domain) === this.#logCursor) return;
+    const { bytes, cursor } = readConsoleLog(this.#ends.domain, this.#logCursor);
     this.#logCursor = cursor;
     const lines = (this.#logRest + Buffer.from(bytes).toString('latin1')).split(/\r?\n/);
     this.#logRest = lines.pop()!.slice(-4096);
@@ -157,7 +148,10 @@ export class HostedDomain implements Domain {
     return this.#destroyed === undefined ? this.#shutdownReason : undefined;
   }
   get console(): Duplex {
-    return this.#console.stream;
+    return this.#devices.console.stream;
+  }
+  attachConsole(): Duplex {
+    return this.#devices.console.attach();
   }
   events(): AsyncIterableIterator<DomainEvent> {
     return this.#events.read();
@@ -195,22 +189,44 @@ export class HostedDomain implements Domain {
     return this.#stopped.promise;
   }
 
+  async checkpoint(): Promise<Checkpoint> {
+    this.#assertAlive();
+    if (this.#shutdownReason !== undefined) {
+      throw new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${this.name} has shut down`);
+    }
+    this.#takeLog();
+    return takeCheckpoint(this.#core, this.#ends.domain, () => this.#devices.save(), this.#identity, this.#family);
+  }
+
+  async rollback(checkpoint: Checkpoint): Promise<RollbackStats> {
+    this.#assertAlive();
+    if (!(checkpoint instanceof HeldCheckpoint)) throw new TypeError('not a checkpoint');
+    const { frozen, devices } = checkpoint.partsFor(this.#core, this.#family, this.name);
+    const start = performance.now();
+    this.#takeLog();
+    const stats = rollBackMemory(this.#core, this.#ends, frozen, this.name);
+    this.#logCursor = consoleLogEnd(this.#ends.domain);
+    if (this.#shutdownReason !== undefined) {
+      this.#shutdownReason = undefined;
+      this.#stopped = Promise.withResolvers();
+    }
+    this.#devices.restore(devices);
+    this.#emit({ type: 'rolledBack' });
+    return { ...stats, totalMicros: (performance.now() - start) * MICROS_PER_MILLI };
+  }
+
   destroy(): Promise<void> {
     return this.#destroyed ??= this.#destroy();
   }
 
   async #destroy(): Promise<void> {
-    const { thread, store, ports } = this.#core;
-    const { domain, consolePort, xenstorePort } = this.#made;
+    const { thread } = this.#core;
+    const { domain } = this.#ends;
     this.#lastStats = { ...this.stats(), state: 'destroyed' };
     thread.scheduling.pauseDomain(this.id);
     thread.scheduling.waitUntilStopped(this.id);
     this.#takeLog();
-    this.#console.close();
-    this.#ring.close();
-    store.domainReleased(this.id);
-    removeDomainEntries(store, { domainId: this.id, uuid: this.uuid });
-    for (const port of [consolePort, xenstorePort]) ports.close(port);
+    this.#devices.close();
     for (const address of this.#vcpuAddresses) thread.scheduling.detach(address);
     this.#core.release(this, domain, this.#vcpuAddresses);
     this.#emit({ type: 'destroyed' });
@@ -232,7 +248,7 @@ export class HostedDomain implements Domain {
       runMillis: scheduling.getNanos(address, VCPU_SCHEDULE.at.runNanos) / NANOS_PER_MILLI,
     }));
     const sum = (pick: (address: number) => number): number => this.#vcpuAddresses.reduce((total, address) => total + pick(address), 0);
-    const { outputBytes, inputBytes } = this.#console.metrics;
+    const { outputBytes, inputBytes } = this.#devices.console.metrics;
     return {
       id: this.id, name: this.name, uuid: this.uuid, state: this.state, memoryBytes: this.memoryBytes,
       residentBytes: heap.chargedFrames(this.id) * FRAME_BYTES,

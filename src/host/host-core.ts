@@ -2,7 +2,7 @@
 // store, the ends of event channels, and the pCPU workers.
 
 import { Worker } from 'node:worker_threads';
-import { FRAME_BYTES, MACHINE_HEADER } from '../abi/machine-memory.ts';
+import { FRAME_BYTES, MACHINE_HEADER, SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
 import { ZazenError } from '../base/errors.ts';
@@ -22,10 +22,11 @@ import { Store } from '../xenstore/store.ts';
 import type { HostedDomain } from './domain.ts';
 import type { PCpuWorkerData } from './pcpu-loop.ts';
 
-/** Frames of a dead domain that are given back before others get their turn. */
-const RELEASE_STEP_FRAMES = 2048;
+/** What this thread takes apart in one go when all pCPUs are busy, about 100 µs of work, and how often it looks. */
+const RELEASE_STEP_FRAMES = 512;
+const RELEASE_WATCH_MILLIS = 2;
 const WASM_PAGE_BYTES = 65536;
-const WATCHDOG_CHECK_MILLIS = 500;
+const HOUSEKEEPING_MILLIS = 500;
 
 export interface CoreOptions {
   readonly memoryBytes: number;
@@ -48,15 +49,15 @@ export class HostCore {
   readonly #workers: Worker[] = [];
   /** Numbers of vCPU records that no domain has. */
   readonly #freeVcpus: number[] = [];
-  /** p2m trees that are still being given back; with their records, those of dead domains. */
-  readonly #releasing = new Map<number, DomainRecord | undefined>();
-  #releaseScheduled = false;
+  #releaseWatch: NodeJS.Timeout | undefined;
   #closed = false;
-  #watchdogs: NodeJS.Timeout | undefined;
+  #housekeeping: NodeJS.Timeout | undefined;
   #workersEnded: Promise<unknown> = Promise.resolve();
 
   constructor({ memoryBytes, pcpus, clock, random, log }: CoreOptions) {
-    const machine = MachineMemory.create({ sizeBytes: memoryBytes, pcpuCount: pcpus });
+    const machine = MachineMemory.create({
+      sizeBytes: memoryBytes, pcpuCount: pcpus, addressType: memoryBytes > SIZE_MAX_BYTES.i32 ? 'i64' : 'i32',
+    });
     Heap.initialize(machine);
     this.random = random;
     this.log = log;
@@ -96,13 +97,17 @@ export class HostCore {
     // From here on, an error in a worker is our bug: the host's state cannot be trusted any more.
     for (const worker of this.#workers) worker.on('error', error => { throw error; });
     void this.#listen();
-    this.#watchdogs = setInterval(() => this.#checkWatchdogs(), WATCHDOG_CHECK_MILLIS).unref();
+    this.#housekeeping = setInterval(() => this.#keepHouse(), HOUSEKEEPING_MILLIS).unref();
   }
 
-  /** Guests set their watchdogs in whole seconds. */
-  #checkWatchdogs(): void {
-    const { sched, domains } = this.thread.hypercalls;
+  /**
+   * Guests set their watchdogs in whole seconds. And frames that a busy pCPU or this thread has freed wake nobody, so
+   * that freeing costs nothing; here somebody sees that they are scrubbed.
+   */
+  #keepHouse(): void {
+    const { hypercalls: { sched, domains }, heap, scheduling } = this.thread;
     for (const id of this.domains.keys()) sched.checkWatchdogs(domains.record(id));
+    if (heap.hasIdleWork) scheduling.wakeIdlePcpus();
   }
 
   /** Hears what guests tell the host, until the host closes. */
@@ -114,6 +119,25 @@ export class HostCore {
       // Guests that never stop ringing must not keep all else waiting that this thread has to do.
       else await new Promise(resolve => setImmediate(resolve));
     }
+  }
+
+  assertOpen(): void {
+    if (this.#closed) throw new ZazenError('ZAZEN_HOST_CLOSED', 'the host has been closed');
+  }
+  assertNameFree(name: string): void {
+    if (!this.#isNameTaken(name)) return;
+    throw new ZazenError('ZAZEN_DOMAIN_NAME_TAKEN', `there is a domain called ${name} already`,
+      { hint: 'choose another name' });
+  }
+  /** The name, or the first of name-2, name-3 … that nobody has. */
+  freeName(name: string): string {
+    let free = name;
+    for (let number = 2; this.#isNameTaken(free); number++) free = `${name}-${number}`;
+    return free;
+  }
+  #isNameTaken(name: string): boolean {
+    for (const domain of this.domains.values()) if (domain.name === name) return true;
+    return false;
   }
 
   /** @returns addresses of blank vCPU records, or undefined if there are not as many left */
@@ -142,23 +166,33 @@ export class HostCore {
   }
   releaseRecord(record: DomainRecord): void {
     const root = this.builder.destroyDomain(record);
-    if (root === 0) return this.builder.forgetDomain(record);
-    this.#releasing.set(root, record);
-    this.#scheduleRelease();
+    if (root !== 0) this.releaseRoot(root);
+    this.builder.forgetDomain(record);
   }
-  /** A p2m that nobody uses any more. */
+  /** A p2m that nobody uses any more: idle pCPUs take it apart. */
   releaseRoot(root: number): void {
-    this.#releasing.set(root, undefined);
-    this.#scheduleRelease();
+    this.thread.p2m.release(root);
+    this.thread.scheduling.wakeIdlePcpus();
+    this.#watchRelease();
   }
-  #scheduleRelease(): void {
-    if (this.#releaseScheduled || this.#releasing.size === 0) return;
-    this.#releaseScheduled = true;
-    setImmediate(() => {
-      this.#releaseScheduled = false;
-      this.releaseStep();
-      this.#scheduleRelease();
-    });
+  /** If no pCPU has time, this thread takes trees apart, in steps that nobody notices. */
+  #watchRelease(): void {
+    const { tearDown } = this.thread.heap;
+    const seen = tearDown.steps;
+    this.#releaseWatch ??= setTimeout(() => {
+      this.#releaseWatch = undefined;
+      if (tearDown.steps === seen) this.releaseStep();
+      if (tearDown.isPending) this.#watchRelease();
+    }, RELEASE_WATCH_MILLIS).unref();
+  }
+  /** Frames charged to domains that are gone and whose trees are being taken apart. */
+  releasingFrames(): number {
+    const { heap, machine } = this.thread;
+    let frames = 0;
+    for (let id = 1; heap.tearDown.isPending && id < machine.parameters.domainCount; id++) {
+      if (heap.tearDown.isReleasing(id) && !this.domains.has(id)) frames += heap.chargedFrames(id);
+    }
+    return frames;
   }
   /** Finishes giving memory back as far as it takes to have so many bytes free, if there are that many. */
   makeRoom(bytes: number): void {
@@ -170,12 +204,9 @@ export class HostCore {
   }
   /** Gives back some of the memory of domains that are gone. @returns false if there is none */
   releaseStep(): boolean {
-    const any = this.#releasing.size > 0;
-    for (const [root, record] of this.#releasing) {
-      if (!this.thread.p2m.releaseStep(root, RELEASE_STEP_FRAMES)) continue;
-      this.#releasing.delete(root);
-      if (record !== undefined) this.builder.forgetDomain(record);
-    }
+    const { tearDown } = this.thread.heap;
+    const any = tearDown.isPending;
+    tearDown.step(RELEASE_STEP_FRAMES);
     return any;
   }
 
@@ -187,7 +218,7 @@ export class HostCore {
         ...[...this.domains.keys()].map(id => this.thread.hypercalls.domains.record(id))];
       const claims = records.map(record => this.builder.claims(record));
       report = audit(this.thread.heap, {
-        roots: [...claims.flatMap(claim => [...claim.roots]), ...this.#releasing.keys(), ...this.frozenRoots],
+        roots: [...claims.flatMap(claim => [...claim.roots]), ...this.frozenRoots],
         held: claims.flatMap(claim => [...claim.held]),
         pins: claims.flatMap(claim => [...claim.pins]),
       });
@@ -197,7 +228,8 @@ export class HostCore {
 
   async close(): Promise<void> {
     this.#closed = true;
-    clearInterval(this.#watchdogs);
+    clearInterval(this.#housekeeping);
+    clearTimeout(this.#releaseWatch);
     this.thread.scheduling.close();
     this.ports.ring();
     await this.#workersEnded;

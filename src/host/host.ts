@@ -42,21 +42,16 @@ class RunningHost implements HostInterface {
   async create(spec: DomainSpec = {}, options: CreateOptions = {}): Promise<Domain> {
     this.#assertOpen();
     const core = this.#core;
-    if (spec.name !== undefined) this.#assertNameFree(spec.name);
+    if (spec.name !== undefined) core.assertNameFree(spec.name);
     const plan = await planDomain(spec, { log: core.log, ...options, random: core.random, cacheDir: this.#cacheDir });
     options.signal?.throwIfAborted();
     this.#assertOpen();
-    if (plan.name !== undefined) this.#assertNameFree(plan.name);
+    if (plan.name !== undefined) core.assertNameFree(plan.name);
     return this.#build(plan);
   }
 
   #assertOpen(): void {
     if (this.#closing !== undefined) throw new ZazenError('ZAZEN_HOST_CLOSED', 'the host has been closed');
-  }
-  #assertNameFree(name: string): void {
-    if (this.domains().some(domain => domain.name === name)) {
-      throw new ZazenError('ZAZEN_DOMAIN_NAME_TAKEN', `there is a domain called ${name} already`, { hint: 'choose another name' });
-    }
   }
 
   #build(plan: DomainPlan): HostedDomain {
@@ -80,7 +75,10 @@ class RunningHost implements HostInterface {
       const entry = this.#load(plan, made);
       thread.timers.setTime(domain.domid, 0);
       core.builder.setWallClock(domain, thread.clock.wallMillis());
-      const hosted = new HostedDomain(core, { ...plan, name: plan.name ?? `domain-${domain.domid}` }, made, vcpuAddresses);
+      const name = plan.name ?? core.freeName(`domain-${domain.domid}`);
+      const hosted = new HostedDomain(core, {
+        identity: { ...plan, name }, ends: made, vcpuAddresses, family: Symbol(name), exec: plan.exec,
+      });
       core.domains.set(domain.domid, hosted);
       thread.scheduling.start(vcpuAddresses[0]!, () =>
         thread.resetVcpu(vcpuAddresses[0]!, BigInt(entry.entryAddress), BigInt(entry.deviceTreeAddress)));
@@ -115,11 +113,15 @@ class RunningHost implements HostInterface {
   stats(): HostStats {
     const { thread } = this.#core;
     const { machine } = thread;
-    const { clean, cached, dirty, scrubbing } = thread.heap.stats();
+    const { clean, cached, dirty, scrubbing, shared } = thread.heap.stats();
     return {
       memoryBytes: machine.parameters.sizeBytes,
       freeBytes: (clean + cached + dirty + scrubbing) * FRAME_BYTES,
-      dirtyBytes: (dirty + scrubbing) * FRAME_BYTES,
+      cleanBytes: (clean + cached) * FRAME_BYTES,
+      dirtyBytes: dirty * FRAME_BYTES,
+      scrubbingBytes: scrubbing * FRAME_BYTES,
+      sharedBytes: shared * FRAME_BYTES,
+      releasingBytes: this.#core.releasingFrames() * FRAME_BYTES,
       pcpus: Array.from({ length: machine.parameters.pcpuCount }, (_, id) => ({
         id, busyMillis: machine.f64[(machine.pcpuAddress(id) + PCPU.at.busyNanos) / 8]! / NANOS_PER_MILLI,
       })),

@@ -8,6 +8,7 @@ import { DomainCpuHost } from '../hypervisor/cpu-host.ts';
 import { notifyHostOf } from '../hypervisor/event-delivery.ts';
 import { GicCpuInterface } from '../hypervisor/gic-cpu-interface.ts';
 import { GicRegisters } from '../hypervisor/gic-registers.ts';
+import { HeapIdleWork } from '../hypervisor/idle-work.ts';
 import { PCpu } from '../hypervisor/pcpu.ts';
 import { enterRunstate, publishRunstate } from '../hypervisor/runstate.ts';
 import { Psci } from '../hypervisor/psci.ts';
@@ -60,6 +61,7 @@ export function runPcpu({ memory, pcpu }: PCpuWorkerData, interpreter: WebAssemb
   ready();
   new PCpu(engine, {
     pcpu, machine, scheduling, safePoints, timers, onRunstate, clock: systemClock,
+    idleWork: new HeapIdleWork(thread.heap, scheduling, safePoints),
     onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
   }).runLoop();
 }

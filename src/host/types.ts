@@ -18,7 +18,7 @@ import type { Store } from '../xenstore/store.ts';
 export type Size = number | string;
 
 export interface HostOptions {
-  /** Machine memory, for all guests and the host's records; default 2GiB. At most 4GiB. */
+  /** Machine memory, for all guests and the host's records; default 2GiB, at most 16GiB (above 4GiB: memory64). */
   memory?: Size;
   /** Worker threads that run guest code; default: as many as there are processors, at most 4. */
   pcpus?: number;
@@ -94,6 +94,7 @@ export type DomainEventBody =
   | { readonly type: 'started' }
   | { readonly type: 'paused' }
   | { readonly type: 'unpaused' }
+  | { readonly type: 'rolledBack' }
   /** The guest runs no more; its memory is kept until it is destroyed. */
   | { readonly type: 'shutdown'; readonly reason: ShutdownReason }
   /** A vCPU cannot go on because of the host, for instance for want of frames; the domain is paused. */
@@ -141,9 +142,16 @@ export interface DomainStats {
 export interface HostStats {
   /** Machine memory, the host's records included. */
   readonly memoryBytes: number;
-  /** Frames that a guest can get, clean ones and those still to be scrubbed. */
+  /** Frames that a guest can get at once. */
   readonly freeBytes: number;
+  /** Of the free ones: clean; waiting to be scrubbed; being scrubbed at this moment. */
+  readonly cleanBytes: number;
   readonly dirtyBytes: number;
+  readonly scrubbingBytes: number;
+  /** In use by more than one domain or checkpoint. */
+  readonly sharedBytes: number;
+  /** Still charged to domains that were destroyed and whose memory is being given back. */
+  readonly releasingBytes: number;
   readonly pcpus: readonly { readonly id: number; readonly busyMillis: number }[];
   /** Live domains. */
   readonly domains: number;
@@ -167,6 +175,58 @@ export interface GuestCommand {
   readonly result: Promise<{ readonly status: number }>;
 }
 
+/** Microseconds of wall time. */
+export interface CheckpointStats {
+  /** Until the guest stood still. */
+  readonly stopMicros: number;
+  /** From before the guest was stopped until after it was let go on. */
+  readonly downtimeMicros: number;
+  /** All that `checkpoint` took after the state of the devices was saved, while the guest ran. */
+  readonly totalMicros: number;
+}
+
+/** Microseconds of wall time. */
+export interface RollbackStats {
+  readonly stopMicros: number;
+  /** From before the guest was stopped until after it was let go on. */
+  readonly downtimeMicros: number;
+  /** With putting back console and store. */
+  readonly totalMicros: number;
+}
+
+export interface ForkSpec {
+  /** As in DomainSpec; default `domain-ID`. */
+  readonly name?: string;
+  /** Default: random. */
+  readonly uuid?: string;
+  /** It runs from `unpause()` on. */
+  readonly paused?: boolean;
+}
+
+/** A frozen state of a domain, in memory. It outlives the domain, and costs what the domain has changed since. */
+export interface Checkpoint extends AsyncDisposable {
+  /** 1, 2, 3 … within the process. */
+  readonly id: number;
+  /** Of the domain that it was taken of, as it was then. */
+  readonly domainId: number;
+  readonly domainName: string;
+  readonly memoryBytes: number;
+  readonly vcpus: number;
+  /** Unix time in milliseconds, with fractions. */
+  readonly createdMillis: number;
+  readonly stats: CheckpointStats;
+  /**
+   * Makes domains that go on from here, each with an id, a name and a UUID of its own; what else tells them apart, and
+   * what does not, is in docs/identity-of-forks.md. Their consoles begin with the original's history; they have no
+   * `exec`. All are made or none. Errors: ZAZEN_DOMAIN_LIMIT, ZAZEN_DOMAIN_NAME_TAKEN, ZAZEN_SPEC_NAME, _UUID,
+   * ZAZEN_CHECKPOINT_GONE, ZAZEN_HOST_CLOSED.
+   * @param wanted how many; default 1
+   */
+  fork(wanted?: number | readonly ForkSpec[]): Promise<Domain[]>;
+  /** Forks live on. Destroyed twice is destroyed. */
+  destroy(): Promise<void>;
+}
+
 export interface Domain extends AsyncDisposable {
   readonly id: number;
   readonly name: string;
@@ -179,6 +239,8 @@ export interface Domain extends AsyncDisposable {
    * stops the guest's console, not the guest. Ends after the last byte when the domain has shut down or is destroyed.
    */
   readonly console: Duplex;
+  /** A stream of its own beside `console`, as that: each sees everything. Destroy it when done. */
+  attachConsole(): Duplex;
   /** When the spec had `exec`. */
   readonly exec: GuestCommand | undefined;
   /**
@@ -193,6 +255,18 @@ export interface Domain extends AsyncDisposable {
   shutdown(options?: { reason?: 'poweroff' | 'reboot' }): Promise<void>;
   /** When the guest has stopped, by itself or by being destroyed; at once if it has already. */
   waitForShutdown(): Promise<ShutdownReason | 'destroyed'>;
+  /**
+   * Freezes the domain's state and lets it go on; nothing is asked of the guest. A paused domain stays paused. Errors:
+   * ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_SHUTDOWN, ZAZEN_DOMAIN_BUSY, ZAZEN_DOMAIN_GONE; the domain is as before.
+   */
+  checkpoint(): Promise<Checkpoint>;
+  /**
+   * Puts the domain back to a checkpoint of itself, of a fork, or of what it is a fork of; it keeps its identity. Also
+   * when it has shut down; `console` is a new stream then. A paused domain stays paused. Whoever reads its console
+   * goes on with what the guest says from there: what it said since the checkpoint has been said. Errors:
+   * ZAZEN_CHECKPOINT_FOREIGN, ZAZEN_CHECKPOINT_GONE, and those of `checkpoint`; the domain is as before.
+   */
+  rollback(checkpoint: Checkpoint): Promise<RollbackStats>;
   /** Returns when the domain is unreachable. Destroyed twice is destroyed. */
   destroy(): Promise<void>;
   /** Also after `destroy`: as it was then. */
@@ -201,7 +275,7 @@ export interface Domain extends AsyncDisposable {
 
 /** The toolstack's end of the store: it may read and write everything. Domain N's own part is `/local/domain/N`. */
 export type HostStore =
-  Pick<Store, 'read' | 'write' | 'exists' | 'list' | 'mkdir' | 'rm' | 'getPerms' | 'setPerms' | 'transaction' | 'watch'>;
+  Pick<Store, 'read' | 'readBytes' | 'write' | 'exists' | 'list' | 'mkdir' | 'rm' | 'getPerms' | 'setPerms' | 'transaction' | 'watch'>;
 
 export interface Host extends AsyncDisposable {
   readonly store: HostStore;

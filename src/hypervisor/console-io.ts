@@ -47,6 +47,11 @@ export interface ConsoleLogText {
   readonly lost: number;
 }
 
+/** Where what a domain writes from now on begins. */
+export function consoleLogEnd(domain: DomainRecord): number {
+  return domain.memory.u32[(domain.get(DOMAIN.at.consoleLog) * FRAME_BYTES + CONSOLE_LOG.at.written) / 4]!;
+}
+
 /** What a domain has written since `cursor` (0 at first). */
 export function readConsoleLog(domain: DomainRecord, cursor: number): ConsoleLogText {
   const { u8, u32 } = domain.memory;

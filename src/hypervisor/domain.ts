@@ -106,7 +106,7 @@ export class DomainBuilder {
   /**
    * Makes a domain unreachable whose vCPUs do not run any more, and frees what the record holds. Grants that backends
    * still use stay good until they unmap them.
-   * @returns the root of its p2m, for `P2m.releaseStep`; 0: none. Then `forgetDomain`
+   * @returns the root of its p2m, for `P2m.release`; 0: none. Then `forgetDomain`
    */
   destroyDomain(domain: DomainRecord): number {
     domain.locked(() => domain.set(DOMAIN.at.state, DOMAIN_STATE.dying));
@@ -147,7 +147,7 @@ export class DomainBuilder {
     return domain;
   }
 
-  /** The id may be used again. */
+  /** The id may be used again, when the memory charged to it has been taken apart. */
   forgetDomain(domain: DomainRecord): void {
     assert(domain.get(DOMAIN.at.state) === DOMAIN_STATE.dying, 'a domain that is not dying cannot be forgotten');
     domain.set(DOMAIN.at.state, DOMAIN_STATE.free);
@@ -189,7 +189,7 @@ export class DomainBuilder {
     return pins;
   }
 
-  /** Takes the next free id, in turn, so that an id is not soon used again. */
+  /** Takes the next free id, in turn, so that an id is not soon used again; none whose tree is still being released. */
   #claimId(): DomainRecord | undefined {
     const { memory } = this.#environment;
     const count = Math.min(memory.parameters.domainCount, HOST_DOMAINS_MAX, DOMID_FIRST_RESERVED);
@@ -197,6 +197,7 @@ export class DomainBuilder {
     const next = (host.get(DOMAIN.at.hostEvents) * FRAME_BYTES + HOST_EVENTS.at.nextDomid) / 4;
     for (let attempt = 1; attempt < count; attempt++) {
       const domid = 1 + (Atomics.add(memory.u32, next, 1) >>> 0) % (count - 1);
+      if (this.#environment.heap.tearDown.isReleasing(domid)) continue;
       const record = this.#channels.domains.record(domid);
       const state = (record.address + DOMAIN.at.state) / 4;
       const { free, building } = DOMAIN_STATE;
@@ -269,7 +270,7 @@ export class DomainBuilder {
 
   #undo(domain: DomainRecord): void {
     const root = this.destroyDomain(domain);
-    if (root !== 0) while (!this.#environment.p2m.releaseStep(root, 4096));
+    if (root !== 0) this.#environment.p2m.release(root);
     this.forgetDomain(domain);
   }
 

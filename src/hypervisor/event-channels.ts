@@ -131,12 +131,26 @@ export class EventChannels {
     }
   }
 
+  /** Closes all ports that have another end. */
+  disconnect(domain: DomainRecord): void {
+    this.#closeAll(domain, (state) => state === EVTCHNSTAT.interdomain);
+  }
+
+  #closeAll(domain: DomainRecord, which: (state: number) => boolean): void {
+    const { u8 } = domain.memory;
+    for (let index = 0; index < PORT_LIMIT / PORTS_PER_FRAME; index++) {
+      const mfn = domain.get(DOMAIN.at.portFrames + 4 * index);
+      if (mfn === 0) continue;
+      for (let i = 0; i < PORTS_PER_FRAME; i++) {
+        const state = u8[mfn * FRAME_BYTES + i * PORT.sizeBytes + PORT.at.state]!;
+        if (state !== EVTCHNSTAT.closed && which(state)) this.close(domain, index * PORTS_PER_FRAME + i);
+      }
+    }
+  }
+
   /** Closes all ports and goes back to two-level events. */
   reset(domain: DomainRecord): void {
-    for (let port = 1; port < PORT_LIMIT; port++) {
-      if (domain.port(port) === 0) port += PORTS_PER_FRAME - 1 - (port % PORTS_PER_FRAME);
-      else if (domain.portState(port) !== EVTCHNSTAT.closed) this.close(domain, port);
-    }
+    this.#closeAll(domain, () => true);
     domain.locked(() => {
       if (domain.get(DOMAIN.at.eventMode) === EVENT_MODE.fifo) this.#leaveFifo(domain);
     });

@@ -32,10 +32,13 @@ class PcpuRig extends InterruptRig implements VcpuRunner {
     this.pcpu = new PCpu(this, {
       pcpu: 0, machine: this.machine, scheduling: this.scheduling, safePoints: this.safePoints, timers: this.timers,
       clock: this.clock,
-      idleWork: () => {
-        this.clock.nanos += this.idleNanos;
-        if (this.idleRounds-- === 0) this.scheduling.close();
-        return true;
+      idleWork: {
+        isWaiting: true,
+        step: () => {
+          this.clock.nanos += this.idleNanos;
+          if (this.idleRounds-- === 0) this.scheduling.close();
+          return true;
+        },
       },
     });
     this.enable();

@@ -42,6 +42,14 @@ export interface VcpuRunner {
   obeyFlushRequest(vcpu: VcpuState): void;
 }
 
+/** Work for idle time. */
+export interface IdleWork {
+  /** Whether there is something to do; may be wrong for a moment. */
+  readonly isWaiting: boolean;
+  /** Does a small piece, and less when a vCPU waits. @returns false if there was nothing to do */
+  step(): boolean;
+}
+
 export interface PCpuOptions {
   readonly pcpu: number;
   readonly machine: MachineMemory;
@@ -53,8 +61,7 @@ export interface PCpuOptions {
   readonly onStall?: (domid: number) => void;
   /** A vCPU changes its state, one of RUNSTATE: called in this thread, out of emitted code. */
   readonly onRunstate?: (vcpuAddress: number, runstate: number) => void;
-  /** Work for idle time, in small pieces: called before sleeping, again and again while it says there is more. */
-  readonly idleWork?: () => boolean;
+  readonly idleWork?: IdleWork;
 }
 
 export class PCpu {
@@ -79,14 +86,14 @@ export class PCpu {
       this.#wakeDue();
       const vcpuAddress = scheduling.take(pcpu);
       if (vcpuAddress !== 0) this.#runTurn(vcpuAddress);
-      else if (!this.#options.idleWork?.()) this.#sleep();
+      else if (!this.#options.idleWork?.step()) this.#sleep();
     }
   }
 
   #sleep(): void {
-    const { scheduling, pcpu, clock } = this.#options;
+    const { scheduling, pcpu, clock, idleWork } = this.#options;
     const millis = (this.#deadlines.next() - clock.monotonicNanos()) / NANOS_PER_MILLI;
-    if (millis > 0) scheduling.sleep(pcpu, Math.min(millis, SLEEP_MAX_MILLIS));
+    if (millis > 0) scheduling.sleep(pcpu, Math.min(millis, SLEEP_MAX_MILLIS), () => idleWork?.isWaiting === true);
   }
 
   #wakeDue(): void {

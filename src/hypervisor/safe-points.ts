@@ -58,6 +58,15 @@ export class SafePoints {
     this.#current = 0;
   }
 
+  /** Idle work counts as code, so that nothing changes under the eyes of who has stopped the world. */
+  enterIdleWork(): void {
+    this.enter(0);
+  }
+  /** Whether somebody stops the world, or has. */
+  get isWorldStopped(): boolean {
+    return Atomics.load(this.#machine.u32, this.#worldOwner) !== 0;
+  }
+
   #markInCode(): void {
     const { u32 } = this.#machine;
     const inCode = this.#pcpuIndex(this.#thread, 'inCode');
@@ -138,7 +147,7 @@ export class SafePoints {
     const { u32 } = this.#machine;
     for (let attempt = 0; Atomics.load(u32, this.#pcpuIndex(pcpu, 'inCode')) !== 0; attempt++) {
       const vcpu = Atomics.load(u32, this.#pcpuIndex(pcpu, 'vcpu'));
-      Atomics.store(u32, (vcpu + at.pending) >>> 2, 1);
+      if (vcpu !== 0) Atomics.store(u32, (vcpu + at.pending) >>> 2, 1);
       backOff(attempt);
     }
   }

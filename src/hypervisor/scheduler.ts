@@ -22,6 +22,8 @@ import { VcpuTable } from './vcpu-table.ts';
 const S = SCHEDULER.at;
 const V = VCPU_SCHEDULE.at;
 type VcpuField = keyof typeof V;
+/** How often to look whether a domain has stopped before sleeping between looks: about 100 µs. */
+const STOP_SPINS = 2000;
 
 /** What a checkpoint keeps of a vCPU's run state. */
 export interface SavedSchedule {
@@ -366,7 +368,8 @@ export class VcpuScheduling implements Scheduler {
     for (let attempt = 0; !this.isStopped(domid); attempt++) {
       const count = this.table.vcpuCount(domid);
       for (let index = 0; index < count; index++) this.kick(this.table.vcpuOf(domid, index));
-      backOff(attempt);
+      // A sleep is longer than what is waited for, nearly always.
+      backOff(Math.max(0, attempt - STOP_SPINS));
     }
   }
 
@@ -400,14 +403,28 @@ export class VcpuScheduling implements Scheduler {
     Atomics.notify(this.machine.i32, index);
   }
 
-  /** Sleeps until there is something to run or the time-out. */
-  sleep(pcpu: number, timeoutMillis: number): void {
+  /** For who has made other work than vCPUs, which pCPUs do when they are idle. */
+  wakeIdlePcpus(): void {
+    const { u32 } = this.machine;
+    this.#lock();
+    for (const half of [0, 32]) {
+      const idle = u32[this.#idleWord(half)]!;
+      for (let bit = 0; bit < 32; bit++) if (((idle >>> bit) & 1) !== 0) this.#wakePcpu(half + bit);
+    }
+    this.#unlock();
+  }
+
+  /**
+   * Sleeps until there is something to run or the time-out.
+   * @param hasWork whether there is other work, for which who makes it calls `wakeIdlePcpus`
+   */
+  sleep(pcpu: number, timeoutMillis: number, hasWork: () => boolean = () => false): void {
     const { i32, u32 } = this.machine;
     const doorbell = this.#pcpuWord(pcpu, 'doorbell');
     const bit = 1 << (pcpu & 31);
     this.#lock();
     const heard = Atomics.load(i32, doorbell);
-    const mustStay = this.hasWaiting || this.isClosing;
+    const mustStay = this.hasWaiting || this.isClosing || hasWork();
     if (!mustStay) u32[this.#idleWord(pcpu)]! |= bit;
     this.#unlock();
     if (mustStay) return;

@@ -161,8 +161,8 @@ export class TestMachine {
   }
 
   destroy(guest: TestGuest): void {
-    const root = this.builder.destroyDomain(guest.made.domain);
-    while (!this.p2m.releaseStep(root, 1000));
+    this.p2m.release(this.builder.destroyDomain(guest.made.domain));
+    this.heap.tearDown.finish();
     this.builder.forgetDomain(guest.made.domain);
   }
 

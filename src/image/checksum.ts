@@ -38,7 +38,7 @@ interface Exports {
 
 export class PageHasher {
   readonly #exports: Exports;
-  #out = new Uint32Array(2);
+  #out: Uint32Array = new Uint32Array(2);
   #next = 0;
   #zeroPages: boolean[] | undefined;
 
@@ -167,7 +167,7 @@ function emitXxh64(f: FunctionBuilder, start: Address, seedValue: I64): { hash: 
       f.set(any, i64.or(any, word));
       f.set(lane, round(lane, word));
     }
-    if (at.type === 'i32') f.set(at, i32.add(at, i32.const(TURN_BYTES)));
+    if (at.type === 'i32') f.set(at as I32, i32.add(at as I32, i32.const(TURN_BYTES)));
     else f.set(at as I64, i64.add(at as I64, i64.const(TURN_BYTES)));
     f.set(turns, i32.sub(turns, i32.const(1)));
     f.brIf(again, turns);

@@ -25,9 +25,9 @@ function createDomain(machine: TestMachine): DomainRecord {
   return made.domain;
 }
 
-function destroyDomain({ builder, p2m }: TestMachine, domain: DomainRecord): void {
-  const root = builder.destroyDomain(domain);
-  while (!p2m.releaseStep(root, 1000));
+function destroyDomain({ builder, p2m, heap }: TestMachine, domain: DomainRecord): void {
+  p2m.release(builder.destroyDomain(domain));
+  heap.tearDown.finish();
   builder.forgetDomain(domain);
 }
 

@@ -19,7 +19,6 @@ export interface FrozenDomain {
   readonly state: DomainState;
 }
 
-const RELEASE_FRAMES = 4096;
 
 /**
  * Of a domain that is stopped, its virtual time included, and of whose grants none is in use.
@@ -39,6 +38,7 @@ export function freezeDomain(thread: HypervisorThread, record: DomainRecord): Fr
   p2m.releaseStale();
   if (frozen.isComplete) return { root: frozen.root, state: frozen.state };
   // At once, so that what is held and was not exchanged is the domain's alone again when it goes on.
-  while (!p2m.releaseStep(frozen.root, RELEASE_FRAMES));
+  p2m.release(frozen.root);
+  thread.heap.tearDown.finish();
   return undefined;
 }

@@ -196,12 +196,11 @@ export function prepareDomain(
       if (mfn <= 0) throw OUT_OF_FRAMES;
       held.push(mfn);
     }
-    const saved = new Uint32Array(state.record.buffer, 0, state.record.length >> 2);
     return {
       root, held,
       vcpuFrames: allocateAll(Math.ceil(state.vcpus.length / VCPUS_PER_FRAME)),
       portFrames: state.ports.map((bytes) => (bytes === undefined ? 0 : allocate())),
-      activeFrames: allocateAll(saved[DOMAIN.at.grantFrames / 4]!),
+      activeFrames: allocateAll(savedField(state, DOMAIN.at.grantFrames)),
       consoleLog: allocate(),
     };
   } catch (error) {
@@ -209,7 +208,7 @@ export function prepareDomain(
     p2m.releaseStale();
     for (const mfn of held) heap.unpin(mfn);
     for (const mfn of frames) heap.release(mfn);
-    while (!p2m.releaseStep(root, RELEASE_FRAMES));
+    p2m.release(root);
     return undefined;
   } finally {
     // No TLB has seen this tree.
@@ -217,7 +216,74 @@ export function prepareDomain(
   }
 }
 const OUT_OF_FRAMES = Symbol('out of frames');
-const RELEASE_FRAMES = 4096;
+
+/** Most pages that are put back one by one. */
+const REVERTED_PAGES_MAX = 2048;
+const places = new Uint32Array(2 * REVERTED_PAGES_MAX);
+
+/**
+ * Puts a stopped domain's memory back in place, if its tables and held frames are where the state has them and not too
+ * much is different; costs what is different and allocates nothing. The caller restores the rest, then settles the p2m.
+ * Its channels to others are closed.
+ * @returns what `prepareDomain` gives, made of what the domain has; undefined: nothing was done
+ */
+export function revertDomain(
+  thread: HypervisorThread, record: DomainRecord, state: DomainState, frozenRoot: number,
+): PreparedDomain | undefined {
+  const { p2m, machine } = thread;
+  const own = tablesOf(record, state);
+  if (own === undefined) return undefined;
+  const count = p2m.differences(own.root, frozenRoot, places);
+  if (count < 0) return undefined;
+  const { u32 } = machine;
+  // Pages that the hypervisor writes stay in their frames: what changes is what is in them.
+  const held = new Set(own.held);
+  const copies: number[] = [];
+  let kept = 0;
+  for (let i = 0; i < 2 * count; i += 2) {
+    const [entry, wanted] = [u32[places[i]!]!, u32[places[i + 1]!]!];
+    if (entryKind(entry) === P2M_KIND.frame && held.has(entryValue(entry))) {
+      if (entryKind(wanted) !== P2M_KIND.frame) return undefined;
+      copies.push(entryValue(entry), entryValue(wanted));
+    } else {
+      places[2 * kept] = places[i]!;
+      places[2 * kept + 1] = places[i + 1]!;
+      kept++;
+    }
+  }
+  // One that is missing is out of the domain's sight, or not its alone.
+  if (copies.length !== 2 * held.size || !p2m.applyDifferences(own.root, places, kept)) return undefined;
+  // While the old memory is still there: closing takes back events that are on their way.
+  thread.hypercalls.channels.disconnect(record);
+  for (let i = 0; i < copies.length; i += 2) machine.copyFrame(copies[i]!, copies[i + 1]!);
+  return own;
+}
+
+/** What a domain has, if it has exactly what the state needs. */
+function tablesOf(record: DomainRecord, state: DomainState): PreparedDomain | undefined {
+  const { at } = DOMAIN;
+  const tables = (field: number, count: number) => Array.from({ length: count }, (_, i) => record.get(field + 4 * i));
+  const portFrames = tables(at.portFrames, PORT_FRAMES_MAX);
+  const held: number[] = [];
+  let matches = portFrames.every((mfn, i) => (mfn !== 0) === (state.ports[i] !== undefined))
+    && record.get(at.grantFrames) === savedField(state, at.grantFrames);
+  forEachHeld(record, (vcpuId, offset, _address, mfn, gfn) => {
+    const saved = state.held[held.length];
+    matches &&= saved !== undefined && saved.bytes === undefined
+      && saved.vcpuId === vcpuId && saved.offset === offset && saved.gfn === gfn;
+    held.push(mfn);
+  });
+  if (!matches || held.length !== state.held.length) return undefined;
+  return {
+    root: record.get(at.p2mRoot), held, portFrames, consoleLog: record.get(at.consoleLog),
+    vcpuFrames: tables(at.vcpuFrames, Math.ceil(state.vcpus.length / VCPUS_PER_FRAME)),
+    activeFrames: tables(at.activeFrames, record.get(at.grantFrames)),
+  };
+}
+
+function savedField(state: DomainState, offset: number): number {
+  return new DataView(state.record.buffer).getUint32(offset, true);
+}
 
 /** Fields of the record that belong to the domain as the host has it, or that are written anew. */
 const KEPT_FIELDS = ['lock', 'state', 'incarnation', 'pauseCount', 'stalled'] as const;

@@ -17,12 +17,13 @@ const OF_GUEST = ['data', 'drivers', 'feature', 'attr', 'error', 'control/shutdo
 const OF_HOST = ['memory', 'device', 'control', 'console', 'cpu'];
 
 export const domainPath = (domainId: number): string => `/local/domain/${domainId}`;
+export const vmPath = (uuid: string): string => `/vm/${uuid}`;
 
 /** Writes the entries below /local/domain/<id> and /vm/<uuid>, with libxl's permissions. */
 export function writeDomainEntries(store: Store, entries: StoreEntries): void {
   const { domainId, name, uuid, memoryBytes, vcpus } = entries;
   const base = domainPath(domainId);
-  const vm = `/vm/${uuid}`;
+  const vm = vmPath(uuid);
   const readable = ['n0', `r${domainId}`];
   const writable = [`n${domainId}`];
   const write = (path: string, value: string): void => {
@@ -52,5 +53,5 @@ export function writeDomainEntries(store: Store, entries: StoreEntries): void {
 }
 
 export function removeDomainEntries(store: Store, { domainId, uuid }: Pick<StoreEntries, 'domainId' | 'uuid'>): void {
-  for (const path of [domainPath(domainId), `/vm/${uuid}`]) if (store.exists(path)) store.rm(path);
+  for (const path of [domainPath(domainId), vmPath(uuid)]) if (store.exists(path)) store.rm(path);
 }

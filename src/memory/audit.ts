@@ -9,7 +9,7 @@ import type { Heap } from './heap.ts';
 import { entryKind, entryValue } from './p2m.ts';
 
 export interface AuditClaims {
-  /** Roots of all p2m trees: domains, checkpoints, and trees being released. */
+  /** Roots of all p2m trees in use: of domains and checkpoints. */
   readonly roots: Iterable<number>;
   /** Frames with a mapping held outside any p2m, once for each. */
   readonly held?: Iterable<number>;
@@ -64,6 +64,7 @@ class Audit {
       this.#foundFree(mfn, false);
     });
     for (const root of claims.roots) this.#foundMapping(root, true);
+    this.#heap.tearDown.forEach((node) => this.#foundMapping(node, true));
     for (const mfn of claims.held ?? []) this.#foundMapping(mfn, false);
     for (const mfn of claims.pins ?? []) {
       if (mfn !== this.#heap.zeroMfn && this.#isFrame(mfn, 'a pin')) this.#pins[mfn]!++;

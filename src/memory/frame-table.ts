@@ -19,8 +19,12 @@ const COUNT = FRAME.at.count / 4;
 const DECODE = FRAME.at.decode / 4;
 const STATE_MASK = 0xf;
 const ORDER_SHIFT = 4;
+const ORDER_MASK = 0xf;
 /** Pins by callers stop at half of what the field holds, so that a mapping can always be turned into a pin. */
 const PIN_LIMIT = 0x3fff;
+
+/** So near to the end of what the count holds that each thread of the host could still add one. */
+export const MAPPINGS_NEARLY_FULL = FRAME_MAPPING_MASK - 128;
 
 export const mappingsOf = (count: number): number => count & FRAME_MAPPING_MASK;
 const pinsOf = (count: number) => count >>> 16;
@@ -53,7 +57,7 @@ export class FrameTable {
 
   /** Of the first frame of a free block. */
   order(mfn: number): number {
-    return Atomics.load(this.#words, this.recordIndex(mfn)) >>> ORDER_SHIFT;
+    return (Atomics.load(this.#words, this.recordIndex(mfn)) >>> ORDER_SHIFT) & ORDER_MASK;
   }
 
   setState(mfn: number, state: number): void {
@@ -118,6 +122,19 @@ export class FrameTable {
       if (mappings === 1) Atomics.add(this.#words, this.#shared, 1);
       return true;
     }
+  }
+
+  /**
+   * `retain` for many frames: @returns the mappings there were; the caller counts those that were 1 in `noteShared`, and
+   * takes the mapping back when they are too many (MAPPINGS_NEARLY_FULL).
+   */
+  addMapping(mfn: number): number {
+    const before = Atomics.add(this.#words, this.#base + mfn * RECORD_WORDS + COUNT, FRAME_MAPPING);
+    assert(mappingsOf(before) > 0 && before < FRAME_COUNT_FREE, 'retain of a frame without a mapping');
+    return mappingsOf(before);
+  }
+  noteShared(frames: number): void {
+    if (frames !== 0) Atomics.add(this.#words, this.#shared, frames);
   }
 
   /** @returns true when that was the last use: the caller must give the frame to the heap */

@@ -27,6 +27,7 @@ import { CLEAN, DIRTY, FreeLists } from './free-lists.ts';
 import type { Kind } from './free-lists.ts';
 import type { MachineMemory } from './machine-memory.ts';
 import { backOff, spinLock, spinUnlock } from './spin.ts';
+import { TearDown } from './tear-down.ts';
 
 /** The account of frames that belong to no guest. */
 export const HOST_ACCOUNT = 0;
@@ -66,6 +67,7 @@ export class Heap {
   /** Reads as zero, belongs to nobody, is never written and never freed. */
   readonly zeroMfn: number;
   readonly lists: FreeLists;
+  readonly tearDown: TearDown;
   readonly #words: Uint32Array;
   readonly #at: number;
   readonly #agent: number;
@@ -83,6 +85,7 @@ export class Heap {
     this.memory = memory;
     this.frames = new FrameTable(memory);
     this.lists = new FreeLists(memory, this.frames);
+    this.tearDown = new TearDown(memory, this.frames, this);
     this.#words = memory.u32;
     this.#at = memory.region('heap').offsetBytes / 4;
     this.#agent = agent;
@@ -136,6 +139,7 @@ export class Heap {
     if (mfn === 0 && overwritten) mfn = this.#takeListed(CLEAN, order);
     if (mfn === 0) mfn = this.#takeAndScrub(order, overwritten);
     if (mfn === 0 && this.#emptyCaches()) mfn = this.#takeListed(CLEAN, order);
+    while (mfn === 0 && this.tearDown.step(Infinity)) mfn = this.#takeAndScrub(order, overwritten);
     return mfn === 0 ? 0 : this.#handOut(mfn, 2 ** order, owner);
   }
 
@@ -201,6 +205,11 @@ export class Heap {
     } while (done < endOf(progress) && !shouldStop());
     this.#closeChunk(chunk, progressIndex);
     return done;
+  }
+
+  /** Whether there is something to scrub or to take apart. */
+  get hasIdleWork(): boolean {
+    return this.tearDown.isWaiting || this.lists.count(DIRTY) !== 0;
   }
 
   /** Frames charged to an account. A frame stays with the account it was allocated for until it is free. */
@@ -332,16 +341,22 @@ export class Heap {
     return mfn;
   }
 
-  /** The lists looked empty: rob caches, then chunks under scrubbing, and wait for a frame in a scrubber's hands. */
+  /**
+   * The lists looked empty: rob caches, then chunks under scrubbing, help taking trees apart, and wait for a frame in the
+   * hands of a scrubber or of another thread that takes a tree apart.
+   */
   #takeScarce(overwritten: boolean): number {
     for (let attempt = 0; attempt < SCRUBBER_WAITS; attempt++) {
       let mfn = this.#robCaches();
       if (mfn === 0) mfn = this.#takeListed(CLEAN, 0);
       if (mfn === 0) mfn = this.#takeAndScrub(0, overwritten);
       if (mfn !== 0) return mfn;
+      // Before the lists are looked at again: what is not pending any more then is in them.
+      const isPending = this.tearDown.isPending;
       const robbed = this.#robScrubbers(overwritten);
-      if (robbed >= 0) return robbed;
-      backOff(attempt);
+      if (robbed > 0 || (robbed === 0 && !isPending)) return robbed;
+      if (this.tearDown.step(FREE_BATCH)) attempt = 0;
+      else backOff(attempt);
     }
     return 0;
   }

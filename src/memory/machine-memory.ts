@@ -9,6 +9,8 @@ import {
 } from '../abi/machine-memory.ts';
 import type { MachineParameters, MachineRegions, Region, RegionName } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
+import { frameOperations } from './frame-operations.ts';
+import type { FrameOperations } from './frame-operations.ts';
 
 const WASM_PAGE_BYTES = 65536;
 
@@ -37,6 +39,7 @@ export class MachineMemory {
   readonly firstFrame: number;
   readonly frameEnd: number;
   readonly #regions: MachineRegions;
+  readonly #operations: FrameOperations;
 
   private constructor(memory: WebAssembly.Memory, parameters: MachineParameters, regions: MachineRegions) {
     const { buffer } = memory;
@@ -49,6 +52,7 @@ export class MachineMemory {
     this.u64 = new BigUint64Array(buffer);
     this.f64 = new Float64Array(buffer);
     this.#regions = regions;
+    this.#operations = frameOperations(memory, parameters.addressType);
     this.firstFrame = regions.frames.offsetBytes / FRAME_BYTES;
     this.frameEnd = parameters.sizeBytes / FRAME_BYTES;
   }
@@ -94,10 +98,10 @@ export class MachineMemory {
   }
 
   zeroFrame(mfn: number): void {
-    this.u8.fill(0, mfn * FRAME_BYTES, (mfn + 1) * FRAME_BYTES);
+    this.#operations.zero(mfn);
   }
 
   copyFrame(to: number, from: number): void {
-    this.u8.copyWithin(to * FRAME_BYTES, from * FRAME_BYTES, (from + 1) * FRAME_BYTES);
+    this.#operations.copy(to, from);
   }
 }

@@ -14,9 +14,11 @@ function setUp(sizeBytes = 4 * 1024 * 1024) {
   return { memory, heap, p2m: new P2m(heap) };
 }
 
-function releaseAll(p2m: P2m, root: number, maxFrames = 1_000_000): number {
-  let steps = 1;
-  while (!p2m.releaseStep(root, maxFrames)) steps++;
+function releaseAll(heap: Heap, p2m: P2m, root: number, maxFrames = 1_000_000): number {
+  let steps = 0;
+  p2m.release(root);
+  while (heap.tearDown.step(maxFrames)) steps++;
+  assert.ok(!heap.tearDown.isPending);
   return steps;
 }
 
@@ -38,7 +40,7 @@ test('a new domain of any size costs one frame and its tables', () => {
     assert.equal(p2m.frameForWrite(root, gfn), NOT_MEMORY);
   }
   assertAudit(heap, { roots: [root] });
-  releaseAll(p2m, root);
+  releaseAll(heap, p2m, root);
   assert.equal(heap.stats().used, 0);
 });
 
@@ -77,11 +79,11 @@ test('sharing costs one frame; writes copy; what was shared stays as it was', ()
   assertAudit(heap, { roots: [root, checkpoint], pins: [old] });
   p2m.releaseStale();
   assert.equal(heap.stats().used, before + 4); // two nodes and a frame were copied
-  releaseAll(p2m, root);
+  releaseAll(heap, p2m, root);
   assertAudit(heap, { roots: [checkpoint] });
   assert.equal(p2m.frameForWrite(checkpoint, 7), old); // exclusive again, so nothing is copied
   for (let gfn = 0; gfn < 100; gfn++) assert.equal(markOf(memory, entryValue(p2m.lookup(checkpoint, gfn))), 1000 + gfn);
-  releaseAll(p2m, checkpoint);
+  releaseAll(heap, p2m, checkpoint);
   assert.equal(heap.stats().used, 0);
 });
 
@@ -122,7 +124,7 @@ test('pins do not make writes copy, shared mappings do', () => {
   p2m.releaseStale();
   assert.equal(heap.stats().shared, 0);
   assertAudit(heap, { roots: [root], held: [template], pins: [pinned] });
-  releaseAll(p2m, root);
+  releaseAll(heap, p2m, root);
   assert.equal(heap.frames.pins(pinned), 1);
   heap.unpin(pinned);
   heap.release(template);
@@ -167,21 +169,50 @@ test('image ranges split to the right pages and give way to loaded ones', () => 
 
 test('tear-down in small steps by changing threads drops everything once', () => {
   const { memory, heap, p2m } = setUp();
-  const other = new P2m(new Heap(memory, 1));
+  const other = new Heap(memory, 1);
   const root = p2m.create(1);
   p2m.mapZeroRange(root, 0, 4 * GIB_GFNS);
   for (let i = 0; i < 200; i++) p2m.frameForWrite(root, (i * 7919) % (4 * GIB_GFNS));
   p2m.releaseStale();
   let turn = 0;
-  while (!(turn++ % 2 === 0 ? p2m : other).releaseStep(root, 3)) assertAuditEvery(turn, heap, root);
+  p2m.release(root);
+  while ((turn++ % 2 === 0 ? heap : other).tearDown.step(3)) {
+    if (turn % 40 === 0) assertAudit(heap, { roots: [], readClean: false });
+    assert.equal(heap.tearDown.isReleasing(1), heap.tearDown.isPending);
+  }
   assert.ok(turn > 60);
   assert.equal(heap.stats().used, 0);
   assertAudit(heap, { roots: [] });
 });
 
-function assertAuditEvery(turn: number, heap: Heap, root: number): void {
-  if (turn % 40 === 0) assertAudit(heap, { roots: [root], readClean: false });
-}
+test('an allocator that finds no frame takes the next steps of a tear-down itself', () => {
+  const { memory, heap, p2m } = setUp();
+  const root = p2m.create(1);
+  p2m.mapZeroRange(root, 0, 1024);
+  const held: number[] = [];
+  for (let gfn = 0, mfn = 1; mfn !== OUT_OF_FRAMES; gfn++) {
+    mfn = p2m.frameForWrite(root, gfn);
+    if (mfn !== OUT_OF_FRAMES) mark(memory, mfn, gfn + 1);
+  }
+  assert.equal(heap.allocate(2), 0);
+  p2m.release(root);
+  for (let mfn = heap.allocate(2); mfn !== 0; mfn = heap.allocate(2)) {
+    assert.equal(markOf(memory, mfn), 0);
+    held.push(mfn);
+  }
+  assert.ok(!heap.tearDown.isPending);
+  assert.equal(held.length, heap.stats().total);
+  assertAudit(heap, { roots: [], held });
+  for (const mfn of held) heap.release(mfn);
+  // Blocks come likewise.
+  const second = p2m.create(1);
+  p2m.mapZeroRange(second, 0, 1024);
+  for (let gfn = 0; gfn < 600; gfn++) assert.ok(p2m.frameForWrite(second, gfn) > 0);
+  p2m.release(second);
+  const block = heap.allocateBlock(2, 8);
+  assert.ok(block > 0);
+  for (let i = 0; i < 256; i++) assert.equal(markOf(memory, block + i), 0);
+});
 
 test('out of frames is an answer at every step, and nothing is lost', () => {
   const { heap, p2m } = setUp();
@@ -208,8 +239,8 @@ test('out of frames is an answer at every step, and nothing is lost', () => {
   for (const mfn of held) heap.release(mfn);
   assert.ok(p2m.frameForWrite(root, 0) > 0);
   p2m.releaseStale();
-  releaseAll(p2m, root);
-  releaseAll(p2m, checkpoint);
+  releaseAll(heap, p2m, root);
+  releaseAll(heap, p2m, checkpoint);
   assert.equal(heap.stats().used, 0);
 });
 
@@ -264,7 +295,7 @@ test('of two copies of one shared frame, one is used', () => {
 test('a frame that becomes exclusive while it is copied is written in place', () => {
   let inPlace = 0;
   const { memory, heap, p2m, root } = raceAtAllocation((rival, tree, checkpoint) => {
-    releaseAll(rival, checkpoint);
+    releaseAll(heap, rival, checkpoint);
     inPlace = rival.frameForWrite(tree, 1);
     mark(memory, inPlace, 33);
   });
@@ -372,7 +403,7 @@ class Model {
         return;
       case 'release':
         if (this.trees.length === 1) return;
-        releaseAll(this.p2m, root, 1 + (step.tree % 3));
+        releaseAll(this.heap, this.p2m, root, 1 + (step.tree % 3));
         this.trees.splice(step.tree % this.trees.length, 1);
         return;
       case 'flush': return this.p2m.releaseStale();
@@ -431,7 +462,7 @@ test('random changes of trees that share behave like separate maps', (t) => {
     }
     model.p2m.releaseStale();
     assertAudit(model.heap, { roots: model.trees.map(({ root }) => root), readClean: false });
-    for (const { root } of model.trees) releaseAll(model.p2m, root);
+    for (const { root } of model.trees) releaseAll(model.heap, model.p2m, root);
     assert.equal(model.heap.stats().used, 0);
     assertAudit(model.heap, { roots: [], readClean: false });
   }), { seed, numRuns: 60 });

@@ -24,6 +24,7 @@ import {
   P2M_VALUE_SHIFT,
 } from '../abi/machine-memory.ts';
 import { assert } from '../base/assert.ts';
+import { MAPPINGS_NEARLY_FULL } from './frame-table.ts';
 import type { FrameTable } from './frame-table.ts';
 import type { Heap } from './heap.ts';
 import { backOff } from './spin.ts';
@@ -99,16 +100,63 @@ export class P2m {
   }
 
   /**
-   * Takes a tree apart that no vCPU, TLB or backend uses any more, a bounded piece at a time. Progress is kept in the
-   * tree itself, so that any thread may do the next step (one at a time).
-   * @param maxFrames how many frames and nodes to drop at most
-   * @returns true when the tree, root included, is gone
+   * What makes a tree equal to another one that it was once shared with: places in nodes of its own, as few as there
+   * are. Allocates nothing; the trees must not change until `applyDifferences`.
+   * @param places gets pairs of indices in u32: of an entry, and of the one to be put there
+   * @returns the number of pairs; -1 when there are more than fit
    */
-  releaseStep(root: number, maxFrames: number): boolean {
-    const gone = this.#dismantle(root, maxFrames) > 0;
-    if (gone) this.#heap.releaseLater(root);
-    this.#heap.flushReleases();
-    return gone;
+  differences(root: number, wanted: number, places: Uint32Array): number {
+    return this.#compare(root, wanted, ROOT_LEVEL, places, 0);
+  }
+
+  #compare(node: number, wanted: number, level: number, places: Uint32Array, found: number): number {
+    const words = this.#words;
+    const own = wordOf(node, 0);
+    const other = wordOf(wanted, 0);
+    for (let i = 0; i < 2 * P2M_ENTRIES && found >= 0; i += 2) {
+      const entry = words[own + i]!;
+      const wantedEntry = words[other + i]!;
+      if (entry === wantedEntry && words[own + i + 1] === words[other + i + 1]) continue;
+      const descend = level > 0 && (entry & P2M_KIND_MASK) === NODE && (wantedEntry & P2M_KIND_MASK) === NODE
+        && this.#frames.mappings(entry >>> P2M_VALUE_SHIFT) === 1;
+      if (descend) {
+        found = this.#compare(entry >>> P2M_VALUE_SHIFT, wantedEntry >>> P2M_VALUE_SHIFT, level - 1, places, found);
+      } else if (2 * found + 1 >= places.length) return -1;
+      else {
+        places[2 * found] = own + i;
+        places[2 * found + 1] = other + i;
+        found++;
+      }
+    }
+    return found;
+  }
+
+  /**
+   * Puts entries in place that `differences` has found, or some of them. Sets `stale`.
+   * @returns false, with nothing done, when something is counted too often to be shared once more
+   */
+  applyDifferences(root: number, places: Uint32Array, count: number): boolean {
+    const isCounted = (entry: number) => entryKind(entry) === NODE || entryKind(entry) === FRAME;
+    for (let i = 1; i < 2 * count; i += 2) {
+      const entry = this.#words[places[i]!]!;
+      if (isCounted(entry) && this.#frames.mappings(entryValue(entry)) >= MAPPINGS_NEARLY_FULL) return false;
+    }
+    this.#lock(root);
+    for (let i = 0; i < 2 * count; i += 2) {
+      const entry = this.#words[places[i + 1]!]!;
+      if (isCounted(entry)) assert(this.#frames.retain(entryValue(entry)), 'so many threads there are not');
+      this.#replace(places[i]!, entry, this.#words[places[i + 1]! + 1]!);
+    }
+    this.#unlock(root);
+    return true;
+  }
+
+  /**
+   * Gives up a tree that no vCPU, TLB or backend uses any more. Returns at once: threads that have time, or need frames,
+   * take it apart (`heap.tearDown`).
+   */
+  release(root: number): void {
+    this.#heap.tearDown.add(root);
   }
 
   // ---- Reading ------------------------------------------------------------------------------------------------------
@@ -254,7 +302,6 @@ export class P2m {
     this.stale = false;
     while (this.#stalePins.length > 0) this.#heap.unpin(this.#stalePins.pop()!);
     while (this.#staleNodes.length > 0) this.#releaseNode(this.#staleNodes.pop()!);
-    this.#heap.flushReleases();
   }
 
   // ---- Walks --------------------------------------------------------------------------------------------------------
@@ -415,17 +462,26 @@ export class P2m {
 
   /** Copies a node and counts what it refers to once more. @returns false, with nothing counted, if a count is full */
   #copyEntries(from: number, to: number): boolean {
-    for (let i = 0; i < P2M_ENTRIES; i++) {
-      const entry = this.#words[wordOf(from, i)]!;
-      const kind = entryKind(entry);
-      if ((kind === NODE || kind === FRAME) && !this.#frames.retain(entryValue(entry))) {
-        while (i-- > 0) this.#releaseEntry(this.#words[wordOf(from, i)]!);
-        return false;
-      }
-      this.#words[wordOf(to, i)] = entry;
-      this.#words[wordOf(to, i) + 1] = this.#words[wordOf(from, i) + 1]!;
+    const words = this.#words;
+    const frames = this.#frames;
+    const first = wordOf(from, 0);
+    let shared = 0;
+    let full = -1;
+    for (let i = 0; i < P2M_ENTRIES && full < 0; i++) {
+      const entry = words[first + 2 * i]!;
+      const kind = entry & P2M_KIND_MASK;
+      if (kind !== NODE && kind !== FRAME) continue;
+      const mappings = frames.addMapping(entry >>> P2M_VALUE_SHIFT);
+      if (mappings === 1) shared++;
+      if (mappings >= MAPPINGS_NEARLY_FULL) full = i;
     }
-    this.#frames.setState(to, FRAME_STATE.table);
+    frames.noteShared(shared);
+    if (full >= 0) {
+      for (let i = 0; i <= full; i++) this.#releaseEntry(words[first + 2 * i]!);
+      return false;
+    }
+    this.#heap.memory.copyFrame(to, from);
+    frames.setState(to, FRAME_STATE.table);
     return true;
   }
 
@@ -461,9 +517,7 @@ export class P2m {
   /** Moves the sequence on, and only then lets go of nodes that a reader may be in. */
   #unlock(root: number): void {
     Atomics.add(this.#words, this.#frames.decodeIndex(root), 1);
-    if (this.#copiedNodes.length === 0) return;
     while (this.#copiedNodes.length > 0) this.#releaseNode(this.#copiedNodes.pop()!);
-    this.#heap.flushReleases();
   }
 
   // ---- Dropping -----------------------------------------------------------------------------------------------------
@@ -473,29 +527,9 @@ export class P2m {
     else if (entryKind(entry) === FRAME) this.#heap.releaseLater(entryValue(entry));
   }
 
-  /** Drops a mapping of a node and, if it was the last one, all below. */
+  /** Drops a mapping of a node; if it was the last one, all below goes when somebody has time. */
   #releaseNode(node: number): void {
-    if (this.#frames.dropMappingIfShared(node)) return;
-    for (let i = 0; i < P2M_ENTRIES; i++) this.#releaseEntry(this.#words[wordOf(node, i)]!);
-    this.#heap.releaseLater(node);
-  }
-
-  /** Empties an exclusive node. @returns what is left of the budget; 0 (or less) when it ran out first */
-  #dismantle(node: number, budget: number): number {
-    for (let i = 0; i < P2M_ENTRIES && budget > 0; i++) {
-      const word = wordOf(node, i);
-      const entry = this.#words[word]!;
-      if (entryKind(entry) === FRAME) this.#heap.releaseLater(entryValue(entry));
-      else if (entryKind(entry) !== NODE) continue;
-      else if (!this.#frames.dropMappingIfShared(entryValue(entry))) {
-        budget = this.#dismantle(entryValue(entry), budget);
-        if (budget <= 0) return budget;
-        this.#heap.releaseLater(entryValue(entry));
-      }
-      this.#words[word] = ABSENT;
-      budget--;
-    }
-    return budget;
+    if (!this.#frames.dropMappingIfShared(node)) this.#heap.tearDown.add(node);
   }
 }
 

@@ -83,7 +83,8 @@ function fork(): WorkerResult {
       assert.equal(markOf(memory, entryValue(p2m.lookup(root, other))), written.get(other) ?? other + 1);
     }
     p2m.releaseStale();
-    while (!p2m.releaseStep(root, 10)) heap.scrubStep(16);
+    p2m.release(root);
+    while (heap.tearDown.step(10)) heap.scrubStep(16);
   }
   return { held: [], roots: [], outOfFrames, scrubbed: 0 };
 }

@@ -83,6 +83,7 @@ export class Connection {
   readonly #queuedEvents = new Set<string>();
   readonly #overflowed = new Set<Watch>();
   #flushDue = false;
+  #changes = 0;
 
   constructor(core: StoreCore, options: ConnectOptions) {
     this.#core = core;
@@ -96,6 +97,11 @@ export class Connection {
       this.close();
       throw error;
     }
+  }
+
+  /** Is another number whenever `saveState` would give something else. */
+  get changes(): number {
+    return this.#changes;
   }
 
   get state(): 'open' | 'broken' | 'closed' {
@@ -119,6 +125,7 @@ export class Connection {
    */
   receive(bytes: Uint8Array): number {
     let used = 0;
+    this.#changes++;
     while (used < bytes.length && this.wantsInput) {
       if (this.#payload === undefined) {
         const count = Math.min(HEADER_BYTES - this.#headerBytes, bytes.length - used);
@@ -151,6 +158,7 @@ export class Connection {
       const taken = this.#send(rest);
       assert(taken >= 0 && taken <= rest.length, 'send takes no more than it is given');
       this.#sentBytes += taken;
+      this.#changes++;
       this.#queuedBytes -= taken;
       if (this.#sentBytes > 0 && next.key !== undefined) this.#queuedEvents.delete(next.key);
       if (taken < rest.length) return;
@@ -218,6 +226,7 @@ export class Connection {
   }
 
   #stop(state: 'open' | 'broken' | 'closed'): void {
+    this.#changes++;
     this.#session.reset();
     this.#clearInput();
     this.#queue = [];
@@ -259,6 +268,7 @@ export class Connection {
     if (key !== undefined && this.#queuedEvents.has(key)) return;
     if (this.#queuedBytes + payload.length > EVENT_STOP_BYTES) {
       this.#overflowed.add(watch);
+      this.#changes++;
       return;
     }
     if (key !== undefined) this.#queuedEvents.add(key);
@@ -275,6 +285,7 @@ export class Connection {
   }
 
   #push(output: Output): void {
+    this.#changes++;
     this.#queue.push(output);
     this.#queuedBytes += output.bytes.length;
     if (!output.event) this.#queuedReplies++;

@@ -122,8 +122,16 @@ export class StoreCore implements Surface {
   apply(change: Change): void {
     const before = this.tree.get(change.path)?.permissions;
     const removed = applyToTree(this.tree, change);
-    if (removed === undefined) this.watches.fire(change.path, this.#canSee(change.path, before));
-    else this.#fireRemoved(change.path, removed);
+    if (removed !== undefined) return this.#fireRemoved(change.path, removed);
+    this.watches.fire(change.path, this.#canSee(change.path, before));
+    if (change.type === 'graft') this.#fireBelow(change.path, change.node);
+  }
+
+  /** Nodes that came with one above them are announced to the watches on themselves. */
+  #fireBelow(path: string, node: Node): void {
+    for (const [at] of walk(node, path)) {
+      if (at !== path) this.watches.fireExact(at, (actor) => this.#canSee(at, undefined)(actor));
+    }
   }
 
   /** A removed node is announced to whoever could read it or its parent. */

@@ -23,6 +23,11 @@ export type Change =
     readonly creatorId: number | undefined;
   }
   | { readonly type: 'remove'; readonly path: string }
+  /** A copy of a frozen node with all below it, where nothing is. */
+  | {
+    readonly type: 'graft'; readonly path: string; readonly node: Node;
+    readonly permissionsOf: (node: Node) => Permissions;
+  }
   | { readonly type: 'permissions'; readonly path: string; readonly permissions: Permissions };
 
 export interface Surface {
@@ -47,6 +52,10 @@ export function applyToTree(tree: Tree, change: Change): Node | undefined {
       return undefined;
     }
     case 'remove': return tree.remove(change.path);
+    case 'graft': {
+      tree.graft(change.path, change.node, change.permissionsOf);
+      return undefined;
+    }
     case 'permissions': {
       tree.setPermissions(change.path, change.permissions);
       return undefined;

@@ -13,19 +13,15 @@ interface Step {
   readonly path: string;
   readonly present: Node | undefined;
   readonly wanted: Node;
-  /** What a node made there has from its parent. */
-  readonly inherited: Permissions;
 }
 
 /**
  * What makes the tree at `path` what the snapshot says; parents first, and not recursive: a guest decides how deep it is.
  * @param present what is there now
- * @param parent permissions of the node above
  * @param domainIds in permissions, numbers to write for the ones in the snapshot
  */
 export function changesToSnapshot(
-  path: string, present: Node | undefined, wanted: StoreSnapshot, parent: Permissions,
-  domainIds: ReadonlyMap<number, number>,
+  path: string, present: Node | undefined, wanted: StoreSnapshot, domainIds: ReadonlyMap<number, number>,
 ): Change[] {
   const changes: Change[] = [];
   const mapped = new Map<Permissions, Permissions>();
@@ -39,24 +35,24 @@ export function changesToSnapshot(
     }
     return permissions;
   };
-  const pending: Step[] = [{ path, present, wanted, inherited: parent }];
+  const pending: Step[] = [{ path, present, wanted }];
   for (let step = pending.pop(); step !== undefined; step = pending.pop()) {
     const { path: at, present: now, wanted: then } = step;
     if (now === then && domainIds.size === 0) continue;
+    if (now === undefined) {
+      changes.push({ type: 'graft', path: at, node: then, permissionsOf });
+      continue;
+    }
     const permissions = permissionsOf(then);
-    if (now === undefined || !sameBytes(now.value, then.value)) {
+    if (!sameBytes(now.value, then.value)) {
       changes.push({ type: 'write', path: at, value: then.value, creatorId: undefined });
     }
-    if (!samePermissions(now?.permissions ?? step.inherited, permissions)) {
-      changes.push({ type: 'permissions', path: at, permissions });
-    }
-    for (const name of now?.children.keys() ?? []) {
+    if (!samePermissions(now.permissions, permissions)) changes.push({ type: 'permissions', path: at, permissions });
+    for (const name of now.children.keys()) {
       if (!then.children.has(name)) changes.push({ type: 'remove', path: childPath(at, name) });
     }
     for (const [name, child] of [...then.children].reverse()) {
-      pending.push({
-        path: childPath(at, name), present: now?.children.get(name), wanted: child, inherited: permissions,
-      });
+      pending.push({ path: childPath(at, name), present: now.children.get(name), wanted: child });
     }
   }
   return changes;

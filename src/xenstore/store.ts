@@ -178,6 +178,11 @@ export class Store extends StoreView {
     });
   }
 
+  /** Whether the tree is still what the snapshot of that path says; costs nothing. */
+  isUnchanged(path: string, snapshot: StoreSnapshot | undefined): boolean {
+    return this.#core.tree.get(path) === snapshot;
+  }
+
   /**
    * Makes the tree at `path`, whose parent exists, what a snapshot says; watches hear of what is changed by that.
    * @param options.domainIds in permissions, numbers of domains to write for the ones in the snapshot.
@@ -188,12 +193,9 @@ export class Store extends StoreView {
     refusing(path, () => this.#core.operate(() => {
       const at = this.#session.path(path);
       const { tree } = this.#core;
-      const parent = tree.get(parentPath(at));
-      if (parent === undefined) throw new XsError('ENOENT');
-      const domainIds = options.domainIds ?? new Map();
-      for (const change of changesToSnapshot(at, tree.get(at), snapshot, parent.permissions, domainIds)) {
-        this.#core.apply(change);
-      }
+      if (tree.get(parentPath(at)) === undefined) throw new XsError('ENOENT');
+      const changes = changesToSnapshot(at, tree.get(at), snapshot, options.domainIds ?? new Map());
+      for (const change of changes) this.#core.apply(change);
     }));
   }
 

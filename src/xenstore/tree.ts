@@ -128,6 +128,33 @@ export class Tree {
     return removed;
   }
 
+  /** Puts a copy of a frozen node with all below it at a path where nothing is; its parent exists. */
+  graft(path: string, frozen: Node, permissionsOf: (node: Node) => Permissions): void {
+    const parent = this.#ownPath(parentPath(path));
+    const name = leafName(path);
+    assert(!parent.children.has(name), 'a node is grafted where one is');
+    if (parent.children === NO_CHILDREN) parent.children = new Map();
+    parent.childListBytes += name.length + 1;
+    parent.childrenGeneration = ++this.#counter.last;
+    const pending: { at: string; name: string; node: Node; siblings: Map<string, OwnedNode> }[] =
+      [{ at: path, name, node: frozen, siblings: parent.children }];
+    for (let next = pending.pop(); next !== undefined; next = pending.pop()) {
+      const { at, node } = next;
+      const permissions = permissionsOf(node);
+      const generation = ++this.#counter.last;
+      const children = node.children.size === 0 ? NO_CHILDREN : new Map<string, OwnedNode>();
+      next.siblings.set(next.name, {
+        owner: this.#owner, value: node.value, permissions, children, childListBytes: node.childListBytes,
+        dataGeneration: generation, childrenGeneration: generation,
+      });
+      this.#observe(at, undefined, permissions);
+      const below = [...node.children].reverse();
+      for (const [child, grandchild] of below) {
+        pending.push({ at: childPath(at, child), name: child, node: grandchild, siblings: children });
+      }
+    }
+  }
+
   #addChild(parent: OwnedNode, name: string, path: string, permissions: Permissions): OwnedNode {
     const generation = ++this.#counter.last;
     const child: OwnedNode = {

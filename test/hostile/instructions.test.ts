@@ -46,6 +46,14 @@ test('a guest loops with interrupts masked for ever', async () => {
   await arena.run({ code: a => { a.msrImmediate('DAIFSet', 15); spin(a); } }, 2_000_000);
 });
 
+test('a guest invalidates its TLB in a loop over two pages: each branch misses', async () => {
+  await arena.run({ code: a => {
+    const [here, there] = [fresh('here'), fresh('there')];
+    a.msrImmediate('DAIFSet', 15).label(here).sys('TLBI VMALLE1').isb().b(there);
+    a.padTo(0x3000).label(there).b(here);
+  } }, 100_000);
+});
+
 test('more guests than pCPUs loop with interrupts masked', async () => {
   const guests = await Promise.all([1, 2, 3, 4].map(() => arena.start({ code: a => { a.msrImmediate('DAIFSet', 15); spin(a); } })));
   await until('all have run', () => guests.every(guest => guest.stats().instructionsRetired > 100_000));

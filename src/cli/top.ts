@@ -1,0 +1,147 @@
+// `zazen top`: what each domain does now, from two samples of its statistics.
+
+import { setTimeout as delay } from 'node:timers/promises';
+import { UsageError } from '../base/errors.ts';
+import type { ListedDomain } from '../daemon/command.ts';
+import { formatSize } from '../host/size.ts';
+import type { Arguments } from './arguments.ts';
+import { HOST_OPTION, listHosts } from './hosts.ts';
+import type { HostListing } from './hosts.ts';
+import type { Io } from './io.ts';
+import { stateOf } from './list.ts';
+import { formatColumns } from './table.ts';
+import { rawTerminal } from './terminal.ts';
+import { JSON_OPTION, printJson } from './verb.ts';
+import type { Verb } from './verb.ts';
+
+const ALTERNATE_SCREEN = '\x1b[?1049h\x1b[?25l';
+const MAIN_SCREEN = '\x1b[?25h\x1b[?1049l';
+/** q, Q, Ctrl-C, Ctrl-]. */
+const LEAVE_KEYS: ReadonlySet<number> = new Set([0x71, 0x51, 3, 0x1d]);
+const HOME = '\x1b[H';
+const CLEAR_LINE = '\x1b[K';
+const CLEAR_REST = '\x1b[J';
+
+export const topVerb: Verb = {
+  name: 'top',
+  summary: 'Show what the domains do: speed, processor use, memory, console, hypercalls.',
+  details: 'In a terminal the table is refreshed until q or Ctrl-C; else it is printed once. MIPS are million instructions\n'
+    + 'a second since the last sample; CPU is of one processor; MEM is what the guest has touched.',
+  options: {
+    interval: { value: 'SECONDS', short: 'd', help: 'time between two samples (default 1)' },
+    once: { help: 'print the table once' },
+    host: HOST_OPTION,
+    json: { help: `${JSON_OPTION.help}, once` },
+  },
+  run: showTop,
+};
+
+export interface DomainActivity {
+  readonly hostPid: number;
+  readonly id: number;
+  readonly name: string;
+  readonly state: string;
+  readonly vcpus: number;
+  /** Million instructions a second. */
+  readonly mips: number;
+  readonly cpuPercent: number;
+  readonly memoryBytes: number;
+  readonly residentBytes: number;
+  readonly consoleOutBytes: number;
+  readonly consoleInBytes: number;
+  readonly hypercallsPerSecond: number;
+}
+
+async function showTop(args: Arguments, io: Io): Promise<number> {
+  const millis = parseInterval(args.values['interval']);
+  const isJson = args.switches.has('json');
+  const before = await listHosts(args, io);
+  if (!isJson && !args.switches.has('once') && io.stdout.isTTY && io.stdin.isTTY) return refresh(args, io, millis, before);
+  await pause(millis, io.signal);
+  const now = await listHosts(args, io);
+  const domains = compareSamples(before, now);
+  if (isJson) printJson(io, { hosts: now.map(({ host }) => host), domains });
+  else io.stdout.write(describe(now, domains));
+  return 0;
+}
+
+async function refresh(args: Arguments, io: Io, millis: number, first: readonly HostListing[]): Promise<number> {
+  const leave = new AbortController();
+  const restore = rawTerminal(io, io.signal);
+  const leaveScreen = io.onExit(() => io.stdout.write(MAIN_SCREEN));
+  const take = (chunk: Buffer): void => {
+    if (chunk.some((key) => LEAVE_KEYS.has(key))) leave.abort();
+  };
+  io.stdin.on('data', take);
+  io.stdout.write(ALTERNATE_SCREEN);
+  const stop = AbortSignal.any([io.signal, leave.signal]);
+  try {
+    for (let before: readonly HostListing[] = [], now = first; ;) {
+      draw(io, describe(now, compareSamples(before, now)));
+      await pause(millis, stop);
+      before = now;
+      now = await listHosts(args, io);
+    }
+  } catch (error) {
+    if (!leave.signal.aborted) throw error;
+    return 0;
+  } finally {
+    io.stdin.off('data', take).pause();
+    leaveScreen();
+    restore();
+  }
+}
+
+/** Over what is there, without flicker; lines that do not fit are left out. */
+function draw(io: Io, text: string): void {
+  const lines = text.trimEnd().split('\n').slice(0, (io.stdout.rows ?? 24) - 1);
+  io.stdout.write(HOME + lines.map((line) => `${line.slice(0, io.stdout.columns ?? 80)}${CLEAR_LINE}\r\n`).join('') + CLEAR_REST);
+}
+
+async function pause(millis: number, signal: AbortSignal): Promise<void> {
+  await delay(millis, undefined, { signal }).catch(() => signal.throwIfAborted());
+}
+
+/** Rates of the domains that there are now; a domain that is new has those since it began. */
+export function compareSamples(before: readonly HostListing[], now: readonly HostListing[]): DomainActivity[] {
+  return now.flatMap(({ client, host, domains }) => {
+    const old = before.find((listing) => listing.client.socketPath === client.socketPath);
+    const seconds = (host.stats.uptimeMillis - (old?.host.stats.uptimeMillis ?? 0)) / 1000;
+    return domains.map((domain) => {
+      const known = old?.domains.find(({ id, uuid }) => id === domain.id && uuid === domain.uuid);
+      const rate = (of: (stats: ListedDomain) => number): number => {
+        // A rollback does not take back what was counted, but a host that was just asked has no time between.
+        const difference = of(domain) - (known === undefined ? 0 : of(known));
+        return seconds > 0 ? Math.max(0, difference) / seconds : 0;
+      };
+      return {
+        hostPid: host.pid, id: domain.id, name: domain.name, state: stateOf(domain), vcpus: domain.vcpus.length,
+        mips: rate((it) => it.instructionsRetired) / 1e6, cpuPercent: rate((it) => it.runMillis) / 10,
+        memoryBytes: domain.memoryBytes, residentBytes: domain.residentBytes,
+        consoleOutBytes: domain.consoleOutBytes, consoleInBytes: domain.consoleInBytes,
+        hypercallsPerSecond: rate((it) => it.hypercalls),
+      };
+    });
+  });
+}
+
+function describe(hosts: readonly HostListing[], domains: readonly DomainActivity[]): string {
+  const several = hosts.length > 1;
+  const heads = hosts.map(({ host: { pid, stats } }) =>
+    `host ${pid}: domains ${stats.domains}, pCPUs ${stats.pcpus.length}, ${formatSize(stats.memoryBytes)}, `
+    + `${formatSize(stats.freeBytes)} free, ${formatSize(stats.dirtyBytes)} to scrub\n`).join('');
+  const headings = ['NAME', 'ID', 'STATE', 'VCPUS', 'MIPS', 'CPU%', 'MEM', 'OF', 'CONSOLE', 'HYPERCALLS/S', ...(several ? ['HOST'] : [])];
+  return heads + formatColumns(headings, domains.map((it) => [
+    it.name, String(it.id), it.state, String(it.vcpus), it.mips.toFixed(1), it.cpuPercent.toFixed(0),
+    formatSize(it.residentBytes), formatSize(it.memoryBytes), formatSize(it.consoleOutBytes),
+    it.hypercallsPerSecond.toFixed(0), ...(several ? [String(it.hostPid)] : []),
+  ]), new Set([1, 3, 4, 5, 6, 7, 8, 9, 10]));
+}
+
+function parseInterval(text: string | undefined): number {
+  const seconds = Number(text ?? '1');
+  if (!/^\d+(\.\d+)?$/.test(text ?? '1') || seconds < 0.05 || seconds > 3600) {
+    throw new UsageError(`--interval takes a number of seconds from 0.05 to 3600, not "${text}"`, 'see: zazen top --help');
+  }
+  return seconds * 1000;
+}

@@ -1,0 +1,233 @@
+// A checkpoint as the host's user holds it: a frozen state of a domain in memory, to roll back to and to fork from.
+
+import { DOMAIN } from '../abi/domain-record.ts';
+import { ZazenError } from '../base/errors.ts';
+import { HVM_PARAM } from '../abi/xen.ts';
+import { getHvmParam } from '../hypervisor/hvm-params.ts';
+import { freezeDomain } from '../lifecycle/checkpoint.ts';
+import type { FrozenDomain } from '../lifecycle/checkpoint.ts';
+import { forkDomain } from '../lifecycle/fork.ts';
+import { rollBackDomain } from '../lifecycle/rollback.ts';
+import type { DomainRecord } from '../hypervisor/domain-record.ts';
+import { checkName, checkUuid, randomUuid } from './domain-spec.ts';
+import { HostedDomain } from './domain.ts';
+import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts';
+import type { HostCore } from './host-core.ts';
+import type { Checkpoint, CheckpointStats, Domain, ForkSpec, RollbackStats } from './types.ts';
+
+const MICROS_PER_MILLI = 1000;
+const NANOS_PER_MILLI = 1e6;
+/** Forks made in one go before others get their turn. */
+const FORKS_PER_TURN = 8;
+
+let lastId = 0;
+
+/** Domains that can be put back to each other's checkpoints: a domain, its forks, and theirs. */
+export type Family = symbol;
+
+export interface CheckpointParts {
+  readonly frozen: FrozenDomain;
+  readonly devices: DeviceState;
+  readonly origin: DomainIdentity & { readonly id: number };
+  readonly family: Family;
+  readonly stats: CheckpointStats;
+}
+
+export class HeldCheckpoint implements Checkpoint {
+  readonly id = ++lastId;
+  readonly createdMillis = performance.timeOrigin + performance.now();
+  readonly domainId: number;
+  readonly domainName: string;
+  readonly memoryBytes: number;
+  readonly vcpus: number;
+  readonly stats: CheckpointStats;
+  readonly #core: HostCore;
+  readonly #parts: CheckpointParts;
+  #isGone = false;
+
+  constructor(core: HostCore, parts: CheckpointParts) {
+    this.#core = core;
+    this.#parts = parts;
+    this.domainId = parts.origin.id;
+    this.domainName = parts.origin.name;
+    this.memoryBytes = parts.origin.memoryBytes;
+    this.vcpus = parts.origin.vcpus;
+    this.stats = parts.stats;
+    core.frozenRoots.add(parts.frozen.root);
+  }
+
+  /** For rollback. @throws ZazenError ZAZEN_CHECKPOINT_GONE, ZAZEN_CHECKPOINT_FOREIGN */
+  partsFor(core: HostCore, family: Family, name: string): CheckpointParts {
+    this.#assertHere();
+    if (this.#core !== core || this.#parts.family !== family) {
+      throw new ZazenError('ZAZEN_CHECKPOINT_FOREIGN', `the checkpoint is none of domain ${name}`,
+        { hint: 'a domain can be rolled back to checkpoints of itself, of its forks, and of what it is a fork of' });
+    }
+    return this.#parts;
+  }
+
+  #assertHere(): void {
+    if (this.#isGone) throw new ZazenError('ZAZEN_CHECKPOINT_GONE', 'the checkpoint has been destroyed');
+  }
+
+  async fork(wanted: number | readonly ForkSpec[] = 1): Promise<Domain[]> {
+    const specs = typeof wanted === 'number' ? Array.from({ length: wanted }, (): ForkSpec => ({})) : wanted;
+    this.#checkSpecs(specs);
+    const forks: Domain[] = [];
+    try {
+      for (const spec of specs) {
+        if (forks.length > 0 && forks.length % FORKS_PER_TURN === 0) await new Promise(setImmediate);
+        forks.push(this.#forkOne(spec));
+      }
+    } catch (error) {
+      await Promise.all(forks.map((fork) => fork.destroy()));
+      throw error;
+    }
+    return forks;
+  }
+
+  #checkSpecs(specs: readonly ForkSpec[]): void {
+    const names = new Set<string>();
+    for (const { name, uuid } of specs) {
+      checkName(name);
+      checkUuid(uuid);
+      if (name === undefined) continue;
+      this.#core.assertNameFree(name);
+      if (names.has(name)) throw new ZazenError('ZAZEN_DOMAIN_NAME_TAKEN', `two forks are to be called ${name}`);
+      names.add(name);
+    }
+  }
+
+  #forkOne({ name, uuid: wantedUuid, paused = false }: ForkSpec): HostedDomain {
+    this.#assertHere();
+    const core = this.#core;
+    core.assertOpen();
+    if (name !== undefined) core.assertNameFree(name);
+    const { thread, builder } = core;
+    const { frozen, devices, origin, family } = this.#parts;
+      const vcpuAddresses = core.takeVcpus(frozen.state.vcpus.length);
+    const uuid = checkUuid(wantedUuid) ?? randomUuid(core.random);
+    const record = vcpuAddresses
+      && forkDomain(thread, builder, frozen, vcpuAddresses, Buffer.from(uuid.replaceAll('-', ''), 'hex'));
+    if (record === undefined) {
+      if (vcpuAddresses) core.returnVcpus(vcpuAddresses);
+      throw new ZazenError('ZAZEN_DOMAIN_LIMIT', `the host has no room for another fork of ${origin.name}`,
+        { hint: 'destroy a domain or a checkpoint, or start the host with more memory' });
+    }
+    const ends = connectHost(core, record);
+    setWallClock(core, record);
+    tellGuest(core, ends);
+    const identity = { ...origin, uuid, name: name ?? core.freeName(`domain-${record.domid}`) };
+    const hosted = new HostedDomain(core, { identity, ends, vcpuAddresses: vcpuAddresses!, family, devices });
+    core.domains.set(record.domid, hosted);
+    thread.timers.startTime(record.domid);
+    hosted.start(paused);
+    return hosted;
+  }
+
+  async destroy(): Promise<void> {
+    if (this.#isGone) return;
+    this.#isGone = true;
+    this.#core.frozenRoots.delete(this.#parts.frozen.root);
+    this.#core.releaseRoot(this.#parts.frozen.root);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.destroy();
+  }
+}
+
+/** The host's ends of console and store of a new domain. A guest that had closed its end gets none. */
+function connectHost({ thread }: HostCore, domain: DomainRecord): DomainEnds {
+  const { channels } = thread.hypercalls;
+  const bind = (param: number) =>
+    channels.bindInterdomain(channels.domains.record(0), domain.domid, Number(getHvmParam(domain, param)));
+  return { domain, xenstorePort: bind(HVM_PARAM.STORE_EVTCHN), consolePort: bind(HVM_PARAM.CONSOLE_EVTCHN) };
+}
+
+/** To look at its rings: the event that told it may have been on its way when the state was taken. */
+function tellGuest({ ports }: HostCore, { consolePort, xenstorePort }: DomainEnds): void {
+  for (const port of [consolePort, xenstorePort]) ports.notify(port);
+}
+
+/** The guest computes its wall clock from its own time, which has stood still for a while. */
+function setWallClock({ thread, builder }: HostCore, record: DomainRecord): void {
+  builder.setWallClock(record, thread.clock.wallMillis() - thread.timers.time(record.domid) / NANOS_PER_MILLI);
+}
+
+function outOfMemory(what: string): ZazenError {
+  return new ZazenError('ZAZEN_HOST_OUT_OF_MEMORY', `the host has no memory left for ${what}`,
+    { hint: 'destroy a domain or a checkpoint, or start the host with more memory' });
+}
+
+function assertNoGrants({ thread }: HostCore, record: DomainRecord, name: string): void {
+  if (thread.hypercalls.grants.usesOf(record) === 0) return;
+  throw new ZazenError('ZAZEN_DOMAIN_BUSY', `devices use memory of domain ${name}`);
+}
+
+/** With the domain stopped, its virtual time included. `whileStopped` gets the micros that the stop took. */
+function stopped<T>({ thread }: HostCore, record: DomainRecord, whileStopped: (stopMicros: number) => T): T {
+  const { scheduling, timers } = thread;
+  const { domid } = record;
+  const start = performance.now();
+  scheduling.pauseDomain(domid);
+  try {
+    scheduling.waitUntilStopped(domid);
+    timers.stopTime(domid);
+    return whileStopped((performance.now() - start) * MICROS_PER_MILLI);
+  } finally {
+    timers.startTime(domid);
+    scheduling.unpauseDomain(domid);
+  }
+}
+
+/**
+ * @throws ZazenError ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_BUSY; ZAZEN_DOMAIN_SHUTDOWN when it shuts down just now
+ */
+export function takeCheckpoint(
+  core: HostCore, record: DomainRecord, devices: () => DeviceState, origin: CheckpointParts['origin'], family: Family,
+): HeldCheckpoint {
+  assertNoGrants(core, record, origin.name);
+  const saved = devices();
+  const start = performance.now();
+  let stopMicros = 0;
+  const frozen = stopped(core, record, (micros) => {
+    stopMicros = micros;
+    if (record.get(DOMAIN.at.shutdown) !== 0) return 'shutdown';
+    const result = freezeDomain(core.thread, record);
+    setWallClock(core, record);
+    return result;
+  });
+  const downtimeMicros = (performance.now() - start) * MICROS_PER_MILLI;
+  if (frozen === undefined) throw outOfMemory(`a checkpoint of domain ${origin.name}`);
+  if (frozen === 'shutdown') throw new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${origin.name} has shut down`);
+  const stats = { stopMicros, downtimeMicros, totalMicros: (performance.now() - start) * MICROS_PER_MILLI };
+  return new HeldCheckpoint(core, { frozen, devices: saved, origin, family, stats });
+}
+
+/**
+ * The memory part of a rollback; the guest runs when this returns, unless it was paused.
+ * @throws ZazenError ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_BUSY; the domain is as before
+ */
+export function rollBackMemory(core: HostCore, ends: DomainEnds, frozen: FrozenDomain, name: string): Omit<RollbackStats, 'totalMicros'> {
+  const { thread, builder } = core;
+  const { domain, consolePort, xenstorePort } = ends;
+  assertNoGrants(core, domain, name);
+  const start = performance.now();
+  let stopMicros = 0;
+  stopped(core, domain, (micros) => {
+    stopMicros = micros;
+    const oldRoot = rollBackDomain(thread, builder, domain, frozen);
+    if (oldRoot === undefined) throw outOfMemory(`rolling back domain ${name}`);
+    const { channels } = thread.hypercalls;
+    const host = channels.domains.record(0);
+    for (const [param, port] of [[HVM_PARAM.STORE_EVTCHN, xenstorePort], [HVM_PARAM.CONSOLE_EVTCHN, consolePort]] as const) {
+      channels.join(host, port, domain, Number(getHvmParam(domain, param)));
+    }
+    setWallClock(core, domain);
+    tellGuest(core, ends);
+    if (oldRoot !== 0) core.releaseRoot(oldRoot);
+  });
+  const downtimeMicros = (performance.now() - start) * MICROS_PER_MILLI;
+  return { stopMicros, downtimeMicros };
+}

@@ -1,0 +1,196 @@
+// The host's half of what every guest has: its console, its connection to the store, and what the store says of it.
+// Lives as long as the domain; a checkpoint takes its state, rollback puts it back, a fork starts from it.
+
+import { isDeepStrictEqual } from 'node:util';
+import { DOMAIN } from '../abi/domain-record.ts';
+import { ConsoleBackend } from '../devices/console/backend.ts';
+import type { ConsoleState } from '../devices/console/backend.ts';
+import { writeConsoleEntries } from '../devices/console/store-entries.ts';
+import type { DomainRecord } from '../hypervisor/domain-record.ts';
+import { heldMfn } from '../hypervisor/held-frames.ts';
+import { domainPath, removeDomainEntries, vmPath, writeDomainEntries } from '../lifecycle/store-entries.ts';
+import type { ConnectionState } from '../xenstore/connection.ts';
+import { XenstoreRing } from '../xenstore/ring.ts';
+import type { StoreSnapshot } from '../xenstore/snapshot.ts';
+import type { DomainState as StoreDomainState } from '../xenstore/store.ts';
+import type { HostCore } from './host-core.ts';
+
+/** The domain's record and the host's ends of its event channels. */
+export interface DomainEnds {
+  readonly domain: DomainRecord;
+  readonly consolePort: number;
+  readonly xenstorePort: number;
+}
+
+export interface DomainIdentity {
+  readonly name: string;
+  readonly uuid: string;
+  readonly memoryBytes: number;
+  readonly vcpus: number;
+}
+
+export interface DeviceState {
+  readonly domainId: number;
+  readonly console: ConsoleState;
+  readonly connection: ConnectionState;
+  /** Of the connection that it is the state of. */
+  readonly connectionChanges: number;
+  readonly ring: XenstoreRing;
+  readonly storeDomain: StoreDomainState;
+  /** Below /local/domain/ID and /vm/UUID. */
+  readonly domainNodes: StoreSnapshot | undefined;
+  readonly vmNodes: StoreSnapshot | undefined;
+}
+
+export class GuestDevices {
+  readonly #core: HostCore;
+  readonly #ends: DomainEnds;
+  readonly #identity: DomainIdentity;
+  #console: ConsoleBackend;
+  #ring: XenstoreRing;
+  #isConsoleClosed = false;
+  #isClosed = false;
+
+  /** @param state of the domain that this one is a fork of; it is introduced to the store here */
+  constructor(core: HostCore, ends: DomainEnds, identity: DomainIdentity, state?: DeviceState) {
+    this.#core = core;
+    this.#ends = ends;
+    this.#identity = identity;
+    if (state !== undefined) this.#restoreStore(state);
+    else writeEntries(core, ends.domain, identity);
+    core.store.domainIntroduced(ends.domain.domid);
+    this.#console = this.#openConsole(state?.console);
+    this.#ring = this.#openRing(state?.connection);
+    core.ports.listen(ends.consolePort, () => this.#console.service());
+    core.ports.listen(ends.xenstorePort, () => this.serveStore());
+  }
+
+  get console(): ConsoleBackend {
+    return this.#console;
+  }
+
+  #openConsole(state?: ConsoleState): ConsoleBackend {
+    const { domain, consolePort } = this.#ends;
+    return new ConsoleBackend({
+      page: heldPage(this.#core, domain, DOMAIN.at.console), state,
+      notify: () => this.#core.ports.notify(consolePort),
+    });
+  }
+  #openRing(state?: ConnectionState): XenstoreRing {
+    const { domain, xenstorePort } = this.#ends;
+    return new XenstoreRing(this.#core.store, {
+      domainId: domain.domid, page: heldPage(this.#core, domain, DOMAIN.at.xenstore), state,
+      notify: () => this.#core.ports.notify(xenstorePort),
+    });
+  }
+
+  /** In turns with everything else, however much the guest asks. */
+  serveStore(): void {
+    if (!this.#isClosed && this.#ring.service()) setImmediate(() => this.serveStore());
+  }
+
+  /**
+   * What the guest's memory does not hold. The guest may run: it changes the rings' pages, but only the host's thread
+   * changes this.
+   */
+  save(): DeviceState {
+    const { store } = this.#core;
+    const { domid } = this.#ends.domain;
+    return {
+      domainId: domid,
+      console: this.#console.save(),
+      ring: this.#ring,
+      connection: this.#ring.connection.saveState(),
+      connectionChanges: this.#ring.connection.changes,
+      storeDomain: store.saveDomain(domid),
+      domainNodes: store.snapshot(domainPath(domid)),
+      vmNodes: store.snapshot(vmPath(this.#identity.uuid)),
+    };
+  }
+
+  /** The guest's memory is as it was when `state` was taken; the guest may run. */
+  restore(state: DeviceState): void {
+    // Most rollbacks find the store as it was; then its connection, too, goes on as it is.
+    if (this.#isStoreChanged(state)) {
+      this.#ring.close();
+      this.#restoreStore(state);
+      this.#ring = this.#openRing(state.connection);
+    }
+    if (this.#isConsoleClosed) this.#console = this.#openConsole(state.console);
+    this.#isConsoleClosed = false;
+    this.serveStore();
+    this.#console.restore(state.console);
+  }
+
+  #isStoreChanged(state: DeviceState): boolean {
+    const { store } = this.#core;
+    return state.ring !== this.#ring || state.connectionChanges !== this.#ring.connection.changes
+      || !store.isUnchanged(domainPath(state.domainId), state.domainNodes)
+      || !store.isUnchanged(vmPath(this.#identity.uuid), state.vmNodes)
+      || !isDeepStrictEqual(store.saveDomain(state.domainId), state.storeDomain);
+  }
+
+  #restoreStore(state: DeviceState): void {
+    const { store } = this.#core;
+    const { domid } = this.#ends.domain;
+    const { uuid } = this.#identity;
+    const domainIds = new Map(state.domainId === domid ? [] : [[state.domainId, domid]]);
+    for (const [path, nodes] of [[domainPath(domid), state.domainNodes], [vmPath(uuid), state.vmNodes]] as const) {
+      if (nodes !== undefined) store.restoreSnapshot(path, nodes, { domainIds });
+    }
+    if (state.domainId !== domid) writeIdentity(this.#core, domid, this.#identity);
+    store.restoreDomain(domid, state.storeDomain);
+  }
+
+  /** The guest has stopped by itself; its store connection stays. */
+  closeConsole(): void {
+    this.#isConsoleClosed = true;
+    this.#console.close();
+  }
+
+  close(): void {
+    const { store, ports } = this.#core;
+    const { domain, consolePort, xenstorePort } = this.#ends;
+    this.#isClosed = true;
+    this.closeConsole();
+    this.#ring.close();
+    removeDomainEntries(store, { domainId: domain.domid, uuid: this.#identity.uuid });
+    store.domainReleased(domain.domid);
+    for (const port of [consolePort, xenstorePort]) ports.close(port);
+  }
+}
+
+function writeEntries(core: HostCore, record: DomainRecord, identity: DomainIdentity): void {
+  const { store } = core;
+  const domainId = record.domid;
+  writeDomainEntries(store, { ...identity, domainId });
+  writeConsoleEntries({ domainId, ...core.consoleOf(record) }, (path, value) => {
+    store.write(path, value);
+    store.setPerms(path, ['n0', `r${domainId}`]);
+  });
+}
+
+/** What the store says of who a domain is. */
+function writeIdentity({ store }: HostCore, domainId: number, { name, uuid }: DomainIdentity): void {
+  const base = domainPath(domainId);
+  const vm = vmPath(uuid);
+  const entries = {
+    [`${base}/name`]: name, [`${base}/domid`]: String(domainId), [`${base}/vm`]: vm,
+    [`${vm}/name`]: name, [`${vm}/uuid`]: uuid,
+  };
+  for (const [path, value] of Object.entries(entries)) store.write(path, value);
+}
+
+/** The page that the domain's record holds now; a view is made only when that is another frame than last time. */
+function heldPage({ thread }: HostCore, record: DomainRecord, field: number): () => Uint8Array {
+  let mfn = 0;
+  let page: Uint8Array = new Uint8Array(0);
+  return () => {
+    const now = heldMfn(thread.environment, record.address + field);
+    if (now !== mfn) {
+      mfn = now;
+      page = thread.machine.frameBytes(mfn);
+    }
+    return page;
+  };
+}

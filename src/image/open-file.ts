@@ -1,0 +1,122 @@
+// Opens one image file and takes in all but its pages. Everything read is hostile until it is checked: sizes against the
+// limits of the format and the length of the file, areas against their digests, then each note for itself.
+
+import { constants } from 'node:fs';
+import { BLOCK_BYTES, IMAGE_VERSION, alignToBlock, imageError, layoutImage } from './format.ts';
+import type { Bank, ImageLayout } from './format.ts';
+import { EMPTY_DIGEST, formatDigest } from './checksum.ts';
+import type { Digest } from './checksum.ts';
+import { DirectFile, Scratch } from './direct-file.ts';
+import type { FileSystem } from './direct-file.ts';
+import { decodeBanks, decodeNotes, decodeSuperblock } from './elf.ts';
+import type { Superblock } from './elf.ts';
+import { NOTES_MAX, decodeContent, notesBytesMax } from './notes.ts';
+import type { NotesContent } from './notes.ts';
+import { PageMap } from './page-map.ts';
+
+export interface ImageFile {
+  readonly path: string;
+  readonly file: DirectFile;
+  readonly version: number;
+  readonly fileBytes: number;
+  /** Of the head, and so of the whole contents. */
+  readonly digest: string;
+  readonly banks: readonly Bank[];
+  readonly layout: ImageLayout;
+  readonly content: NotesContent;
+  readonly map: PageMap;
+  /** Device and inode, to tell files apart whatever their names. */
+  readonly identity: string;
+}
+
+/** @throws ZazenError ZAZEN_IMAGE_OPEN, _FORMAT, _VERSION, _TRUNCATED, _CHECKSUM, _READ */
+export async function openImageFile(path: string, files: FileSystem): Promise<ImageFile> {
+  const file = await DirectFile.open(files, path, constants.O_RDONLY).catch((cause: NodeJS.ErrnoException) => {
+    throw imageError('OPEN', path, `cannot be opened (${cause.code})`, { cause });
+  });
+  try {
+    const status = await file.handle.stat();
+    if (!status.isFile()) throw imageError('FORMAT', path, 'is not a file');
+    const areas = await Scratch.use((scratch) => readAreas(path, file, status.size, scratch));
+    return { ...areas, path, file, identity: `${status.dev}:${status.ino}` };
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+/** Head and notes of a file, checked; also to find out whether they are still what they were. */
+export async function readAreas(path: string, file: DirectFile, sizeBytes: number, scratch: Scratch) {
+  const { superblock, banks, digest } = await readHead(path, file, scratch);
+  const { version, fileBytes } = superblock;
+  const layout = layoutImage(banks);
+  if (superblock.notesBytes > notesBytesMax(layout.pageCount)
+    || fileBytes !== layout.notesOffset + alignToBlock(superblock.notesBytes)) {
+    throw imageError('FORMAT', path, 'its head contradicts itself');
+  }
+  if (sizeBytes < fileBytes) {
+    throw imageError('TRUNCATED', path, `is cut short: ${sizeBytes} bytes of ${fileBytes}`, { hint: 'copy it again' });
+  }
+  if (sizeBytes > fileBytes) throw imageError('FORMAT', path, `has ${sizeBytes - fileBytes} bytes too many at its end`);
+  const area = await readNotes(path, file, layout, superblock, scratch);
+  const notes = decodeNotes(area, NOTES_MAX);
+  const content = notes === undefined ? { fault: 'its notes are malformed' } : decodeContent(notes, layout.pageCount);
+  if ('fault' in content) throw imageError('FORMAT', path, content.fault);
+  const map = new PageMap(banks, content.pageMap);
+  if (!map.isWellFormed() || map.rank(map.pageCount) * 2 !== content.checksums.length) {
+    throw imageError('FORMAT', path, 'its page map is malformed');
+  }
+  return { version, fileBytes, digest: formatDigest(digest), banks, layout, content, map };
+}
+
+const readError = (path: string, what: string) => (cause: NodeJS.ErrnoException): never => {
+  throw imageError('READ', path, `${what} cannot be read (${cause.code})`, { cause });
+};
+
+const altered = (path: string, what: string) =>
+  imageError('CHECKSUM', path, `${what} is not what was written`, { hint: 'the file was altered, or its disk fails' });
+
+async function readHead(path: string, file: DirectFile, scratch: Scratch): Promise<{
+  superblock: Superblock; banks: readonly Bank[]; digest: Digest;
+}> {
+  const shared = scratch.blocks(0, 1);
+  const bytesRead = await file.read([shared], 0).catch(readError(path, 'its head'));
+  const block = shared.slice();
+  const superblock = bytesRead < BLOCK_BYTES ? undefined : decodeSuperblock(block);
+  if (superblock === undefined) throw imageError('FORMAT', path, 'is not a Zazen image');
+  const { version, headDigest } = superblock;
+  if (version > IMAGE_VERSION) {
+    throw imageError('VERSION', path, `has format version ${version}, newer than ${IMAGE_VERSION}`,
+      { hint: 'use the Zazen that wrote it, or a later one' });
+  }
+  setDigestToZero(shared);
+  const digest = scratch.hasher.digest(0, 1);
+  if (digest.low !== headDigest.low || digest.high !== headDigest.high) throw altered(path, 'its head');
+  if (version < 1) throw imageError('FORMAT', path, 'has no format version');
+  const { banks, fault } = decodeBanks(block, superblock);
+  if (fault !== undefined) throw imageError('FORMAT', path, fault);
+  return { superblock, banks, digest };
+}
+
+/** The head's own digest, the last eight bytes of it, was zero when it was taken. */
+function setDigestToZero(block: Uint8Array): void {
+  block.fill(0, BLOCK_BYTES - 8);
+}
+
+async function readNotes(
+  path: string, file: DirectFile, { notesOffset }: ImageLayout, { notesBytes, notesDigest }: Superblock, scratch: Scratch,
+): Promise<Uint8Array> {
+  const area = new Uint8Array(notesBytes);
+  let digest = EMPTY_DIGEST;
+  for (let at = 0; at < notesBytes; at += Scratch.sizeBytes) {
+    const partBytes = Math.min(Scratch.sizeBytes, notesBytes - at);
+    const blocks = alignToBlock(partBytes) / BLOCK_BYTES;
+    const part = scratch.blocks(0, blocks);
+    const bytesRead = await file.read([part], notesOffset + at).catch(readError(path, 'its notes'));
+    if (bytesRead < part.length) throw imageError('TRUNCATED', path, 'is cut short in its notes');
+    digest = scratch.hasher.digest(0, blocks, digest);
+    area.set(part.subarray(0, partBytes), at);
+  }
+  if (digest.low !== notesDigest.low || digest.high !== notesDigest.high) throw altered(path, 'its description');
+  return area;
+}
