@@ -22,6 +22,7 @@ import { round, summarize } from './statistics.ts';
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 const RUNS: readonly (readonly [sizeMib: number, runs: number])[] = [[64, 30], [400, 15], [1024, 8], [3072, 5]];
+const WARM_UP = 20;
 /** What of its memory the guest leaves alone. */
 const UNTOUCHED_MIB = 16;
 const SCRUB_ROUNDS = 5;
@@ -68,9 +69,10 @@ async function destroyAll(log: (line: string) => void): Promise<Record<string, u
       const kernel = join(directory, `touch-${sizeMib}`);
       writeFileSync(kernel, touchImage(sizeMib));
       const samples: Destroyed[] = [];
-      // One more than counted: the first compiles our code.
-      for (let run = 0; run <= runs; run++) samples.push(await destroyOne(host, kernel, sizeMib));
-      samples.shift();
+      // The first ones compile our code.
+      const warmUp = sizeMib === RUNS[0]![0] ? WARM_UP : 1;
+      for (let run = 0; run < runs + warmUp; run++) samples.push(await destroyOne(host, kernel, sizeMib));
+      samples.splice(0, warmUp);
       const { freeBytes: freeAfter } = host.stats();
       assert(Math.abs(freeBytes - freeAfter) < MIB, 'frames are missing after destroy');
       const pick = (field: keyof Destroyed) => {

@@ -13,8 +13,10 @@ export interface Benchmark {
 const benchmarks: readonly { name: string; load: () => Promise<{ default: Benchmark }> }[] = [
   { name: 'boot', load: () => import('./boot.ts') },
   { name: 'hypercall', load: () => import('./hypercall.ts') },
+  { name: 'image', load: () => import('./image.ts') },
   { name: 'interpreter', load: () => import('./interpreter.ts') },
   { name: 'destroy', load: () => import('./destroy.ts') },
+  { name: 'heap', load: () => import('./heap.ts') },
 ];
 
 async function main(): Promise<number> {

@@ -67,5 +67,7 @@ export const PCPU = struct('pcpu', {
   /** Address of the vCPU record that it runs; 0: none. */
   vcpu: u32,
   slices: u32,
+  /** Non-zero while it is out of code in the middle of a call from it, waiting for others; it may hold stale frames. */
+  aside: u32,
   busyNanos: u64,
 });

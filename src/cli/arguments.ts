@@ -60,7 +60,8 @@ export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Ar
   for (const token of tokens) {
     if (token.kind === 'option-terminator') {
       if (syntax.rest === undefined) throw new UsageError(`${syntax.name} takes nothing after --`, hint);
-      return { values, switches, positionals: checkPositionals(syntax, switches, positionals), rest: words.slice(token.index + 1) };
+      checkPositionals(syntax, switches, positionals);
+      return { values, switches, positionals, rest: words.slice(token.index + 1) };
     }
     if (token.kind === 'positional') {
       const row = syntax.positionals?.[positionals.length] ?? syntax.positionals?.at(-1);
@@ -83,13 +84,14 @@ export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Ar
       values[token.name] = token.value;
     }
   }
-  return { values, switches, positionals: checkPositionals(syntax, switches, positionals), rest: undefined };
+  checkPositionals(syntax, switches, positionals);
+  return { values, switches, positionals, rest: undefined };
 }
 
 /** Whether all are there; for the help none need be. */
-function checkPositionals(syntax: VerbSyntax, switches: ReadonlySet<string>, given: string[]): string[] {
+function checkPositionals(syntax: VerbSyntax, switches: ReadonlySet<string>, given: readonly string[]): void {
   const missing = syntax.positionals?.find((row, i) => i >= given.length && row.optional !== true);
-  if (missing === undefined || switches.has('help')) return given;
+  if (missing === undefined || switches.has('help')) return;
   throw new UsageError(`${syntax.name} needs ${missing.name}`, `see: zazen ${syntax.name} --help`);
 }
 

@@ -13,7 +13,7 @@ import { formatColumns } from './table.ts';
 import { JSON_OPTION, printJson } from './verb.ts';
 import type { Verb } from './verb.ts';
 
-const CHECKPOINT_OPTION: OptionRow = { value: 'ID', short: 'k', help: 'the checkpoint, as zazen checkpoints numbers them' };
+const CHECKPOINT_OPTION: OptionRow = { value: 'ID', short: 'k', help: 'number of the checkpoint' };
 const MIB = 2 ** 20;
 
 const checkpointVerb: Verb = {
@@ -22,7 +22,7 @@ const checkpointVerb: Verb = {
   positionals: [DOMAIN],
   options: { host: HOST_OPTION, json: JSON_OPTION },
   async run(args, io) {
-    const result = await sendTo<'checkpoint'>({ command: 'checkpoint', domain: args.positionals[0]! }, args, io);
+    const result = await sendTo({ command: 'checkpoint', domain: args.positionals[0]! }, args, io);
     if (args.switches.has('json')) printJson(io, result);
     else {
       io.stdout.write(`${result.id}\n`);
@@ -42,7 +42,7 @@ const checkpointsVerb: Verb = {
     const found: (CheckpointSummary & { socketPath: string })[] = [];
     for (const client of await findHosts(args, io)) {
       const command: CommandOf<'checkpoints'> = { command: 'checkpoints', ...(domain === undefined ? {} : { domain }) };
-      const { checkpoints } = await client.send<'checkpoints'>(command, { signal: io.signal });
+      const { checkpoints } = await client.send(command, { signal: io.signal });
       found.push(...checkpoints.map((checkpoint) => ({ ...checkpoint, socketPath: client.socketPath })));
     }
     if (args.switches.has('json')) printJson(io, { checkpoints: found });
@@ -67,9 +67,12 @@ const rollbackVerb: Verb = {
     const checkpoint = parseCount('checkpoint', args.values['checkpoint']);
     const command: CommandOf<'rollback'> =
       { command: 'rollback', domain: args.positionals[0]!, ...(checkpoint === undefined ? {} : { checkpoint }) };
-    const result = await sendTo<'rollback'>(command, args, io);
+    const result = await sendTo(command, args, io);
     if (args.switches.has('json')) printJson(io, result);
-    else say(io, `${result.name} is at checkpoint ${result.checkpoint}; it took ${formatMicros(result.stats.totalMicros)}`);
+    else {
+      const { name, checkpoint: id, stats } = result;
+      say(io, `${name} is at checkpoint ${id}; it took ${formatMicros(stats.totalMicros)}`);
+    }
     return 0;
   },
 };
@@ -97,7 +100,7 @@ async function forkDomain(args: Arguments, io: Io): Promise<number> {
   }
   const count = parseCount('count', values['count']);
   const client = domain === undefined ? await oneHost(args, io) : await hostOf(domain, args, io);
-  const result = await client.send<'fork'>({
+  const result = await client.send({
     command: 'fork',
     ...(domain === undefined ? {} : { domain }),
     ...(checkpoint === undefined ? {} : { checkpoint }),
@@ -124,7 +127,7 @@ const checkpointDestroyVerb: Verb = {
       throw new UsageError(`"${args.positionals[0]!}" is no number of a checkpoint`, 'see: zazen checkpoints');
     }
     const client = await oneHost(args, io);
-    const result = await client.send<'checkpoint-destroy'>({ command: 'checkpoint-destroy', checkpoint }, { signal: io.signal });
+    const result = await client.send({ command: 'checkpoint-destroy', checkpoint }, { signal: io.signal });
     if (args.switches.has('json')) printJson(io, result);
     return 0;
   },

@@ -27,19 +27,20 @@ export const consoleVerb: Verb = {
 /** Returns when the person has left, or the console has ended. */
 export async function attachConsole(client: ControlClient, domain: string, io: Io): Promise<void> {
   const stream = await client.console(domain, { signal: io.signal });
-  const left = Promise.withResolvers<'left'>();
+  const leaving = Promise.withResolvers<'left'>();
   const isPerson = io.stdin.isTTY === true;
   const restore = isPerson ? rawTerminal(io, io.signal) : () => {};
   // Where the input ends, the output goes on.
   const input = new Writable({ write: (chunk, _encoding, done) => void stream.write(chunk, done) });
-  const letGo = forwardInput(io.stdin, input, isPerson ? () => left.resolve('left') : undefined);
+  const letGo = forwardInput(io.stdin, input, isPerson ? () => leaving.resolve('left') : undefined);
   try {
     const copied = pump(stream, io.stdout, io.signal);
-    const how = await orAborted(Promise.race([copied, left.promise]), io.signal);
+    const how = await orAborted(Promise.race([copied, leaving.promise]), io.signal);
     restore();
     if (isPerson) {
       io.stderr.write('\n');
-      say(io, how === 'left' ? `left the console of ${domain}; the guest runs on` : `the console of ${domain} has ended`);
+      const left = `left the console of ${domain}; the guest runs on`;
+      say(io, how === 'left' ? left : `the console of ${domain} has ended`);
     }
   } finally {
     letGo();

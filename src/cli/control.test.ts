@@ -23,7 +23,9 @@ interface Daemon extends AsyncDisposable {
   stop(): Promise<Outcome>;
 }
 
-async function startDaemon(options: FakeHostOptions = {}, directory = mkdtempSync(join(root, 'd-')), ...words: string[]): Promise<Daemon> {
+async function startDaemon(
+  options: FakeHostOptions = {}, directory = mkdtempSync(join(root, 'd-')), ...words: string[]
+): Promise<Daemon> {
   const guests: FakeGuest[] = [];
   const newIo = (): FakeIo => {
     const it = new FakeIo();
@@ -46,7 +48,12 @@ async function startDaemon(options: FakeHostOptions = {}, directory = mkdtempSyn
   };
 }
 
-const json = ({ out }: Outcome): any => JSON.parse(out);
+/** What a verb printed with --json; each test looks at what it knows to be there. */
+type Printed = Record<string, unknown> & {
+  domains: { name: string; state: string; hostPid: number; mips: number }[];
+  hosts: unknown[];
+};
+const json = ({ out }: Outcome): Printed => JSON.parse(out) as Printed;
 
 test('a daemon says where it listens; interrupted, it ends its guests and removes its socket', async () => {
   const daemon = await startDaemon({}, undefined, '--memory', '1GiB', '--pcpus', '3');
@@ -68,7 +75,8 @@ test('create, list, pause, unpause, shutdown, destroy', async () => {
   assert.match((await zazen('list')).out, /^NAME +ID +MEM +VCPUS +STATE +TIME\nweb-2 +1 +\d+ +0 +paused +4\.0\n$/);
   assert.deepEqual(await zazen('unpause', 'web-2').then(({ status, out, err }) => [status, out, err]), [0, '', '']);
   const listed = json(await zazen('list', '--json'));
-  assert.deepEqual([listed.domains[0].state, listed.domains[0].hostPid, listed.hosts.length], ['running', process.pid, 1]);
+  assert.deepEqual([listed.domains[0]!.state, listed.domains[0]!.hostPid, listed.hosts.length],
+    ['running', process.pid, 1]);
   assert.equal(json(await zazen('pause', '1', '--json')).state, 'paused');
   const illegal = await zazen('shutdown', 'web-2');
   assert.deepEqual([illegal.status, illegal.err],
@@ -118,8 +126,14 @@ test('console: a person attaches and leaves, a pipe reads to the end', async () 
 });
 
 test('create -c attaches at once', async () => {
-  await using daemon = await startDaemon({ guest: (guest) => { guest.say('hello\n'); setImmediate(() => guest.shutdown('poweroff')); } });
-  assert.deepEqual(await daemon.zazen('create', '-c', config, 'on_poweroff=preserve').then(({ status, out }) => [status, out]), [0, 'hello\n']);
+  await using daemon = await startDaemon({
+    guest: (guest) => {
+      guest.say('hello\n');
+      setImmediate(() => guest.shutdown('poweroff'));
+    },
+  });
+  const { status, out } = await daemon.zazen('create', '-c', config, 'on_poweroff=preserve');
+  assert.deepEqual([status, out], [0, 'hello\n']);
 });
 
 test('checkpoint, checkpoints, rollback, fork, checkpoint-destroy', async () => {
@@ -135,6 +149,23 @@ test('checkpoint, checkpoints, rollback, fork, checkpoint-destroy', async () => 
   assert.equal((await zazen('checkpoint-destroy', id)).status, 0);
   assert.match((await zazen('checkpoint-destroy', id)).err, /there is no checkpoint/);
   assert.deepEqual(json(await zazen('checkpoints', '--json')), { checkpoints: [] });
+});
+
+test('save, dump-core, restore; a bar where a person looks', async () => {
+  await using daemon = await startDaemon();
+  const { zazen } = daemon;
+  await zazen('create', config);
+  const io = daemon.io().terminal();
+  const { status, err } = await runCli(['save', 'web', join(root, 'web.core')], {}, io);
+  assert.equal(status, 0);
+  assert.match(err, /^\r\x1b\[Ksave \[\.{30}\] 0 %[^]*\r\x1b\[Kzazen: .*web\.core: 100 KiB in 0\.00 s\n$/);
+  assert.match((await zazen('dump-core', 'web', 'x')).err, new RegExp(`^zazen: ${process.cwd()}/x: 100 KiB in`));
+  const id = (await zazen('checkpoint', 'web')).out.trim();
+  assert.equal((await zazen('save', '-k', id, 'y')).status, 0);
+  assert.equal((await zazen('save', 'web')).status, 2);
+  assert.equal((await zazen('save', 'web', 'z', '--destroy')).status, 0);
+  assert.equal((await zazen('restore', 'a.core', '--name', 'again', '-p')).out, 'again\n');
+  assert.match((await zazen('list')).out, /^NAME .*\nagain +2 .* paused .*\n$/);
 });
 
 test('store ls, read, write, rm, watch', async () => {
@@ -162,7 +193,7 @@ test('events of one domain end with it', async () => {
   await new Promise((resolve) => { setTimeout(resolve, 20); });
   await daemon.zazen('destroy', 'web');
   const lines = (await following).out.trim().split('\n').map((line) => JSON.parse(line));
-  assert.deepEqual(lines.map(({ name, type }) => [name, type]), [['web', 'started'], ['web', 'paused'], ['web', 'destroyed']]);
+  assert.deepEqual(lines.map(({ name, type }) => `${name} ${type}`), ['web started', 'web paused', 'web destroyed']);
   assert.match((await plain).out, /Z {2}web \(1\) {2}paused\n.* destroyed\n$/);
 });
 
@@ -172,7 +203,7 @@ test('top: once without a terminal, until q with one', async () => {
   const once = await daemon.zazen('top', '-d', '0.05');
   assert.match(once.out, /^host \d+: domains 1, .*\nNAME +ID +STATE .*\nweb +1 +running /);
   const { domains } = json(await daemon.zazen('top', '--json', '-d', '0.05'));
-  assert.deepEqual([domains[0].name, domains[0].mips], ['web', 0]);
+  assert.deepEqual([domains[0]!.name, domains[0]!.mips], ['web', 0]);
   const io = daemon.io().terminal();
   const running = runCli(['top', '-d', '0.05'], {}, io);
   await io.stdout.hears('web');
@@ -206,7 +237,9 @@ test('with two hosts a name is looked up on both, and --host chooses', async () 
   await using second = await startDaemon({}, first.directory, '--socket', socket);
   const { zazen } = first;
   assert.match((await zazen('create', config)).err, /2 hosts run; choose one with --host/);
-  for (const host of [String(process.pid), socket]) assert.equal((await zazen('create', config, '--host', host)).status, 0);
+  for (const host of [String(process.pid), socket]) {
+    assert.equal((await zazen('create', config, '--host', host)).status, 0);
+  }
   await zazen('create', config, 'name=only', '--host', String(process.ppid));
   assert.deepEqual([first.guests.length, second.guests.length], [1, 2]);
   assert.equal((await zazen('list')).out.split('\n').length, 5);
@@ -223,7 +256,13 @@ test('zazen run serves its guest\'s socket, and runs without one where there can
   io.env['ZAZEN_RUNTIME_DIR'] = directory;
   io.stdin.end();
   let guest: FakeGuest | undefined;
-  const running = runCli(['run', '--name', 'one', '--exec', 'x'], { guest: (it) => { guest = it; it.begin(); it.say('ready'); } }, io);
+  const running = runCli(['run', '--name', 'one', '--exec', 'x'], {
+    guest: (it) => {
+      guest = it;
+      it.begin();
+      it.say('ready');
+    },
+  }, io);
   await io.stdout.hears('ready');
   const other = new FakeIo();
   other.env['ZAZEN_RUNTIME_DIR'] = directory;

@@ -14,9 +14,9 @@ import type { Verb } from './verb.ts';
 export const createVerb: Verb = {
   name: 'create',
   summary: 'Create a domain from a configuration in the syntax of xl.cfg, on a host that runs.',
-  details: 'Taken: name, uuid, type, memory, maxmem, vcpus, kernel, ramdisk, cmdline, root, extra, on_poweroff, on_reboot\n'
-    + 'and on_crash (destroy, restart, preserve). Without kernel the guest is Debian. Devices that Zazen does not\n'
-    + 'have are refused by name; other keys are left out with a warning.',
+  details: 'Taken: name, uuid, type, memory, maxmem, vcpus, kernel, ramdisk, cmdline, root, extra, on_poweroff,\n'
+    + 'on_reboot and on_crash (destroy, restart, preserve). Without kernel the guest is Debian. Devices that Zazen\n'
+    + 'does not have are refused by name; other keys are left out with a warning.',
   positionals: [{ name: 'FILE' }, { name: 'KEY=VALUE', optional: true, many: true }],
   options: {
     paused: { short: 'p', help: 'create it paused' },
@@ -34,7 +34,8 @@ async function createDomain(args: Arguments, io: Io): Promise<number> {
   for (const warning of warnings) say(io, warning);
   if (args.switches.has('paused')) spec.paused = true;
   const client = await oneHost(args, io);
-  const created = await client.send<'create'>({ command: 'create', spec, policy }, { signal: io.signal, log: (line) => say(io, line) });
+  const options = { signal: io.signal, log: (line: string) => say(io, line) };
+  const created = await client.send({ command: 'create', spec, policy }, options);
   if (args.switches.has('json')) printJson(io, created);
   else say(io, `created ${created.name}, id ${created.id}`);
   if (args.switches.has('console')) await attachConsole(client, String(created.id), io);

@@ -22,16 +22,16 @@ export const daemonVerb: Verb = {
   run: runDaemon,
 };
 
-async function runDaemon({ values, switches }: Arguments, io: Io, { startHost, serveControl }: Services): Promise<number> {
+async function runDaemon({ values, switches }: Arguments, io: Io, services: Services): Promise<number> {
   const pcpus = parseCount('pcpus', values['pcpus']);
   const log = (line: string): void => say(io, line);
-  await using host = await startHost({
+  await using host = await services.startHost({
     log,
     ...(values['memory'] === undefined ? {} : { memory: values['memory'] }),
     ...(pcpus === undefined ? {} : { pcpus }),
   });
   io.signal.throwIfAborted();
-  await using server = await serveControl(host, {
+  await using server = await services.serveControl(host, {
     env: io.env, log, version: await zazenVersion(),
     ...(values['socket'] === undefined ? {} : { socketPath: resolve(values['socket']) }),
   });

@@ -26,7 +26,7 @@ const REFUSED: Readonly<Record<string, string>> = {
   p9: '9pfs shares', pci: 'PCI passthrough', dtdev: 'device passthrough', iomem: 'I/O memory passthrough',
   irqs: 'interrupt passthrough', usbctrl: 'USB', usbdev: 'USB', usbdevice: 'USB', channel: 'channels',
   serial: 'serial ports', virtio: 'virtio devices', vdispl: 'displays', pvcalls: 'PV calls', rdm: 'reserved regions',
-  device_tree: 'partial device trees', bootloader: 'boot loaders', firmware_override: 'firmware', vuart: 'emulated UARTs',
+  device_tree: 'partial device trees', bootloader: 'boot loaders', firmware_override: 'firmware', vuart: 'UARTs',
   tee: 'trusted execution environments', nestedhvm: 'nested virtualization', driver_domain: 'driver domains',
 };
 
@@ -139,20 +139,23 @@ function readCmdline(reader: ConfigReader): string | undefined {
   const root = reader.text('root');
   const extra = reader.text('extra');
   if (cmdline !== undefined) {
-    for (const key of ['root', 'extra']) if (reader.text(key) !== undefined) reader.warn(key, 'cmdline is there, so it is left out');
+    for (const key of ['root', 'extra']) {
+      if (reader.text(key) !== undefined) reader.warn(key, 'cmdline is there, so it is left out');
+    }
     return cmdline;
   }
   const words = [root === undefined ? undefined : `root=${root}`, extra].filter((word) => word !== undefined);
   return words.length === 0 ? undefined : words.join(' ');
 }
 
-const STOP_ACTIONS: Readonly<Record<string, StopAction>> = { destroy: 'destroy', restart: 'restart', preserve: 'preserve' };
+const STOP_ACTIONS: readonly StopAction[] = ['destroy', 'restart', 'preserve'];
 
 function readPolicy(reader: ConfigReader): StopPolicy {
   const read = (key: string): StopAction | undefined => {
     const given = reader.text(key);
     if (given === undefined) return undefined;
-    return STOP_ACTIONS[given] ?? reader.refuse(key, `there is no action "${given}"`, 'use destroy, restart or preserve');
+    return STOP_ACTIONS.find((action) => action === given)
+      ?? reader.refuse(key, `there is no action "${given}"`, `use ${STOP_ACTIONS.join(', ')}`);
   };
   const onPoweroff = read('on_poweroff');
   const onReboot = read('on_reboot');

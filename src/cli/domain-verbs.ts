@@ -32,7 +32,7 @@ function domainVerb(
     options: { ...options, host: HOST_OPTION, json: JSON_OPTION },
     async run(args, io) {
       const wait = args.switches.has('wait');
-      const result = await sendTo<SimpleCommand | StoppingCommand>(commandFor(args.positionals[0]!, wait), args, io);
+      const result = await sendTo(commandFor(args.positionals[0]!, wait), args, io);
       if (args.switches.has('json')) printJson(io, result);
       else if ('reason' in result) say(io, `${result.name} has stopped: ${result.reason}`);
       return 0;

@@ -22,9 +22,11 @@ async function followEvents(args: Arguments, io: Io): Promise<number> {
   const { switches, positionals: [domain] } = args;
   const client = domain === undefined ? await oneHost(args, io) : await hostOf(domain, args, io);
   const command: CommandOf<'events'> = {
-    command: 'events', ...(domain === undefined ? {} : { domain }), ...(switches.has('history') ? { history: true } : {}),
+    command: 'events',
+    ...(domain === undefined ? {} : { domain }),
+    ...(switches.has('history') ? { history: true } : {}),
   };
-  for await (const event of client.follow<'events'>(command, { signal: io.signal })) {
+  for await (const event of client.follow(command, { signal: io.signal })) {
     io.stdout.write(switches.has('json') ? `${JSON.stringify(event)}\n` : describe(event));
   }
   return 0;

@@ -11,11 +11,13 @@ import { createVerb } from './create.ts';
 import { daemonVerb } from './daemon.ts';
 import { domainVerbs } from './domain-verbs.ts';
 import { eventsVerb } from './events.ts';
+import { imageVerbs } from './image.ts';
 import { infoVerb } from './info.ts';
 import { Interruption, say } from './io.ts';
 import type { Io } from './io.ts';
 import { listVerb } from './list.ts';
 import { runVerb } from './run.ts';
+import { savingVerbs } from './saving-verbs.ts';
 import { storeVerbs } from './store.ts';
 import { formatTable } from './table.ts';
 import { topVerb } from './top.ts';
@@ -24,8 +26,9 @@ import type { Services, Verb } from './verb.ts';
 import { zazenVersion } from './version.ts';
 
 const VERBS: readonly Verb[] = [
-  runVerb, daemonVerb, createVerb, listVerb, consoleVerb, ...domainVerbs, ...checkpointVerbs, topVerb, eventsVerb,
-  ...storeVerbs, infoVerb, guestFetchVerb,
+  runVerb, daemonVerb, createVerb, listVerb, consoleVerb, ...domainVerbs, ...checkpointVerbs, ...savingVerbs,
+  topVerb, eventsVerb,
+  ...storeVerbs, ...imageVerbs, infoVerb, guestFetchVerb,
 ];
 
 /**

@@ -3,7 +3,7 @@
 import { resolve } from 'node:path';
 import { ZazenError } from '../base/errors.ts';
 import { ControlClient } from '../daemon/client.ts';
-import type { CommandName, CommandOf, CommandResults } from '../daemon/command.ts';
+import type { Command, CommandResults } from '../daemon/command.ts';
 import { unknownDomain } from '../daemon/control.ts';
 import { findSockets, runtimeDirectory, socketPathFor } from '../daemon/runtime-directory.ts';
 import type { Arguments, OptionRow } from './arguments.ts';
@@ -31,7 +31,8 @@ export async function listHosts(args: Arguments, io: Io): Promise<HostListing[]>
   const listings = await Promise.all(clients.map(async (client): Promise<HostListing[]> => {
     const late = AbortSignal.timeout(ANSWER_MILLIS);
     try {
-      return [{ client, ...await client.send<'list'>({ command: 'list' }, { signal: AbortSignal.any([io.signal, late]) }) }];
+      const listing = await client.send({ command: 'list' }, { signal: AbortSignal.any([io.signal, late]) });
+      return [{ client, ...listing }];
     } catch (error) {
       io.signal.throwIfAborted();
       if (late.aborted) say(io, `the host at ${client.socketPath} does not answer`);
@@ -52,14 +53,18 @@ export async function oneHost(args: Arguments, io: Io): Promise<ControlClient> {
   });
 }
 
-/** The host that has a domain of this name or id. @throws ZazenError ZAZEN_DOMAIN_UNKNOWN, ZAZEN_DOMAIN_AMBIGUOUS, ZAZEN_HOST_NONE */
+/**
+ * The host that has a domain of this name or id.
+ * @throws ZazenError ZAZEN_DOMAIN_UNKNOWN, ZAZEN_DOMAIN_AMBIGUOUS, ZAZEN_HOST_NONE
+ */
 export async function hostOf(domain: string, args: Arguments, io: Io): Promise<ControlClient> {
   const clients = await findHosts(args, io);
   if (clients.length === 0) throw noHost();
   // It says itself whether it has the domain.
   if (clients.length === 1) return clients[0]!;
   const listings = await listHosts(args, io);
-  const having = listings.filter(({ domains }) => domains.some(({ name, id }) => name === domain || String(id) === domain));
+  const having = listings.filter(({ domains }) =>
+    domains.some(({ name, id }) => name === domain || String(id) === domain));
   if (having.length === 0) throw unknownDomain(domain);
   if (having.length === 1) return having[0]!.client;
   throw new ZazenError('ZAZEN_DOMAIN_AMBIGUOUS', `${having.length} hosts have a domain ${domain}`, {
@@ -72,9 +77,9 @@ function noHost(): ZazenError {
 }
 
 /** Sends a command about a domain to the host that has it. */
-export async function sendTo<N extends CommandName>(
-  command: CommandOf<N> & { domain: string }, args: Arguments, io: Io,
-): Promise<CommandResults[N]> {
+export async function sendTo<C extends Command & { domain: string }>(
+  command: C, args: Arguments, io: Io,
+): Promise<CommandResults[C['command']]> {
   const client = await hostOf(command.domain, args, io);
-  return client.send<N>(command, { signal: io.signal, log: (line) => say(io, line) });
+  return client.send(command, { signal: io.signal, log: (line) => say(io, line) });
 }

@@ -68,7 +68,8 @@ function describeFacts(facts: Facts): string {
     ['created', Number.isNaN(created.getTime()) ? 'unknown' : created.toISOString()],
     ...Object.entries(domain).map(([name, value]) =>
       [harmless(name), harmless(typeof value === 'string' ? value : JSON.stringify(value))] as const),
-    ['memory', facts.banks.map((bank) => `${formatSize(bank.sizeBytes)} at ${hex(BigInt(bank.guestAddress))}`).join('\n')],
+    ['memory', facts.banks.map(({ guestAddress, sizeBytes }) =>
+      `${formatSize(sizeBytes)} at ${hex(BigInt(guestAddress))}`).join('\n')],
     ['pages', `${pages.stored} stored, ${pages.zero} zero, ${pages.parent} in the parent`],
     ['file size', `${facts.fileBytes} bytes with holes`],
     ['parent', parent === undefined ? 'none' : `${harmless(parent.path)}, id ${parent.id}`],

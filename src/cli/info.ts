@@ -66,7 +66,8 @@ async function showHost(args: Arguments, io: Io): Promise<number> {
         ['host', `${host.pid}, zazen ${host.version}`],
         ['socket', client.socketPath],
         ['started', new Date(host.startedMillis).toISOString()],
-        ['memory', `${formatSize(stats.memoryBytes)}, ${formatSize(stats.freeBytes)} free, ${formatSize(stats.dirtyBytes)} to scrub`],
+        ['memory', `${formatSize(stats.memoryBytes)}, ${formatSize(stats.freeBytes)} free, `
+          + `${formatSize(stats.dirtyBytes)} to scrub`],
         ['pCPUs', stats.pcpus.map(({ id, busyMillis }) =>
           `${id}: busy ${(100 * busyMillis / stats.uptimeMillis).toFixed(0)} % of the time`).join('\n')],
         ['domains', domains.map(({ name }) => name).join(' ') || 'none'],

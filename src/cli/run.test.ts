@@ -98,7 +98,7 @@ test('an error of the host is one line and exit status 1, also as JSON', async (
     throw new ZazenError('ZAZEN_KERNEL_TRUNCATED', 'k: the kernel\nis truncated', { hint: 'give another' });
   };
   const plain = await runCli(['run', '--exec', 'x'], { create }, noInput());
-  assert.deepEqual([plain.status, plain.out, plain.err], [1, '', 'zazen: k: the kernel is truncated; give another\n']);
+  assert.deepEqual([plain.status, plain.out, plain.err], [1, '', 'zazen: k: the kernel?is truncated; give another\n']);
   assert.equal(plain.hosts.open, 0);
   const json = await runCli(['run', '--exec', 'x', '--json'], { create }, noInput());
   assert.equal(JSON.parse(json.out).error.code, 'ZAZEN_KERNEL_TRUNCATED');

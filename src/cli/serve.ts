@@ -9,9 +9,10 @@ import type { Services } from './verb.ts';
 import { zazenVersion } from './version.ts';
 
 /** Serves it until disposed of; where that cannot be, a line says so, and the guest runs all the same. */
-export async function serveBeside(host: Host, io: Io, { serveControl }: Services): Promise<AsyncDisposable | undefined> {
+export async function serveBeside(host: Host, io: Io, services: Services): Promise<AsyncDisposable | undefined> {
   try {
-    const server = await serveControl(host, { env: io.env, version: await zazenVersion(), log: (line) => say(io, line) });
+    const options = { env: io.env, version: await zazenVersion(), log: (line: string) => say(io, line) };
+    const server = await services.serveControl(host, options);
     const removing = removeOnExit(io, server.socketPath);
     return {
       async [Symbol.asyncDispose]() {

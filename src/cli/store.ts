@@ -14,7 +14,7 @@ export const storeVerbs: readonly Verb[] = [
     positionals: [PATH], options: OPTIONS,
     async run(args, io) {
       const client = await oneHost(args, io);
-      const result = await client.send<'store-ls'>({ command: 'store-ls', path: args.positionals[0]! }, { signal: io.signal });
+      const result = await client.send({ command: 'store-ls', path: args.positionals[0]! }, { signal: io.signal });
       if (args.switches.has('json')) printJson(io, result);
       else io.stdout.write(result.names.map((name) => `${name}\n`).join(''));
       return 0;
@@ -25,7 +25,7 @@ export const storeVerbs: readonly Verb[] = [
     positionals: [PATH], options: OPTIONS,
     async run(args, io) {
       const client = await oneHost(args, io);
-      const result = await client.send<'store-read'>({ command: 'store-read', path: args.positionals[0]! }, { signal: io.signal });
+      const result = await client.send({ command: 'store-read', path: args.positionals[0]! }, { signal: io.signal });
       if (args.switches.has('json')) printJson(io, result);
       else io.stdout.write('value' in result ? `${result.value}\n` : Buffer.from(result.valueBase64, 'base64'));
       return 0;
@@ -37,7 +37,7 @@ export const storeVerbs: readonly Verb[] = [
     async run(args, io) {
       const [path, value] = args.positionals as [string, string];
       const client = await oneHost(args, io);
-      await client.send<'store-write'>({ command: 'store-write', path, value }, { signal: io.signal });
+      await client.send({ command: 'store-write', path, value }, { signal: io.signal });
       return 0;
     },
   },
@@ -46,7 +46,7 @@ export const storeVerbs: readonly Verb[] = [
     positionals: [PATH], options: { host: HOST_OPTION },
     async run(args, io) {
       const client = await oneHost(args, io);
-      await client.send<'store-rm'>({ command: 'store-rm', path: args.positionals[0]! }, { signal: io.signal });
+      await client.send({ command: 'store-rm', path: args.positionals[0]! }, { signal: io.signal });
       return 0;
     },
   },
@@ -56,7 +56,7 @@ export const storeVerbs: readonly Verb[] = [
     options: { host: HOST_OPTION, json: { help: 'print each change as a line of JSON' } },
     async run(args, io) {
       const client = await oneHost(args, io);
-      const changes = client.follow<'store-watch'>({ command: 'store-watch', path: args.positionals[0]! }, { signal: io.signal });
+      const changes = client.follow({ command: 'store-watch', path: args.positionals[0]! }, { signal: io.signal });
       for await (const change of changes) {
         io.stdout.write(`${args.switches.has('json') ? JSON.stringify(change) : change.path}\n`);
       }

@@ -13,11 +13,16 @@ export function formatTable(rows: readonly TableRow[], indent = ''): string {
  * Columns as wide as their widest entry; those of numbers stand to the right.
  * @param rows as many entries each as there are headings
  */
-export function formatColumns(headings: readonly string[], rows: readonly (readonly string[])[], numeric: ReadonlySet<number>): string {
+export function formatColumns(
+  headings: readonly string[], rows: readonly (readonly string[])[], numeric: ReadonlySet<number>,
+): string {
   const lines = [headings, ...rows];
   const widths = headings.map((_, column) => Math.max(...lines.map((line) => line[column]!.length)));
   return lines.map((line) => {
-    const cells = line.map((cell, column) => numeric.has(column) ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!));
+    const cells = line.map((cell, column) => {
+      const width = widths[column]!;
+      return numeric.has(column) ? cell.padStart(width) : cell.padEnd(width);
+    });
     return `${cells.join('  ').trimEnd()}\n`;
   }).join('');
 }

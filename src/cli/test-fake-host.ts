@@ -6,8 +6,9 @@ import { ZazenError } from '../base/errors.ts';
 import { exitMarker, initReached, startMarker } from '../guest/init-script.ts';
 import { attachGuestCommand } from '../host/guest-command.ts';
 import type {
-  Checkpoint, CreateOptions, Domain, DomainEvent, DomainEventBody, DomainSpec, DomainState, DomainStats, ExecSpec, GuestCommand,
-  ForkSpec, Host, HostOptions, RollbackStats, ShutdownReason,
+  Checkpoint, CreateOptions, Domain, DomainEvent, DomainEventBody, DomainSpec, DomainState, DomainStats, ExecSpec,
+  GuestCommand, ForkSpec, Host, HostOptions, RestoreOptions, RollbackStats, SaveOptions, SaveStats,
+  ShutdownReason,
 } from '../host/types.ts';
 import { Store } from '../xenstore/store.ts';
 
@@ -189,10 +190,24 @@ export class FakeDomain implements Domain {
     return {
       id: ++lastCheckpointId, domainId: this.id, domainName: this.name, memoryBytes: 1, vcpus: 1, createdMillis: 1,
       stats: { stopMicros: 1, downtimeMicros: 2, totalMicros: 3 },
-      fork: async (wanted: number | readonly ForkSpec[] = 1) =>
-        (typeof wanted === 'number' ? Array.from({ length: wanted }, () => ({})) : wanted).map((spec) => this.#make(spec)),
+      fork: async (wanted: number | readonly ForkSpec[] = 1) => {
+        const specs = typeof wanted === 'number' ? Array.from({ length: wanted }, () => ({})) : wanted;
+        return specs.map((spec) => this.#make(spec));
+      },
+      save: (path, options) => this.save(path, options),
       destroy, [Symbol.asyncDispose]: destroy,
     };
+  }
+
+  async save(_path: string, { onProgress, signal }: SaveOptions = {}): Promise<SaveStats> {
+    for (let pagesDone = 0; pagesDone <= 100; pagesDone += 50) onProgress?.({ pagesDone, pageCount: 100 });
+    // A disk that never gets ready, for who wants to go.
+    if (_path.endsWith('slow')) await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
+    return SAVE_STATS;
+  }
+
+  dumpCore(path: string, options?: SaveOptions): Promise<SaveStats> {
+    return this.save(path, options);
   }
 
   async rollback(checkpoint: Checkpoint): Promise<RollbackStats> {
@@ -222,6 +237,10 @@ export class FakeDomain implements Domain {
 }
 
 let lastCheckpointId = 0;
+const SAVE_STATS: SaveStats = {
+  pagesWritten: 25, zeroPages: 75, bytesWritten: 102_400, fileBytes: 409_600, direct: true, writeMillis: 1,
+  syncMillis: 1, millis: 2,
+};
 
 /** Hosts that were started, and what became of them. */
 export class FakeHosts {
@@ -265,6 +284,11 @@ export class FakeHosts {
         void this.#options.guest?.(new FakeGuest(domain, spec));
         return domain;
       },
+      restore: async (path: string, { name, uuid, paused }: RestoreOptions = {}) => {
+        if (!path.endsWith('.core')) throw new ZazenError('ZAZEN_IMAGE_BROKEN', `${path}: this is no image`);
+        return make({ name: name ?? 'restored', uuid, paused });
+      },
+      loadCheckpoint: async () => make({}).checkpoint(),
       domains: () => domains.filter((domain) => domain.state !== 'destroyed'),
       stats: () => ({
         memoryBytes: 1, freeBytes: 1, cleanBytes: 1, dirtyBytes: 0, scrubbingBytes: 0, sharedBytes: 0,

@@ -32,6 +32,8 @@ const BEHAVIOURS: Record<string, FakeHostOptions> = {
   bug: { guest: () => {}, create: async () => { throw new TypeError('our own bug'); } },
 };
 
+// A real host has workers, which keep the process alive.
+setInterval(() => {}, 1000);
 const [behaviour = '', ...words] = process.argv.slice(2);
 const hosts = new FakeHosts(BEHAVIOURS[behaviour]!);
 await runProcess(async (io) => {

@@ -25,8 +25,8 @@ const CLEAR_REST = '\x1b[J';
 export const topVerb: Verb = {
   name: 'top',
   summary: 'Show what the domains do: speed, processor use, memory, console, hypercalls.',
-  details: 'In a terminal the table is refreshed until q or Ctrl-C; else it is printed once. MIPS are million instructions\n'
-    + 'a second since the last sample; CPU is of one processor; MEM is what the guest has touched.',
+  details: 'In a terminal the table is refreshed until q or Ctrl-C; else it is printed once. MIPS are million\n'
+    + 'instructions a second since the last sample; CPU is of one processor; MEM is what the guest has touched.',
   options: {
     interval: { value: 'SECONDS', short: 'd', help: 'time between two samples (default 1)' },
     once: { help: 'print the table once' },
@@ -56,7 +56,8 @@ async function showTop(args: Arguments, io: Io): Promise<number> {
   const millis = parseInterval(args.values['interval']);
   const isJson = args.switches.has('json');
   const before = await listHosts(args, io);
-  if (!isJson && !args.switches.has('once') && io.stdout.isTTY && io.stdin.isTTY) return refresh(args, io, millis, before);
+  const isPerson = io.stdout.isTTY === true && io.stdin.isTTY === true;
+  if (isPerson && !isJson && !args.switches.has('once')) return refresh(args, io, millis, before);
   await pause(millis, io.signal);
   const now = await listHosts(args, io);
   const domains = compareSamples(before, now);
@@ -94,8 +95,11 @@ async function refresh(args: Arguments, io: Io, millis: number, first: readonly 
 
 /** Over what is there, without flicker; lines that do not fit are left out. */
 function draw(io: Io, text: string): void {
-  const lines = text.trimEnd().split('\n').slice(0, (io.stdout.rows ?? 24) - 1);
-  io.stdout.write(HOME + lines.map((line) => `${line.slice(0, io.stdout.columns ?? 80)}${CLEAR_LINE}\r\n`).join('') + CLEAR_REST);
+  // A terminal that does not know its size says 0.
+  const rows = io.stdout.rows || 24;
+  const columns = io.stdout.columns || 80;
+  const lines = text.trimEnd().split('\n').slice(0, rows - 1).map((line) => line.slice(0, columns));
+  io.stdout.write(HOME + lines.map((line) => `${line}${CLEAR_LINE}\r\n`).join('') + CLEAR_REST);
 }
 
 async function pause(millis: number, signal: AbortSignal): Promise<void> {
@@ -130,7 +134,10 @@ function describe(hosts: readonly HostListing[], domains: readonly DomainActivit
   const heads = hosts.map(({ host: { pid, stats } }) =>
     `host ${pid}: domains ${stats.domains}, pCPUs ${stats.pcpus.length}, ${formatSize(stats.memoryBytes)}, `
     + `${formatSize(stats.freeBytes)} free, ${formatSize(stats.dirtyBytes)} to scrub\n`).join('');
-  const headings = ['NAME', 'ID', 'STATE', 'VCPUS', 'MIPS', 'CPU%', 'MEM', 'OF', 'CONSOLE', 'HYPERCALLS/S', ...(several ? ['HOST'] : [])];
+  const headings = [
+    'NAME', 'ID', 'STATE', 'VCPUS', 'MIPS', 'CPU%', 'MEM', 'OF', 'CONSOLE', 'HYPERCALLS/S',
+    ...(several ? ['HOST'] : []),
+  ];
   return heads + formatColumns(headings, domains.map((it) => [
     it.name, String(it.id), it.state, String(it.vcpus), it.mips.toFixed(1), it.cpuPercent.toFixed(0),
     formatSize(it.residentBytes), formatSize(it.memoryBytes), formatSize(it.consoleOutBytes),
@@ -141,7 +148,7 @@ function describe(hosts: readonly HostListing[], domains: readonly DomainActivit
 function parseInterval(text: string | undefined): number {
   const seconds = Number(text ?? '1');
   if (!/^\d+(\.\d+)?$/.test(text ?? '1') || seconds < 0.05 || seconds > 3600) {
-    throw new UsageError(`--interval takes a number of seconds from 0.05 to 3600, not "${text}"`, 'see: zazen top --help');
+    throw new UsageError(`--interval takes seconds from 0.05 to 3600, not "${text}"`, 'see: zazen top --help');
   }
   return seconds * 1000;
 }

@@ -38,7 +38,8 @@ export function parseConfig(text: string, source: string): Map<string, ConfigEnt
     reader.skipBlanks();
     const value = reader.readValue(0);
     const before = entries.get(key)?.value;
-    entries.set(key, { line, value: operator === '=' || before === undefined ? value : join(before, value, key, reader) });
+    const isNew = operator === '=' || before === undefined;
+    entries.set(key, { line, value: isNew ? value : join(before, value, key, reader) });
     reader.skipBlanks();
     if (!reader.atSeparator) reader.fail(`after the value of ${key} comes a new line or ;`);
   }
@@ -125,7 +126,8 @@ class Reader {
       if (this.atEnd) this.fail('a list is not closed');
       list.push(this.readValue(depth + 1));
       this.skipSpace();
-      if (this.take(/,/y) === undefined && this.#text[this.#at] !== ']') this.fail('in a list, values are separated by commas');
+      const isSeparated = this.take(/,/y) !== undefined || this.#text[this.#at] === ']';
+      if (!isSeparated) this.fail('in a list, values are separated by commas');
     }
   }
 

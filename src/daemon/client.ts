@@ -4,18 +4,20 @@
 import type { ClientRequest, IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
-import type { CommandName, CommandOf, CommandResults } from './command.ts';
+import type { Command, CommandResults } from './command.ts';
 import {
   ANSWER_MAX_BYTES, COMMAND_PATH, CONSOLE_PATH, CONSOLE_PROTOCOL, JSON_TYPE, LINES_TYPE, errorFrom, notUnderstood,
   parseAnswer,
 } from './protocol.ts';
-import type { Answer } from './protocol.ts';
+import type { Answer, Progress } from './protocol.ts';
 
 export interface SendOptions {
   /** Ends the connection; its reason is thrown. */
   readonly signal?: AbortSignal;
   /** Gets a line for each step that takes time. */
   readonly log?: (line: string) => void;
+  /** Gets how far a long step has come. */
+  readonly onProgress?: (progress: Progress) => void;
 }
 
 export class ControlClient {
@@ -26,13 +28,15 @@ export class ControlClient {
   }
 
   /** Errors: those of the command; ZAZEN_HOST_UNREACHABLE, ZAZEN_HOST_PROTOCOL; `signal.reason`. */
-  async send<N extends CommandName>(command: CommandOf<N>, options: SendOptions = {}): Promise<CommandResults[N]> {
+  async send<C extends Command>(command: C, options: SendOptions = {}): Promise<CommandResults[C['command']]> {
     for await (const result of this.follow(command, options)) return result;
     throw this.#lost();
   }
 
   /** The results of a command that has many; ends when the host says that no more come. Errors as `send`. */
-  async *follow<N extends CommandName>(command: CommandOf<N>, { signal, log }: SendOptions = {}): AsyncIterableIterator<CommandResults[N]> {
+  async *follow<C extends Command>(
+    command: C, { signal, log, onProgress }: SendOptions = {},
+  ): AsyncIterableIterator<CommandResults[C['command']]> {
     signal?.throwIfAborted();
     const { request } = await import('node:http');
     const body = JSON.stringify(command);
@@ -47,7 +51,8 @@ export class ControlClient {
       for await (const answer of readAnswers(await responseTo(sent))) {
         if ('error' in answer) throw errorFrom(answer.error);
         if ('log' in answer) log?.(answer.log);
-        else yield answer.result as CommandResults[N];
+        else if ('progress' in answer) onProgress?.(answer.progress);
+        else yield answer.result as CommandResults[C['command']];
       }
     } catch (error) {
       signal?.throwIfAborted();

@@ -4,7 +4,8 @@
 
 import { ZazenError } from '../base/errors.ts';
 import type {
-  CheckpointStats, DomainEvent, DomainSpec, DomainState, DomainStats, HostStats, RollbackStats, ShutdownReason,
+  CheckpointStats, DomainEvent, DomainSpec, DomainState, DomainStats, HostStats, RollbackStats, SaveStats,
+  ShutdownReason,
 } from '../host/types.ts';
 import { flag, integer, isRecord, oneOf, optional, record, refuseCommand, text } from './checks.ts';
 import type { Check, Checks } from './checks.ts';
@@ -43,6 +44,10 @@ export type Command =
   | { command: 'rollback'; domain: string; checkpoint?: number }
   /** Of a domain as it is now, or of a checkpoint; exactly one is given. Several are called `NAME-1`, `NAME-2` … */
   | { command: 'fork'; domain?: string; checkpoint?: number; count?: number; name?: string; paused?: boolean }
+  /** Of a domain as it is now, or of a checkpoint; exactly one is given. With `destroy`, the domain stops there. */
+  | { command: 'save'; path: string; domain?: string; checkpoint?: number; destroy?: boolean }
+  | { command: 'dump-core'; domain: string; path: string }
+  | { command: 'restore'; path: string; name?: string; uuid?: string; paused?: boolean }
   /** Bytes both ways, over an upgraded connection. */
   | { command: 'console'; domain: string }
   /** Follows events, of all domains or one; with `history`, those that are remembered come first. */
@@ -98,6 +103,9 @@ export interface CommandResults {
   'checkpoint-destroy': CheckpointSummary;
   'rollback': DomainSummary & { readonly checkpoint: number; readonly stats: RollbackStats };
   'fork': { readonly domains: readonly DomainSummary[]; readonly forkMicros: number };
+  'save': SaveStats & { readonly path: string };
+  'dump-core': SaveStats & { readonly path: string };
+  'restore': DomainSummary & { readonly restoreMillis: number };
   'console': never;
   'events': DomainEvent & { readonly name: string };
   'store-ls': { readonly names: readonly string[] };
@@ -130,11 +138,16 @@ const FORKS_MAX = 10_000;
 const storeValue = text(4096);
 const stopAction = oneOf('destroy', 'restart', 'preserve');
 
+const absolutePath: Check<string> = (value, what) => {
+  const given = text(4096, 1)(value, what);
+  return given.startsWith('/') ? given : refuseCommand(`${what} must be an absolute path`, 'the host has its own directory');
+};
+
 function fileOr(...words: readonly string[]): Check<string> {
   return (value, what) => {
     const given = text(4096, 1)(value, what);
     if (given.startsWith('/') || words.includes(given)) return given;
-    return refuseCommand(`${what} must be ${words.join(', ')} or an absolute path`, 'the host runs in a directory of its own');
+    return refuseCommand(`${what} must be ${words.join(', ')} or an absolute path`, 'the host has its own directory');
   };
 }
 
@@ -176,6 +189,19 @@ export const COMMANDS: { readonly [N in CommandName]: CommandRow<CommandOf<N>> }
     arguments: {
       domain: optional(domain), checkpoint: optional(checkpoint), count: optional(integer(1, FORKS_MAX)),
       name: optional(text(64, 1)), paused: optional(flag),
+    },
+  },
+  'save': {
+    answer: 'result', states: LIVE,
+    arguments: {
+      path: absolutePath, domain: optional(domain), checkpoint: optional(checkpoint), destroy: optional(flag),
+    },
+  },
+  'dump-core': { answer: 'result', arguments: { domain, path: absolutePath }, states: LIVE },
+  'restore': {
+    answer: 'result',
+    arguments: {
+      path: absolutePath, name: optional(text(64, 1)), uuid: optional(text(64, 1)), paused: optional(flag),
     },
   },
   'console': { answer: 'console', arguments: { domain }, states: ANY },

@@ -4,11 +4,12 @@
 import { isUtf8 } from 'node:buffer';
 import type { Duplex } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
-import type { Checkpoint, Domain, ForkSpec, Host, ShutdownReason } from '../host/types.ts';
+import type { Checkpoint, Domain, ForkSpec, Host, SaveOptions, SaveStats, ShutdownReason } from '../host/types.ts';
 import { assertLegal } from './command.ts';
 import type {
   CheckpointSummary, Command, CommandName, CommandOf, CommandResults, DomainSummary, HostDescription, ListedDomain,
 } from './command.ts';
+import type { Progress } from './protocol.ts';
 import { EventHub } from './event-hub.ts';
 import { StopPolicies } from './stop-policies.ts';
 import type { Origin } from './stop-policies.ts';
@@ -25,6 +26,8 @@ export interface ExecuteOptions {
   readonly signal?: AbortSignal;
   /** Gets a line for each step that takes time. */
   readonly log?: (line: string) => void;
+  /** Gets how far a long step has come, often. */
+  readonly onProgress?: (progress: Progress) => void;
 }
 
 /** A checkpoint that the host keeps, and what its forks are to be started from again. */
@@ -52,8 +55,8 @@ export class Control {
    * Carries out a command that has one result. Errors: ZAZEN_DOMAIN_UNKNOWN, ZAZEN_DOMAIN_STATE, ZAZEN_STORE_*, those
    * of the API; `signal.reason` when aborted.
    */
-  async execute<N extends CommandName>(command: CommandOf<N>, options: ExecuteOptions = {}): Promise<CommandResults[N]> {
-    return await this.#execute(command, options) as CommandResults[N];
+  async execute<C extends Command>(command: C, options: ExecuteOptions = {}): Promise<CommandResults[C['command']]> {
+    return await this.#execute(command, options) as CommandResults[C['command']];
   }
 
   async #execute(command: Command, options: ExecuteOptions): Promise<unknown> {
@@ -67,10 +70,17 @@ export class Control {
       case 'shutdown': return this.#shutDown(command, 'poweroff', options.signal);
       case 'reboot': return this.#shutDown(command, 'reboot', options.signal);
       case 'checkpoint': return this.#checkpoint(command);
-      case 'checkpoints': return { checkpoints: this.#keptOf(command.domain).map(({ checkpoint }) => describeCheckpoint(checkpoint)) };
+      case 'checkpoints':
+        return { checkpoints: this.#keptOf(command.domain).map((it) => describeCheckpoint(it.checkpoint)) };
       case 'checkpoint-destroy': return this.#destroyCheckpoint(command);
       case 'rollback': return this.#rollBack(command);
       case 'fork': return this.#fork(command);
+      case 'save': return this.#save(command, options);
+      case 'dump-core': {
+        const stats = await this.#find(command.domain, 'dump-core').dumpCore(command.path, saveOptions(options));
+        return { path: command.path, ...stats };
+      }
+      case 'restore': return this.#restore(command, options);
       case 'store-ls': return { names: there(command.path, store.list(command.path)) };
       case 'store-read': return describeValue(there(command.path, store.readBytes(command.path)));
       case 'store-write': return store.write(command.path, command.value), {};
@@ -83,7 +93,9 @@ export class Control {
     }
   }
 
-  async #act(command: CommandOf<'pause' | 'unpause' | 'destroy'>, act: (domain: Domain) => Promise<void>): Promise<DomainSummary> {
+  async #act(
+    command: CommandOf<'pause' | 'unpause' | 'destroy'>, act: (domain: Domain) => Promise<void>,
+  ): Promise<DomainSummary> {
     const domain = this.#find(command.domain, command.command);
     await act(domain);
     return summary(domain);
@@ -133,7 +145,8 @@ export class Control {
 
   async #rollBack(command: CommandOf<'rollback'>): Promise<CommandResults['rollback']> {
     const domain = this.#find(command.domain, command.command);
-    const kept = command.checkpoint === undefined ? this.#keptOf(String(domain.id)).at(-1) : this.#kept(command.checkpoint);
+    const kept = command.checkpoint === undefined
+      ? this.#keptOf(String(domain.id)).at(-1) : this.#kept(command.checkpoint);
     if (kept === undefined) {
       throw new ZazenError('ZAZEN_CHECKPOINT_UNKNOWN', `domain ${domain.name} has no checkpoint`, {
         hint: `zazen checkpoint ${domain.name} makes one`,
@@ -164,6 +177,29 @@ export class Control {
     const made = await checkpoint.fork(wanted);
     for (const domain of made) this.#policies.adopt(domain, origin);
     return made;
+  }
+
+  // ---- images
+
+  async #save(command: CommandOf<'save'>, options: ExecuteOptions): Promise<CommandResults['save']> {
+    const { path, checkpoint, destroy = false } = command;
+    if ((command.domain === undefined) === (checkpoint === undefined) || (destroy && checkpoint !== undefined)) {
+      throw new ZazenError('ZAZEN_COMMAND_INVALID', 'save takes either a domain, which it may destroy, or a checkpoint');
+    }
+    if (command.domain === undefined) {
+      return { path, ...await this.#kept(checkpoint!).checkpoint.save(path, saveOptions(options)) };
+    }
+    const domain = this.#find(command.domain, command.command);
+    if (!destroy) return { path, ...await domain.save(path, saveOptions(options)) };
+    return { path, ...await saveAndDestroy(domain, path, options) };
+  }
+
+  async #restore(command: CommandOf<'restore'>, options: ExecuteOptions): Promise<CommandResults['restore']> {
+    const begun = performance.now();
+    const { command: _, path, ...identity } = command;
+    const domain = await this.#host.restore(path, { ...identity, ...saveOptions(options) });
+    this.#policies.adopt(domain, { spec: undefined, policy: {} });
+    return { ...summary(domain), restoreMillis: performance.now() - begun };
   }
 
   // ---- what has no single result
@@ -214,7 +250,9 @@ export class Control {
 }
 
 export function unknownDomain(name: string): ZazenError {
-  return new ZazenError('ZAZEN_DOMAIN_UNKNOWN', `there is no domain ${name}`, { hint: 'zazen list shows those there are' });
+  return new ZazenError('ZAZEN_DOMAIN_UNKNOWN', `there is no domain ${name}`, {
+    hint: 'zazen list shows those there are',
+  });
 }
 
 function summary({ id, name, uuid, state }: Domain): DomainSummary {
@@ -224,6 +262,29 @@ function summary({ id, name, uuid, state }: Domain): DomainSummary {
 function describeCheckpoint(checkpoint: Checkpoint): CheckpointSummary {
   const { id, domainId, domainName, memoryBytes, vcpus, createdMillis, stats } = checkpoint;
   return { id, domainId, domainName, memoryBytes, vcpus, createdMillis, stats };
+}
+
+/** Nothing that the guest does is lost: it does nothing after what is saved. Goes on if that fails. */
+async function saveAndDestroy(domain: Domain, path: string, options: ExecuteOptions): Promise<SaveStats> {
+  const before = domain.state;
+  await domain.pause();
+  try {
+    const stats = await domain.save(path, saveOptions(options));
+    await domain.destroy();
+    return stats;
+  } catch (error) {
+    if (before === 'running' && domain.state === 'paused') await domain.unpause();
+    throw error;
+  }
+}
+
+function saveOptions({ signal, onProgress }: ExecuteOptions): SaveOptions {
+  return {
+    ...(signal === undefined ? {} : { signal }),
+    ...(onProgress === undefined ? {} : {
+      onProgress: ({ pagesDone, pageCount }) => onProgress({ done: pagesDone, total: pageCount }),
+    }),
+  };
 }
 
 function forkSpecs({ count = 1, name, paused }: CommandOf<'fork'>): ForkSpec[] {

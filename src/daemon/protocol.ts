@@ -5,6 +5,7 @@
 //     4xx application/json       {"error":{"code":"ZAZEN_…","message":"…","hint":"…"}}
 //   the same, for commands that follow something, or with `Accept: application/x-ndjson`
 //     200 application/x-ndjson   {"log":"…"}\n … {"result":{…}}\n      log: a step that takes time, for a person
+//                                … {"progress":{"done":1,"total":9}}\n  how far a long step has come, in its own unit
 //                                … {"error":{…}}\n                     an error after the first line ends it
 //   GET /v1/console?domain=web   Upgrade: zazen-console
 //     101                        bytes of the console, both ways; who closes one way has left
@@ -29,7 +30,17 @@ export interface ErrorAnswer {
   readonly hint?: string;
 }
 
-export type Answer = { readonly result: unknown } | { readonly error: ErrorAnswer } | { readonly log: string };
+/** How far a long step has come, in a unit of its own. */
+export interface Progress {
+  readonly done: number;
+  readonly total: number;
+}
+
+export type Answer =
+  | { readonly result: unknown }
+  | { readonly error: ErrorAnswer }
+  | { readonly log: string }
+  | { readonly progress: Progress };
 
 export function describeError(error: ZazenError): ErrorAnswer {
   return { code: error.code, message: error.message, ...(error.hint === undefined ? {} : { hint: error.hint }) };
@@ -46,14 +57,12 @@ export function parseAnswer(line: string): Answer {
   if (!isRecord(value)) throw notUnderstood();
   if ('result' in value) return { result: value['result'] };
   if (typeof value['log'] === 'string') return { log: value['log'] };
-  const { error } = value;
-  if (!isRecord(error) || typeof error['code'] !== 'string' || typeof error['message'] !== 'string') throw notUnderstood();
-  return {
-    error: {
-      code: error['code'], message: error['message'],
-      ...(typeof error['hint'] === 'string' ? { hint: error['hint'] } : {}),
-    },
-  };
+  const { error, progress } = value;
+  if (isRecord(progress)) return { progress: { done: Number(progress['done']), total: Number(progress['total']) } };
+  if (!isRecord(error)) throw notUnderstood();
+  const { code, message, hint } = error;
+  if (typeof code !== 'string' || typeof message !== 'string') throw notUnderstood();
+  return { error: { code, message, ...(typeof hint === 'string' ? { hint } : {}) } };
 }
 
 export function errorFrom({ code, message, hint }: ErrorAnswer): ZazenError {

@@ -1,7 +1,8 @@
 // Where control sockets are: one directory that belongs to the user alone, one socket for each host process.
 //
-//   $ZAZEN_RUNTIME_DIR, else $XDG_RUNTIME_DIR/zazen if that is there, else /tmp/zazen-UID      directory, mode 0700, the user's own
-//     PID.sock                                                                socket, mode 0600
+//   $ZAZEN_RUNTIME_DIR, else $XDG_RUNTIME_DIR/zazen if $XDG_RUNTIME_DIR is there, else /tmp/zazen-UID
+//                    directory, mode 0700, the user's own
+//     PID.sock       socket, mode 0600
 //
 // A host that was killed leaves its socket behind. It is stale when no process has its PID and nobody listens; whoever
 // looks for hosts removes it.
@@ -37,17 +38,21 @@ export async function openRuntimeDirectory(env: Environment): Promise<string> {
     // Not its parents: a name that is mistyped should not make a tree.
     await mkdir(directory, { mode: 0o700 });
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw runtimeError(directory, (error as Error).message, error);
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code !== 'EEXIST') throw runtimeError(directory, message, error);
   }
   await checkRuntimeDirectory(directory);
   return directory;
 }
 
 async function checkRuntimeDirectory(directory: string): Promise<void> {
-  const facts = await lstat(directory).catch((error: Error) => { throw runtimeError(directory, error.message, error); });
+  const facts = await lstat(directory).catch((error: Error) => {
+    throw runtimeError(directory, error.message, error);
+  });
   if (!facts.isDirectory()) throw runtimeError(directory, 'it is no directory');
   if (facts.uid !== process.getuid!()) throw runtimeError(directory, 'it belongs to another user');
-  if ((facts.mode & OTHERS) !== 0) throw runtimeError(directory, 'other users may enter it', undefined, `chmod 700 ${directory}`);
+  if ((facts.mode & OTHERS) === 0) return;
+  throw runtimeError(directory, 'other users may enter it', undefined, `chmod 700 ${directory}`);
 }
 
 function runtimeError(directory: string, why: string, cause?: unknown, hint?: string): ZazenError {

@@ -17,7 +17,7 @@ import type { Host } from '../host/types.ts';
 import {
   BODY_MAX_BYTES, COMMAND_PATH, CONSOLE_PATH, CONSOLE_PROTOCOL, HEADERS_MAX_BYTES, JSON_TYPE, LINES_TYPE, describeError,
 } from './protocol.ts';
-import type { Answer } from './protocol.ts';
+import type { Answer, Progress } from './protocol.ts';
 import { assertSocketPath, isListening, openRuntimeDirectory, socketPathFor } from './runtime-directory.ts';
 import type { Environment } from './runtime-directory.ts';
 
@@ -39,6 +39,9 @@ const CONNECTIONS_MAX = 128;
 const PATIENCE_MILLIS = 10_000;
 /** What waits for a peer that does not read its events; beyond it, the peer is let go. */
 const BACKLOG_MAX_BYTES = 2 ** 20;
+
+/** Least time between two words on how far a command is. */
+const PROGRESS_MILLIS = 50;
 
 const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   ZAZEN_COMMAND_TOO_LARGE: 413, ZAZEN_DOMAIN_UNKNOWN: 404, ZAZEN_STORE_ENOENT: 404, ZAZEN_DOMAIN_STATE: 409,
@@ -71,7 +74,8 @@ class ServedControl implements ControlServer {
   readonly #closing = new AbortController();
   #closed: Promise<void> | undefined;
 
-  constructor(control: Control, socketPath: string, { patienceMillis = PATIENCE_MILLIS, log = () => {} }: ServeOptions) {
+  constructor(control: Control, socketPath: string, options: ServeOptions) {
+    const { patienceMillis = PATIENCE_MILLIS, log = () => {} } = options;
     this.#control = control;
     this.socketPath = socketPath;
     this.#patienceMillis = patienceMillis;
@@ -99,9 +103,13 @@ class ServedControl implements ControlServer {
           await unlink(this.socketPath).catch(() => {});
           continue;
         }
-        throw new ZazenError(isTaken ? 'ZAZEN_SOCKET_TAKEN' : 'ZAZEN_SOCKET_PATH', isTaken
-          ? `${this.socketPath}: another host listens there` : `${this.socketPath}: cannot listen there: ${message}`, {
-          cause: error, hint: isTaken ? 'choose another path with --socket' : 'name another directory in ZAZEN_RUNTIME_DIR',
+        if (isTaken) {
+          throw new ZazenError('ZAZEN_SOCKET_TAKEN', `${this.socketPath}: another host listens there`, {
+            cause: error, hint: 'choose another path with --socket',
+          });
+        }
+        throw new ZazenError('ZAZEN_SOCKET_PATH', `${this.socketPath}: cannot listen there: ${message}`, {
+          cause: error, hint: 'name another directory in ZAZEN_RUNTIME_DIR',
         });
       }
     }
@@ -168,11 +176,17 @@ class ServedControl implements ControlServer {
         hint: `GET ${CONSOLE_PATH}?domain=NAME with Upgrade: ${CONSOLE_PROTOCOL}`,
       });
     }
-    if (command.command === 'events' || command.command === 'store-watch') return this.#follow(command, answers, signal);
-    answers.end(await this.#control.execute(command, { signal, log: (line) => answers.log(line) }));
+    if (command.command === 'events' || command.command === 'store-watch') {
+      return this.#follow(command, answers, signal);
+    }
+    answers.end(await this.#control.execute(command, {
+      signal, log: (line) => answers.log(line), onProgress: (progress) => answers.progress(progress),
+    }));
   }
 
-  async #follow(command: CommandOf<'events' | 'store-watch'>, answers: AnswerWriter, signal: AbortSignal): Promise<void> {
+  async #follow(
+    command: CommandOf<'events' | 'store-watch'>, answers: AnswerWriter, signal: AbortSignal,
+  ): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const stop = (): void => reject(signal.reason);
     const unfollow = this.#control.follow(command, (result) => {
@@ -266,7 +280,9 @@ function refuseUpgrade(socket: Duplex, error: ZazenError): void {
 
 function checkRequest({ method, url }: IncomingMessage): void {
   if (url === COMMAND_PATH && method === 'POST') return;
-  throw new ZazenError('ZAZEN_COMMAND_INVALID', 'there is nothing here', { hint: `POST ${COMMAND_PATH} takes a command` });
+  throw new ZazenError('ZAZEN_COMMAND_INVALID', 'there is nothing here', {
+    hint: `POST ${COMMAND_PATH} takes a command`,
+  });
 }
 
 async function readBody(request: IncomingMessage): Promise<Buffer> {
@@ -299,6 +315,7 @@ function statusOf({ code }: ZazenError): number {
 class AnswerWriter {
   readonly #response: ServerResponse;
   readonly #asLines: boolean;
+  #progressMillis = -Infinity;
 
   constructor(response: ServerResponse, asLines: boolean) {
     this.#response = response;
@@ -324,6 +341,15 @@ class AnswerWriter {
     if (!this.#asLines || this.#response.writableLength > BACKLOG_MAX_BYTES) return;
     this.begin();
     this.#line({ log: line });
+  }
+
+  progress(progress: Progress): void {
+    const now = performance.now();
+    if (!this.#asLines || now - this.#progressMillis < PROGRESS_MILLIS) return;
+    if (this.#response.writableLength > BACKLOG_MAX_BYTES) return;
+    this.#progressMillis = now;
+    this.begin();
+    this.#line({ progress });
   }
 
   end(result: unknown): void {
@@ -353,7 +379,8 @@ class AnswerWriter {
     // What is left of a request that was refused is not waited for.
     const isRefused = status !== 200;
     this.#response.writeHead(status, {
-      'content-type': JSON_TYPE, 'content-length': Buffer.byteLength(body), ...(isRefused ? { connection: 'close' } : {}),
+      'content-type': JSON_TYPE, 'content-length': Buffer.byteLength(body),
+      ...(isRefused ? { connection: 'close' } : {}),
     });
     this.#response.end(body);
   }

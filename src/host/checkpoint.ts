@@ -13,7 +13,8 @@ import { checkName, checkUuid, randomUuid } from './domain-spec.ts';
 import { HostedDomain } from './domain.ts';
 import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts';
 import type { HostCore } from './host-core.ts';
-import type { Checkpoint, CheckpointStats, Domain, ForkSpec, RollbackStats } from './types.ts';
+import { saveCheckpoint } from './image-files.ts';
+import type { Checkpoint, CheckpointStats, Domain, ForkSpec, RollbackStats, SaveOptions, SaveStats } from './types.ts';
 
 const MICROS_PER_MILLI = 1000;
 const NANOS_PER_MILLI = 1e6;
@@ -41,13 +42,17 @@ export class HeldCheckpoint implements Checkpoint {
   readonly memoryBytes: number;
   readonly vcpus: number;
   readonly stats: CheckpointStats;
+  /** Who the domain was. */
+  readonly origin: CheckpointParts['origin'];
   readonly #core: HostCore;
   readonly #parts: CheckpointParts;
+  readonly #saves = new Set<Promise<SaveStats>>();
   #isGone = false;
 
   constructor(core: HostCore, parts: CheckpointParts) {
     this.#core = core;
     this.#parts = parts;
+    this.origin = parts.origin;
     this.domainId = parts.origin.id;
     this.domainName = parts.origin.name;
     this.memoryBytes = parts.origin.memoryBytes;
@@ -125,9 +130,20 @@ export class HeldCheckpoint implements Checkpoint {
     return hosted;
   }
 
+  save(path: string, options: SaveOptions = {}): Promise<SaveStats> {
+    this.#assertHere();
+    const save = saveCheckpoint(this.#core, this.#parts, path, options);
+    this.#saves.add(save);
+    const forget = (): void => { this.#saves.delete(save); };
+    save.then(forget, forget);
+    return save;
+  }
+
   async destroy(): Promise<void> {
     if (this.#isGone) return;
     this.#isGone = true;
+    // They read the frozen memory.
+    await Promise.allSettled(this.#saves);
     this.#core.frozenRoots.delete(this.#parts.frozen.root);
     this.#core.releaseRoot(this.#parts.frozen.root);
   }

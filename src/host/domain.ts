@@ -18,8 +18,8 @@ import { EventLog } from './event-log.ts';
 import type { DomainPlan } from './domain-spec.ts';
 import type { HostCore } from './host-core.ts';
 import type {
-  Checkpoint, Domain, DomainEvent, DomainEventBody, DomainState, DomainStats, GuestCommand, RollbackStats, ShutdownReason,
-  VcpuStats,
+  Checkpoint, Domain, DomainEvent, DomainEventBody, DomainState, DomainStats, GuestCommand, RollbackStats, SaveOptions,
+  SaveStats, ShutdownReason,  VcpuStats,
 } from './types.ts';
 
 /** By SHUTDOWN_* of Xen's sched.h; a soft reset has no meaning here. */
@@ -196,6 +196,14 @@ export class HostedDomain implements Domain {
     }
     this.#takeLog();
     return takeCheckpoint(this.#core, this.#ends.domain, () => this.#devices.save(), this.#identity, this.#family);
+  }
+
+  async save(path: string, options: SaveOptions = {}): Promise<SaveStats> {
+    await using checkpoint = await this.checkpoint();
+    return await checkpoint.save(path, options);
+  }
+  dumpCore(path: string, options: SaveOptions = {}): Promise<SaveStats> {
+    return this.save(path, options);
   }
 
   async rollback(checkpoint: Checkpoint): Promise<RollbackStats> {

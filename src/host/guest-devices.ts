@@ -35,7 +35,8 @@ export interface DeviceState {
   readonly connection: ConnectionState;
   /** Of the connection that it is the state of. */
   readonly connectionChanges: number;
-  readonly ring: XenstoreRing;
+  /** Undefined: of another process. */
+  readonly ring: XenstoreRing | undefined;
   readonly storeDomain: StoreDomainState;
   /** Below /local/domain/ID and /vm/UUID. */
   readonly domainNodes: StoreSnapshot | undefined;

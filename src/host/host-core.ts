@@ -67,6 +67,7 @@ export class HostCore {
     if (!this.builder.initializeHost()) {
       throw new ZazenError('ZAZEN_HOST_MEMORY_SIZE', 'the host\'s memory is too small for its own records');
     }
+    for (const path of ['/local/domain', '/vm']) this.store.mkdir(path);
     this.ports = new HostPorts(channels, domid => this.domains.get(domid)?.notice());
     for (let number = machine.parameters.vcpuCount - 1; number >= 0; number--) this.#freeVcpus.push(number);
   }
@@ -213,7 +214,7 @@ export class HostCore {
   /** Proves that every frame is accounted for exactly once, while no vCPU runs. */
   audit(): AuditReport {
     let report: AuditReport | undefined;
-    this.thread.safePoints.stopWorld(() => {
+    this.thread.safePoints.stopWorldAtRest(() => {
       const records = [this.thread.hypercalls.domains.record(0),
         ...[...this.domains.keys()].map(id => this.thread.hypercalls.domains.record(id))];
       const claims = records.map(record => this.builder.claims(record));

@@ -1,22 +1,23 @@
 // `Host`: a process's machine and the domains in it. See types.ts for what each method promises.
 
 import { availableParallelism } from 'node:os';
-import { PCPU_MAX } from '../abi/machine-memory.ts';
+import { FRAME_BYTES, PCPU_MAX } from '../abi/machine-memory.ts';
 import { PCPU } from '../abi/scheduler.ts';
-import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { systemClock } from '../base/clock.ts';
 import { ZazenError } from '../base/errors.ts';
 import { systemRandom } from '../base/random.ts';
 import { loadDomain } from '../lifecycle/build.ts';
 import type { NewDomain } from '../hypervisor/domain.ts';
 import type { AuditReport } from '../memory/audit.ts';
+import { HeldCheckpoint } from './checkpoint.ts';
 import { HostedDomain } from './domain.ts';
-import { planDomain } from './domain-spec.ts';
+import { checkName, planDomain } from './domain-spec.ts';
 import type { DomainPlan } from './domain-spec.ts';
 import { HostCore } from './host-core.ts';
+import { loadCheckpoint } from './image-files.ts';
 import { parseSize } from './size.ts';
 import type {
-  CreateOptions, Domain, DomainSpec, Host as HostInterface, HostOptions, HostStats, HostStore, StartHost,
+  Checkpoint, CreateOptions, Domain, DomainSpec, Host as HostInterface, HostOptions, HostStats, HostStore, RestoreOptions, SaveOptions, StartHost,
 } from './types.ts';
 
 const DEFAULT_MEMORY = '2GiB';
@@ -28,10 +29,13 @@ const EXTRA_PAGES = 1024;
 
 export type Host = HostInterface;
 
+const closed = (): ZazenError => new ZazenError('ZAZEN_HOST_CLOSED', 'the host has been closed');
+
 class RunningHost implements HostInterface {
   readonly #core: HostCore;
   readonly #cacheDir: string | undefined;
   readonly #startMillis = performance.now();
+  readonly #loads = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
 
   constructor(core: HostCore, cacheDir: string | undefined) {
@@ -50,8 +54,37 @@ class RunningHost implements HostInterface {
     return this.#build(plan);
   }
 
+  async loadCheckpoint(path: string, options: SaveOptions = {}): Promise<Checkpoint> {
+    this.#assertOpen();
+    return this.#loaded(path, options);
+  }
+  async #loaded(path: string, options: SaveOptions): Promise<HeldCheckpoint> {
+    const loading = loadCheckpoint(this.#core, path, options);
+    this.#loads.add(loading);
+    try {
+      const checkpoint = new HeldCheckpoint(this.#core, await loading);
+      if (this.#closing === undefined) return checkpoint;
+      await checkpoint.destroy();
+      throw closed();
+    } finally {
+      this.#loads.delete(loading);
+    }
+  }
+
+  async restore(path: string, options: RestoreOptions = {}): Promise<Domain> {
+    this.#assertOpen();
+    checkName(options.name);
+    if (options.name !== undefined) this.#core.assertNameFree(options.name);
+    await using checkpoint = await this.#loaded(path, options);
+    const { origin } = checkpoint;
+    const isTaken = this.domains().some(domain => domain.uuid === origin.uuid);
+    const uuid = options.uuid ?? (isTaken ? undefined : origin.uuid);
+    const [domain] = await checkpoint.fork([{ name: options.name ?? origin.name, uuid, paused: options.paused }]);
+    return domain!;
+  }
+
   #assertOpen(): void {
-    if (this.#closing !== undefined) throw new ZazenError('ZAZEN_HOST_CLOSED', 'the host has been closed');
+    if (this.#closing !== undefined) throw closed();
   }
 
   #build(plan: DomainPlan): HostedDomain {
@@ -132,6 +165,8 @@ class RunningHost implements HostInterface {
 
   async audit(): Promise<AuditReport> {
     this.#assertOpen();
+    // Frames that are being filled are nobody's yet.
+    await Promise.allSettled(this.#loads);
     return this.#core.audit();
   }
 

@@ -223,8 +223,45 @@ export interface Checkpoint extends AsyncDisposable {
    * @param wanted how many; default 1
    */
   fork(wanted?: number | readonly ForkSpec[]): Promise<Domain[]>;
-  /** Forks live on. Destroyed twice is destroyed. */
+  /**
+   * Writes an image that is a core dump as well; see docs/formats/image.md. The file has its name when it is complete
+   * and durable, and not before. Errors: ZAZEN_IMAGE_CREATE, _NO_SPACE, _WRITE, ZAZEN_CHECKPOINT_GONE; `signal.reason`.
+   */
+  save(path: string, options?: SaveOptions): Promise<SaveStats>;
+  /** Forks live on. Destroyed twice is destroyed; a save that is under way ends first. */
   destroy(): Promise<void>;
+}
+
+export interface SaveProgress {
+  readonly pagesDone: number;
+  readonly pageCount: number;
+}
+
+export interface SaveOptions {
+  readonly onProgress?: (progress: SaveProgress) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface SaveStats {
+  readonly pagesWritten: number;
+  readonly zeroPages: number;
+  /** What the disk got; holes take no place. */
+  readonly bytesWritten: number;
+  readonly fileBytes: number;
+  /** False where the file system refused O_DIRECT and the page cache was used. */
+  readonly direct: boolean;
+  /** Until all was with the file system, until it was durable under its name, and the sum. */
+  readonly writeMillis: number;
+  readonly syncMillis: number;
+  readonly millis: number;
+}
+
+export interface RestoreOptions extends SaveOptions {
+  /** Default: those of the saved domain; a UUID that another domain has is replaced by a random one. */
+  readonly name?: string;
+  readonly uuid?: string;
+  /** It runs from `unpause()` on. */
+  readonly paused?: boolean;
 }
 
 export interface Domain extends AsyncDisposable {
@@ -260,6 +297,10 @@ export interface Domain extends AsyncDisposable {
    * ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_SHUTDOWN, ZAZEN_DOMAIN_BUSY, ZAZEN_DOMAIN_GONE; the domain is as before.
    */
   checkpoint(): Promise<Checkpoint>;
+  /** A checkpoint into a file (see Checkpoint.save); the domain goes on. Errors: of both. */
+  save(path: string, options?: SaveOptions): Promise<SaveStats>;
+  /** The same file by another name: every image is a core dump, for gdb and its like. */
+  dumpCore(path: string, options?: SaveOptions): Promise<SaveStats>;
   /**
    * Puts the domain back to a checkpoint of itself, of a fork, or of what it is a fork of; it keeps its identity. Also
    * when it has shut down; `console` is a new stream then. A paused domain stays paused. Whoever reads its console
@@ -285,6 +326,14 @@ export interface Host extends AsyncDisposable {
    * host has), ZAZEN_DOMAIN_NAME_TAKEN, ZAZEN_DOMAIN_LIMIT, ZAZEN_HOST_CLOSED; `signal.reason` when aborted.
    */
   create(spec?: DomainSpec, options?: CreateOptions): Promise<Domain>;
+  /**
+   * A domain that goes on where an image was saved. All pages are read first. Errors: ZAZEN_IMAGE_* (the file is missing,
+   * torn, altered, of another version), ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_LIMIT, ZAZEN_DOMAIN_NAME_TAKEN,
+   * ZAZEN_SPEC_NAME, _UUID, ZAZEN_HOST_CLOSED; `signal.reason`.
+   */
+  restore(path: string, options?: RestoreOptions): Promise<Domain>;
+  /** The same as a checkpoint, to fork any number of domains from that share what they do not change. */
+  loadCheckpoint(path: string, options?: SaveOptions): Promise<Checkpoint>;
   /** Live ones, by id. */
   domains(): Domain[];
   stats(): HostStats;

@@ -59,7 +59,7 @@ export interface PCpuOptions {
   readonly clock: Clock;
   /** A domain was paused for want of frames, in the pCPU's thread: tells the host. */
   readonly onStall?: (domid: number) => void;
-  /** A vCPU changes its state, one of RUNSTATE: called in this thread, out of emitted code. */
+  /** A vCPU changes its state, one of RUNSTATE: called in this thread, at a safe point. */
   readonly onRunstate?: (vcpuAddress: number, runstate: number) => void;
   readonly idleWork?: IdleWork;
 }
@@ -109,7 +109,7 @@ export class PCpu {
 
   #runTurn(vcpuAddress: number): void {
     try {
-      this.#options.onRunstate?.(vcpuAddress, RUNSTATE.running);
+      this.#tellRunstate(vcpuAddress, RUNSTATE.running);
       this.#runSlices(vcpuAddress);
     } catch (error) {
       // A bug of ours: this thread ends, and nobody shall wait for the vCPU for ever.
@@ -198,14 +198,26 @@ export class PCpu {
     if (scheduling.stallDomain(domid)) onStall?.(domid);
   }
 
+  /** It may write to the guest's memory, so it counts as code. */
+  #tellRunstate(vcpuAddress: number, runstate: number): void {
+    const { onRunstate, safePoints } = this.#options;
+    if (onRunstate === undefined) return;
+    safePoints.enter(vcpuAddress);
+    try {
+      onRunstate(vcpuAddress, runstate);
+    } finally {
+      safePoints.leave();
+    }
+  }
+
   #putBack(vcpuAddress: number): void {
-    this.#options.onRunstate?.(vcpuAddress, RUNSTATE.runnable);
+    this.#tellRunstate(vcpuAddress, RUNSTATE.runnable);
     this.#options.scheduling.putBack(vcpuAddress);
   }
 
   #block(vcpuAddress: number, untilAsked: boolean): void {
     const { scheduling, timers } = this.#options;
-    this.#options.onRunstate?.(vcpuAddress, RUNSTATE.blocked);
+    this.#tellRunstate(vcpuAddress, RUNSTATE.blocked);
     const timer = timers.nextDeadlineNanos(vcpuAddress);
     const asked = untilAsked ? scheduling.getNanos(vcpuAddress, VCPU_SCHEDULE.at.blockUntil) : Infinity;
     const generation = scheduling.blockRunning(vcpuAddress, untilAsked);

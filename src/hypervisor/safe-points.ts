@@ -82,11 +82,15 @@ export class SafePoints {
   #aside(wait: () => void): void {
     const vcpuAddress = this.#current;
     if (vcpuAddress === 0) return wait();
-    Atomics.store(this.#machine.u32, this.#pcpuIndex(this.#thread, 'inCode'), 0);
+    const { u32 } = this.#machine;
+    const aside = this.#pcpuIndex(this.#thread, 'aside');
+    Atomics.store(u32, aside, 1);
+    Atomics.store(u32, this.#pcpuIndex(this.#thread, 'inCode'), 0);
     try {
       wait();
     } finally {
       this.#markInCode();
+      Atomics.store(u32, aside, 0);
       this.#obey(vcpuAddress);
     }
   }
@@ -141,6 +145,21 @@ export class SafePoints {
         Atomics.store(u32, this.#worldOwner, 0);
       }
     });
+  }
+
+  /** `stopWorld` when nobody is in the middle of anything either. */
+  stopWorldAtRest(action: () => void): void {
+    let done = false;
+    for (let attempt = 0; !done; attempt++) {
+      this.stopWorld(() => {
+        for (let pcpu = 0; pcpu < PCPU_MAX; pcpu++) {
+          if (Atomics.load(this.#machine.u32, this.#pcpuIndex(pcpu, 'aside')) !== 0) return;
+        }
+        done = true;
+        action();
+      });
+      if (!done) backOff(attempt);
+    }
   }
 
   #waitOutOfCode(pcpu: number): void {

@@ -36,8 +36,8 @@ export class DirectFile {
 
   /** @throws what `open` of the file system throws */
   static async open(files: FileSystem, path: string, flags: number, mode?: number): Promise<DirectFile> {
-    // O_NONBLOCK: a pipe in the place of an image is answered at once.
-    const plain = flags | (constants.O_NONBLOCK ?? 0);
+    // A pipe in the place of an image is answered at once, and a terminal does not become ours.
+    const plain = flags | (constants.O_NONBLOCK ?? 0) | (constants.O_NOCTTY ?? 0);
     if (constants.O_DIRECT !== undefined) {
       try {
         return new DirectFile(files, await files.open(path, plain | constants.O_DIRECT, mode), plain, true);

@@ -114,9 +114,8 @@ export function decodeSuperblock(block: Uint8Array): Superblock | undefined {
  * The banks that the program headers of a head name. The head is right if it is, bit for bit, the one that the writer
  * makes of what was read: so nothing in it goes unchecked.
  */
-export function decodeBanks(block: Uint8Array, { version, fileBytes, notesBytes, notesDigest, headDigest }: Superblock): {
-  banks: readonly Bank[]; fault?: string;
-} {
+export function decodeBanks(block: Uint8Array, superblock: Superblock): { banks: readonly Bank[]; fault?: string } {
+  const { version, fileBytes, notesBytes, notesDigest, headDigest } = superblock;
   const view = viewOf(block);
   const segments = view.getUint16(EHDR.at.phnum, true);
   if (segments < 1 || segments > BANKS_MAX + 1) return { banks: [], fault: 'its number of segments is out of range' };

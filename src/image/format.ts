@@ -9,7 +9,7 @@
 //          │ notes              │ registers, VMCOREINFO, header, state sections, page map, page checksums
 //          └────────────────────┘ fileBytes, a multiple of 4096
 //
-// There is one layout for given banks and notes, and a reader accepts no other: so no byte of a file is unaccounted for.
+// There is one layout for given banks and notes, and a reader accepts no other: no byte of a file is unaccounted for.
 
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
@@ -30,6 +30,9 @@ export const SECTIONS_MAX = 4096;
 export const VMCOREINFO_BYTES_MAX = 2 ** 16;
 /** Files of a chain, the first one included. */
 export const CHAIN_MAX = 64;
+
+/** Gaps of at most this many zero pages between stored ones do not end a request. */
+export const BRIDGE_PAGES = 16;
 
 export type JsonValue = string | number | boolean | null | readonly JsonValue[] | { readonly [key: string]: JsonValue };
 
@@ -127,8 +130,8 @@ export function findBankFault(banks: readonly Bank[]): string | undefined {
   let end = 0;
   let pages = 0;
   for (const { guestAddress, sizeBytes } of banks) {
-    const isAligned = [guestAddress, sizeBytes].every((n) => Number.isSafeInteger(n) && n >= 0 && n % FRAME_BYTES === 0);
-    if (!isAligned || sizeBytes === 0) return 'a bank of memory is not made of whole pages';
+    const isWhole = (bytes: number) => Number.isSafeInteger(bytes) && bytes >= 0 && bytes % FRAME_BYTES === 0;
+    if (!isWhole(guestAddress) || !isWhole(sizeBytes) || sizeBytes === 0) return 'a bank of memory is not made of whole pages';
     if (guestAddress < end) return 'banks of memory overlap or are out of order';
     end = guestAddress + sizeBytes;
     pages += sizeBytes / FRAME_BYTES;

@@ -103,7 +103,8 @@ test('mutated notes under right digests', async () => {
 
 test('mutated heads under right digests', async () => {
   await fc.assert(fc.asyncProperty(
-    fc.array(fc.tuple(fc.oneof(fc.nat(63), fc.integer({ min: 1010, max: 1021 })), value), { minLength: 1, maxLength: 2 }),
+    fc.array(fc.tuple(fc.oneof(fc.nat(63), fc.integer({ min: 1010, max: 1021 })), value),
+      { minLength: 1, maxLength: 2 }),
     async (changes) => {
       const block = Buffer.from(good.subarray(0, BLOCK_BYTES));
       for (const [word, number] of changes) block.writeUInt32LE(number, 4 * word);
@@ -124,7 +125,7 @@ test('banks that no guest has', async () => {
   }
 });
 
-test('notes: unknown types are refused unless marked as optional, twice the same and missing ones are refused', async () => {
+test('notes: unknown types are refused unless marked as optional; so are missing and double ones', async () => {
   const notes = decodeNotes(notesArea, NOTES_MAX)!;
   const judge = async (changed: readonly Note[]) => {
     forge(path, encodeNotes(changed));
@@ -152,7 +153,8 @@ test('headers that are not what they should be', async () => {
   const cases: [unknown, string][] = [
     [{ ...header, later: true }, 'accepted'], [null, 'ZAZEN_IMAGE_FORMAT'], [[], 'ZAZEN_IMAGE_FORMAT'],
     [{ ...header, id: 7 }, 'ZAZEN_IMAGE_FORMAT'], [{ ...header, domain: undefined }, 'ZAZEN_IMAGE_FORMAT'],
-    [{ ...header, parent: 'x' }, 'ZAZEN_IMAGE_FORMAT'], [{ ...header, parent: { ...parent, path: 'a\0b' } }, 'ZAZEN_IMAGE_FORMAT'],
+    [{ ...header, parent: 'x' }, 'ZAZEN_IMAGE_FORMAT'],
+    [{ ...header, parent: { ...parent, path: 'a\0b' } }, 'ZAZEN_IMAGE_FORMAT'],
     // Itself; a folder; a device; a file that is none.
     [{ ...header, parent }, 'ZAZEN_IMAGE_PARENT'],
     ...['.', '/dev/zero', '/dev/tty', '/none', '/proc/self/mem'].map((file): [unknown, string] =>

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { constants, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs';
+import {
+  constants, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, statSync, writeFileSync,
+} from 'node:fs';
 import * as nodeFiles from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -83,10 +85,11 @@ test('random sparse memories and chains of increments come back, i32 and i64', a
       let parent: Awaited<ReturnType<typeof writeImage>>['reference'] | undefined;
       for (const [k, changes] of steps.entries()) {
         const runs = changes.flatMap((step, page): PageRun[] => {
-          if (step === 'same') return parent === undefined ? [] : [{ gfn: gfnOf(page), count: 1, mfn: 'parent' }];
+          const place = { gfn: gfnOf(page), count: 1 };
+          if (step === 'same') return parent === undefined ? [] : [{ ...place, mfn: 'parent' }];
           const last = page === 0 ? 0 : memory[page - 1]!;
           memory[page] = step === 'zero' ? 0 : step === 'next' ? (last + 1) % frames : step;
-          return step === 'zero' ? [] : [{ gfn: gfnOf(page), count: 1, mfn: memory[page]! }];
+          return step === 'zero' ? [] : [{ ...place, mfn: memory[page]! }];
         });
         const path = join(folder, `chain-${k}.core`);
         paths.push(path);
@@ -106,7 +109,8 @@ test('random sparse memories and chains of increments come back, i32 and i64', a
           assert.ok(Buffer.from(frameOf(machine, mfn)).equals(frameOf(machine, memory[page + k]!)));
         });
       }
-      const stored = new Set([...image.runs()].flatMap(({ gfn, count }) => Array.from({ length: count }, (_, k) => gfn + k)));
+      const stored = new Set([...image.runs()].flatMap(({ gfn, count }) =>
+        Array.from({ length: count }, (_, k) => gfn + k)));
       for (let page = 0; page < pages; page++) assert.equal(stored.has(gfnOf(page)), memory[page] !== 0);
       assert.equal((await image.verify()).problemCount, 0);
     }), { numRuns: 10 });
@@ -153,9 +157,9 @@ async function makeSmall(path: string, mfns: readonly (number | 'parent' | undef
 }
 
 /** Opens and verifies; undefined if all is well, else the code of the error or 'problem'. */
-async function judge(path: string): Promise<string | undefined> {
+async function judge(path: string, files?: FileSystem): Promise<string | undefined> {
   try {
-    await using image = await openImage(path);
+    await using image = await openImage(path, { files });
     return (await image.verify()).problemCount > 0 ? 'problem' : undefined;
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
@@ -165,47 +169,58 @@ async function judge(path: string): Promise<string | undefined> {
   }
 }
 
+/** Every name is a file with these contents. */
+function memoryFiles(bytes: Buffer): FileSystem {
+  const stat = async () => ({ size: bytes.length, dev: 1, ino: 1, isFile: () => true });
+  const readv = async (buffers: readonly Uint8Array[], position: number) => {
+    let at = position;
+    for (const buffer of buffers) {
+      const part = bytes.subarray(at, at + buffer.length);
+      buffer.set(part);
+      at += part.length;
+    }
+    return { bytesRead: at - position, buffers };
+  };
+  const open = async () => ({ stat, readv, close: async () => {} });
+  return { ...nodeFiles, open: open as unknown as FileSystem['open'] };
+}
+
 test('a changed byte anywhere and every truncation are found', async () => {
   const path = join(folder, 'flip.core');
   await makeSmall(path);
   const good = readFileSync(path);
   assert.equal(await judge(path), undefined);
   const random = new SeededRandom(3);
-  const offsets = new Set<number>();
-  // Every byte that means something in head and notes; a sample of the rest.
-  const notesOffset = 5 * FRAME_BYTES;
-  for (let i = 0; i < 256; i++) offsets.add(i).add(FRAME_BYTES - 1 - i % 64).add(notesOffset + 4 * i + random.below(4));
-  for (let i = 0; i < 300; i++) offsets.add(random.below(good.length));
-  const handle = await nodeFiles.open(path, 'r+');
-  for (const offset of offsets) {
-    const bit = random.below(8);
-    await handle.write(Uint8Array.of(good[offset]! ^ (1 << bit)), 0, 1, offset);
-    assert.notEqual(await judge(path), undefined, `bit ${bit} of byte ${offset}`);
-    await handle.write(good, offset, 1, offset);
+  const bytes = Buffer.from(good);
+  const files = memoryFiles(bytes);
+  assert.equal(await judge(path, files), undefined);
+  for (let offset = 0; offset < bytes.length; offset++) {
+    const bit = 1 << random.below(8);
+    bytes[offset]! ^= bit;
+    assert.notEqual(await judge(path, files), undefined, `${bit} in byte ${offset}`);
+    bytes[offset]! ^= bit;
   }
-  await handle.close();
-  assert.equal(await judge(path), undefined);
+  const notesOffset = 5 * FRAME_BYTES;
   for (const size of [0, 1, 100, 4095, 4096, 4097, 3 * FRAME_BYTES, notesOffset, good.length - 1, good.length + 1]) {
     writeFileSync(path, Buffer.concat([good, Buffer.alloc(1)]).subarray(0, size));
     assert.match((await judge(path))!, size < FRAME_BYTES || size > good.length ? /FORMAT/ : /TRUNCATED/);
   }
 });
 
-test('every bit of every kind of area: all bits of a few words in each', async () => {
+test('every bit of a few words of every kind of area is checked', async () => {
   const path = join(folder, 'bits.core');
   await makeSmall(path);
-  const good = readFileSync(path);
-  const handle = await nodeFiles.open(path, 'r+');
+  const bytes = readFileSync(path);
+  const files = memoryFiles(bytes);
   // ELF header, superblock, a stored page, a hole, notes, padding behind the notes
-  for (const start of [16, 4096 - 56, 4096 + 8, 2 * 4096, 5 * 4096, good.length - 8]) {
+  for (const start of [16, 4096 - 56, 4096 + 8, 2 * 4096, 5 * 4096, bytes.length - 8]) {
     for (let bit = 0; bit < 64; bit++) {
       const offset = start + (bit >> 3);
-      await handle.write(Uint8Array.of(good[offset]! ^ (1 << (bit & 7))), 0, 1, offset);
-      assert.notEqual(await judge(path), undefined, `bit ${bit & 7} of byte ${offset}`);
-      await handle.write(good, offset, 1, offset);
+      bytes[offset]! ^= 1 << (bit & 7);
+      assert.notEqual(await judge(path, files), undefined, `bit ${bit & 7} of byte ${offset}`);
+      bytes[offset]! ^= 1 << (bit & 7);
     }
   }
-  await handle.close();
 });
 
 test('a page read from an altered file is refused, by file and page', async () => {
@@ -214,11 +229,17 @@ test('a page read from an altered file is refused, by file and page', async () =
   await using image = await openImage(path);
   const handle = await nodeFiles.open(path, 'r+');
   await handle.write(Uint8Array.of(1), 0, 1, 3 * FRAME_BYTES + 100);
-  const expected = { code: 'ZAZEN_IMAGE_CHECKSUM', message: `image ${path}: page ${BASE_GFN + 2} is not what was written` };
+  const message = `image ${path}: page ${BASE_GFN + 2} is not what was written`;
+  const expected = { code: 'ZAZEN_IMAGE_CHECKSUM', message };
   await assert.rejects(image.readPages(machine, BASE_GFN, Uint32Array.of(4, 5, 6, 7)), expected);
   assert.throws(() => image.readPagesSync(machine, BASE_GFN + 2, Uint32Array.of(4)), expected);
   await image.readPages(machine, BASE_GFN + 3, Uint32Array.of(4)); // the others are as good as before
   assert.deepEqual((await image.verify()).problems.map(({ gfn }) => gfn), [BASE_GFN + 2]);
+  await handle.write(Uint8Array.of(1), 0, 1, 2 * FRAME_BYTES); // the place of a zero page
+  await assert.rejects(image.readPages(machine, BASE_GFN, Uint32Array.of(4, 5, 6)),
+    { message: `image ${path}: page ${BASE_GFN + 1} is not what was written` });
+  await image.readPages(machine, BASE_GFN + 1, Uint32Array.of(4)); // nothing is read for it alone
+  assert.ok(frameOf(machine, 4).every((byte) => byte === 0));
   await handle.truncate(3 * FRAME_BYTES);
   await handle.close();
   await assert.rejects(image.readPages(machine, BASE_GFN + 2, Uint32Array.of(4)), { code: 'ZAZEN_IMAGE_TRUNCATED' });
@@ -287,12 +308,13 @@ test('a parent with less memory than the child looks for is refused', async () =
 
 /** The file system, with `deny` asked before each operation. */
 function failing(deny: (operation: string) => Error | undefined, log: string[] = []): FileSystem {
-  const guard = <A extends unknown[], R>(name: string, work: (...args: A) => Promise<R>) => async (...args: A): Promise<R> => {
-    log.push(name);
-    const error = deny(name);
-    if (error !== undefined) throw error;
-    return work(...args);
-  };
+  const guard = <A extends unknown[], R>(name: string, work: (...args: A) => Promise<R>) =>
+    async (...args: A): Promise<R> => {
+      log.push(name);
+      const error = deny(name);
+      if (error !== undefined) throw error;
+      return work(...args);
+    };
   const open = async (...args: Parameters<typeof nodeFiles.open>) => {
     const handle = await nodeFiles.open(...args);
     for (const name of ['writev', 'readv', 'truncate', 'sync', 'stat'] as const) {
@@ -388,16 +410,26 @@ test('no room, and abortion at any time, are told as what they are', async () =>
   assert.equal(await judge(path), undefined);
 });
 
+test('what is no file is not replaced by one', async () => {
+  const { request } = await makeSmall(join(folder, 'template.core'));
+  for (const path of [folder, '/dev/null']) {
+    await assert.rejects(writeImage({ ...request, path }), { code: 'ZAZEN_IMAGE_CREATE' });
+  }
+  assert.ok(statSync('/dev/null').isCharacterDevice());
+  await assert.rejects(writeImage({ ...request, path: join(folder, 'none', 'x.core') }), { code: 'ZAZEN_IMAGE_CREATE' });
+});
+
 test('a process that is killed while it saves leaves the name as it was', async () => {
   const home = join(folder, 'sigkill');
   mkdirSync(home);
   const path = join(home, 'guest.core');
   const { request } = await makeSmall(path);
   const old = readFileSync(path);
+  const beside = (name: string) => JSON.stringify(join(import.meta.dirname, name));
   const program = `
     import * as files from 'node:fs/promises';
-    import { bankOf, makeMachine, makeRequest, fillFrame } from ${JSON.stringify(join(import.meta.dirname, 'test-images.ts'))};
-    import { writeImage } from ${JSON.stringify(join(import.meta.dirname, 'writer.ts'))};
+    import { bankOf, makeMachine, makeRequest, fillFrame } from ${beside('test-images.ts')};
+    import { writeImage } from ${beside('writer.ts')};
     const machine = makeMachine(1 << 20);
     fillFrame(machine, 1, 1);
     const die = () => process.kill(process.pid, 'SIGKILL');

@@ -11,11 +11,11 @@ import { PageHasher } from './checksum.ts';
 import type { PageMemory } from './checksum.ts';
 import { REQUEST_BYTES, RequestQueue } from './direct-file.ts';
 import type { FileSystem } from './direct-file.ts';
-import { CHAIN_MAX, imageError } from './format.ts';
-import type { Bank, ImageHeader, PageState, ParentReference, VcpuRegisters } from './format.ts';
+import { BRIDGE_PAGES, CHAIN_MAX, imageError } from './format.ts';
+import type { Bank, ImageHeader, PageState, PageStretch, ParentReference, VcpuRegisters } from './format.ts';
 import { openImageFile } from './open-file.ts';
 import type { ImageFile } from './open-file.ts';
-import { verifyPages } from './verify.ts';
+import { findAlteredPages, verifyPages } from './verify.ts';
 import type { VerifyOptions, VerifyResult } from './verify.ts';
 
 export interface OpenImageOptions {
@@ -32,8 +32,8 @@ export interface StoredRun {
 }
 
 /**
- * @throws ZazenError ZAZEN_IMAGE_OPEN, _FORMAT, _VERSION, _TRUNCATED, _CHECKSUM, _READ; ZAZEN_IMAGE_PARENT when a parent
- * is missing, is not the image that was meant, or the chain is too long or a circle
+ * @throws ZazenError ZAZEN_IMAGE_OPEN, _FORMAT, _VERSION, _TRUNCATED, _CHECKSUM, _READ; ZAZEN_IMAGE_PARENT when a
+ * parent is missing, is not the image that was meant, or the chain is too long or a circle
  */
 export async function openImage(path: string, options: OpenImageOptions = {}): Promise<Image> {
   const { parents = true, files = nodeFiles } = options;
@@ -156,7 +156,8 @@ export class Image {
   *runs(gfn = 0, count = Infinity): Generator<StoredRun> {
     for (const stretch of this.#file.map.stretches(gfn, count)) {
       if (stretch.state === 'stored') yield { gfn: stretch.gfn, count: stretch.count, image: this };
-      if (stretch.state === 'parent') yield* this.#parentOf(stretch.gfn, stretch.count).runs(stretch.gfn, stretch.count);
+      if (stretch.state !== 'parent') continue;
+      yield* this.#parentOf(stretch.gfn, stretch.count).runs(stretch.gfn, stretch.count);
     }
   }
 
@@ -208,7 +209,7 @@ export class Image {
     const first = map.pageOf(gfn);
     assert(mfns.length === 0 || first >= 0 && map.pageOf(gfn + mfns.length - 1) === first + mfns.length - 1,
       'pages to read lie outside of the guest');
-    for (const stretch of map.stretches(gfn, mfns.length)) {
+    for (const stretch of bridge(map.stretches(gfn, mfns.length))) {
       const start = stretch.gfn - gfn;
       const targets = mfns.subarray(start, start + stretch.count);
       if (stretch.state === 'zero') {
@@ -239,12 +240,12 @@ export class Image {
       throw imageError('TRUNCATED', this.path, `is cut short before page ${gfn + Math.floor(bytesRead / FRAME_BYTES)}`);
     }
     const hasher = hasherOf(machine);
-    const { map, content } = this.#file;
-    const found = new Uint32Array(2 * mfns.length);
-    for (const { start, mfn, count } of frameStretches(mfns)) hasher.hashPages(mfn, count, gfn + start, found, 2 * start);
-    const rank = map.rank(map.pageOf(gfn));
-    const bad = found.findIndex((word, i) => word !== content.checksums[2 * rank + i]);
-    if (bad >= 0) throw pageAltered(this.path, gfn + (bad >> 1));
+    for (const { start, mfn, count } of frameStretches(mfns)) {
+      for (const bad of findAlteredPages(this.#file, hasher, gfn + start, mfn, count)) {
+        throw imageError('CHECKSUM', this.path, `page ${bad} is not what was written`,
+          { hint: 'the file was altered, or its disk fails' });
+      }
+    }
   }
 
   /**
@@ -274,9 +275,25 @@ export class Image {
   }
 }
 
-function pageAltered(path: string, gfn: number): ZazenError {
-  return imageError('CHECKSUM', path, `page ${gfn} is not what was written`,
-    { hint: 'the file was altered, or its disk fails' });
+/** Joins stored stretches over short gaps of zero pages, which are then read, and checked, with them. */
+function* bridge(stretches: Iterable<PageStretch>): Generator<PageStretch> {
+  let stored: PageStretch | undefined;
+  let gap: PageStretch | undefined;
+  for (const stretch of stretches) {
+    if (stretch.state === 'stored') {
+      stored = stored === undefined ? stretch : { ...stored, count: stretch.gfn + stretch.count - stored.gfn };
+      gap = undefined;
+    } else if (stretch.state === 'zero' && stored !== undefined && gap === undefined && stretch.count <= BRIDGE_PAGES) {
+      gap = stretch;
+    } else {
+      if (stored !== undefined) yield stored;
+      if (gap !== undefined) yield gap;
+      stored = gap = undefined;
+      yield stretch;
+    }
+  }
+  if (stored !== undefined) yield stored;
+  if (gap !== undefined) yield gap;
 }
 
 /** Stretches of consecutive frames. */

@@ -1,5 +1,5 @@
-// Opens one image file and takes in all but its pages. Everything read is hostile until it is checked: sizes against the
-// limits of the format and the length of the file, areas against their digests, then each note for itself.
+// Opens one image file and takes in all but its pages. Everything read is hostile until it is checked: sizes against
+// the limits of the format and the length of the file, areas against their digests, then each note for itself.
 
 import { constants } from 'node:fs';
 import { BLOCK_BYTES, IMAGE_VERSION, alignToBlock, imageError, layoutImage } from './format.ts';
@@ -104,8 +104,9 @@ function setDigestToZero(block: Uint8Array): void {
 }
 
 async function readNotes(
-  path: string, file: DirectFile, { notesOffset }: ImageLayout, { notesBytes, notesDigest }: Superblock, scratch: Scratch,
+  path: string, file: DirectFile, { notesOffset }: ImageLayout, superblock: Superblock, scratch: Scratch,
 ): Promise<Uint8Array> {
+  const { notesBytes, notesDigest } = superblock;
   const area = new Uint8Array(notesBytes);
   let digest = EMPTY_DIGEST;
   for (let at = 0; at < notesBytes; at += Scratch.sizeBytes) {

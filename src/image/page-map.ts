@@ -62,12 +62,6 @@ export class PageMap {
     return -1;
   }
 
-  /** The inverse of `pageOf`. */
-  gfnOf(page: number): number {
-    const { firstGfn, firstPage } = this.#banks.findLast((bank) => bank.firstPage <= page)!;
-    return firstGfn + page - firstPage;
-  }
-
   #stateAt(page: number): number {
     return (this.bytes[page >>> 2]! >>> (2 * (page & 3))) & 3;
   }

@@ -6,7 +6,9 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { needsTool } from '../../test/tools.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
-import { BASE, BASE_GFN, bankOf, fillFrame, frameOf, makeFolder, makeMachine, makeRequest, makeVcpu } from './test-images.ts';
+import {
+  BASE, BASE_GFN, bankOf, fillFrame, frameOf, makeFolder, makeMachine, makeRequest, makeVcpu,
+} from './test-images.ts';
 import { writeImage } from './writer.ts';
 
 const folder = makeFolder();

@@ -1,6 +1,8 @@
 // Reads all of one image file again: head and notes against their digests, stored pages against their checksums, and
 // the places of all other pages, which must be zero. As a reader accepts one layout only, that is every byte of it.
 
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import type { PageHasher } from './checksum.ts';
 import { BLOCK_BYTES, imageError } from './format.ts';
 import { Scratch } from './direct-file.ts';
 import { readAreas } from './open-file.ts';
@@ -38,20 +40,26 @@ export async function verifyPages(image: ImageFile, options: VerifyOptions): Pro
     if (areas.digest !== digest) throw imageError('CHECKSUM', path, 'was replaced since it was opened');
     const problems: VerifyProblem[] = [];
     let problemCount = 0;
-    const report = (gfn: number, message: string): void => {
-      if (problemCount++ < PROBLEMS_MAX) problems.push({ path, gfn, message });
-    };
-    for (let page = 0; page < map.pageCount; page += CHUNK_PAGES) {
-      options.signal?.throwIfAborted();
-      const count = Math.min(CHUNK_PAGES, map.pageCount - page);
-      await readChunk(image, page, count, scratch);
-      checkChunk(image, page, count, scratch, report);
-      const bytesDone = BLOCK_BYTES * (page + count + 1);
-      options.onProgress?.({ path, bytesDone, fileBytes });
+    let page = 0;
+    for (const { guestAddress, sizeBytes } of image.banks) {
+      const endGfn = (guestAddress + sizeBytes) / FRAME_BYTES;
+      for (let gfn = guestAddress / FRAME_BYTES; gfn < endGfn; gfn += CHUNK_PAGES) {
+        options.signal?.throwIfAborted();
+        const count = Math.min(CHUNK_PAGES, endGfn - gfn);
+        await readChunk(image, page, count, scratch);
+        for (const bad of findAlteredPages(image, scratch.hasher, gfn, 0, count)) {
+          if (problemCount++ < PROBLEMS_MAX) problems.push({ path, gfn: bad, message: describeProblem(image, bad) });
+        }
+        page += count;
+        options.onProgress?.({ path, bytesDone: BLOCK_BYTES * (page + 1), fileBytes });
+      }
     }
     return { bytesRead: fileBytes, pagesChecked: map.pageCount, problemCount, problems };
   });
 }
+
+const describeProblem = ({ map }: ImageFile, gfn: number) => map.state(gfn) === 'stored'
+  ? `page ${gfn} is not what was written` : `page ${gfn} is not stored here, but its place is not empty`;
 
 async function readChunk({ path, file }: ImageFile, page: number, count: number, scratch: Scratch): Promise<void> {
   const buffer = scratch.blocks(0, count);
@@ -61,21 +69,23 @@ async function readChunk({ path, file }: ImageFile, page: number, count: number,
   if (bytesRead < buffer.length) throw imageError('TRUNCATED', path, 'is cut short among its pages');
 }
 
-function checkChunk(
-  { map, content }: ImageFile, page: number, count: number, scratch: Scratch,
-  report: (gfn: number, message: string) => void,
-): void {
-  let rank = map.rank(page);
-  const found = new Uint32Array(2);
+/**
+ * GFNs of the pages that are not as they were written, of those that have been read from their places in the file into
+ * consecutive frames: stored pages by their checksums; the places of all others are zero.
+ */
+export function* findAlteredPages(
+  { map, content }: ImageFile, hasher: PageHasher, gfn: number, mfn: number, count: number,
+): Generator<number> {
+  const found = new Uint32Array(2 * count);
+  const zeroPages = hasher.hashPages(mfn, count, gfn, found, 0);
+  let rank = map.rank(map.pageOf(gfn));
   for (let k = 0; k < count; k++) {
-    const gfn = map.gfnOf(page + k);
-    const [isZero] = scratch.hasher.hashPages(k, 1, gfn, found, 0);
-    if (map.state(gfn) === 'stored') {
-      const isRight = found[0] === content.checksums[2 * rank] && found[1] === content.checksums[2 * rank + 1];
-      if (!isRight) report(gfn, `page ${gfn} is not what was written`);
-      rank++;
-    } else if (!isZero) {
-      report(gfn, `page ${gfn} is not stored here, but its place is not empty`);
+    if (map.state(gfn + k) !== 'stored') {
+      if (!zeroPages[k]) yield gfn + k;
+      continue;
     }
+    const { checksums } = content;
+    if (found[2 * k] !== checksums[2 * rank] || found[2 * k + 1] !== checksums[2 * rank + 1]) yield gfn + k;
+    rank++;
   }
 }

@@ -13,9 +13,11 @@ import { REQUEST_BYTES, RequestQueue, Scratch } from './direct-file.ts';
 import type { DirectFile, FileSystem } from './direct-file.ts';
 import { encodeHead, encodeNotes, encodeVcpu, setHeadDigest } from './elf.ts';
 import {
-  BLOCK_BYTES, IMAGE_VERSION, VCPUS_MAX, alignToBlock, findBankFault, imageError, layoutImage,
+  BLOCK_BYTES, BRIDGE_PAGES, IMAGE_VERSION, VCPUS_MAX, alignToBlock, findBankFault, imageError, layoutImage,
 } from './format.ts';
-import type { Bank, ImageHeader, ImageLayout, JsonValue, ParentReference, StateSection, VcpuRegisters } from './format.ts';
+import type {
+  Bank, ImageHeader, ImageLayout, JsonValue, ParentReference, StateSection, VcpuRegisters,
+} from './format.ts';
 import { ZAZEN_NOTE, encodeSection, notesBytesMax } from './notes.ts';
 import { PageMap } from './page-map.ts';
 import { PartialFile } from './partial-file.ts';
@@ -88,6 +90,9 @@ export async function writeImage(request: WriteImageRequest): Promise<ImageWritt
   signal?.throwIfAborted();
   const started = performance.now();
   const header = await makeHeader(request);
+  // Renaming over a device would put a file in its place, and over a folder would fail after all the work.
+  const isOther = await files.stat(path).then((status) => !status.isFile(), () => false);
+  if (isOther) throw imageError('CREATE', path, 'there is something else than a file of this name');
   const partial = await PartialFile.create(files, path).catch((cause: unknown) => {
     throw asImageError(path, cause, 'CREATE');
   });
@@ -139,12 +144,18 @@ async function makeHeader({ path, parent, domain, wallMillis = Date.now }: Write
 
 /** Pages that follow each other in the file, to be written by one request. */
 interface Batch {
-  offset: number;
+  readonly offset: number;
   pages: number;
-  readonly pieces: { mfn: number; count: number }[];
+  readonly pieces: { mfn: number | 'zeros'; count: number }[];
 }
 
 const REQUEST_PAGES = REQUEST_BYTES / FRAME_BYTES;
+/**
+ * A request costs as much time as some hundred kilobytes (docs/formats/image.md), so that a short gap is written as
+ * zeros; but of all that is stored only an eighth may be such zeros, lest the file lose its holes.
+ */
+const BRIDGE_SHARE = 8;
+const zeros = new Uint8Array(new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true }).buffer);
 
 class ImageWriting {
   readonly #request: WriteImageRequest;
@@ -158,6 +169,7 @@ class ImageWriting {
   #batch: Batch | undefined;
   #pagesWritten = 0;
   #parentPages = 0;
+  #bridgedPages = 0;
   #bytesWritten = 0;
   #fileBytes = 0;
   #requests = 0;
@@ -227,14 +239,11 @@ class ImageWriting {
       this.#checksums.set(checksums.subarray(2 * k, 2 * k + 2), 2 * this.#pagesWritten++);
       this.#map.mark(gfn + k, 'stored');
       const offset = BLOCK_BYTES + (page + k) * FRAME_BYTES;
-      const batch = this.#batch;
-      if (batch?.pages === REQUEST_PAGES || batch && batch.offset + batch.pages * FRAME_BYTES !== offset) {
-        await this.#flush();
-      }
+      if (this.#batch !== undefined && !this.#reach(this.#batch, offset)) await this.#flush();
       this.#batch ??= { offset, pages: 0, pieces: [] };
       this.#batch.pages++;
       const piece = this.#batch.pieces.at(-1);
-      if (piece !== undefined && piece.mfn + piece.count === mfn + k) piece.count++;
+      if (typeof piece?.mfn === 'number' && piece.mfn + piece.count === mfn + k) piece.count++;
       else this.#batch.pieces.push({ mfn: mfn + k, count: 1 });
     }
     this.#request.signal?.throwIfAborted();
@@ -243,12 +252,25 @@ class ImageWriting {
     });
   }
 
+  /** Whether a page at this offset can go with the batch, which a short gap does not prevent. */
+  #reach(batch: Batch, offset: number): boolean {
+    const gap = (offset - batch.offset) / FRAME_BYTES - batch.pages;
+    if (batch.pages + gap >= REQUEST_PAGES || gap > BRIDGE_PAGES) return false;
+    if (gap === 0) return true;
+    if ((this.#bridgedPages + gap) * BRIDGE_SHARE > this.#pagesWritten) return false;
+    this.#bridgedPages += gap;
+    batch.pages += gap;
+    batch.pieces.push({ mfn: 'zeros', count: gap });
+    return true;
+  }
+
   async #flush(): Promise<void> {
     const batch = this.#batch;
     if (batch === undefined) return;
     this.#batch = undefined;
     const { u8 } = this.#request.machine;
-    const buffers = batch.pieces.map(({ mfn, count }) => u8.subarray(mfn * FRAME_BYTES, (mfn + count) * FRAME_BYTES));
+    const buffers = batch.pieces.map(({ mfn, count }) => mfn === 'zeros' ? zeros.subarray(0, count * FRAME_BYTES)
+      : u8.subarray(mfn * FRAME_BYTES, (mfn + count) * FRAME_BYTES));
     await this.#queue.add(() => this.#write(buffers, batch.offset));
   }
 

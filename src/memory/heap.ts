@@ -168,9 +168,20 @@ export class Heap {
   flushReleases(): void {
     if (this.#batchCount === 0) return;
     spinLock(this.#words, this.#at);
-    for (let i = 0; i < this.#batchCount; i++) this.lists.put(DIRTY, this.#batch[i]!, 1);
+    for (let i = 0; i < this.#batchCount;) i += this.#putRun(i);
     spinUnlock(this.#words, this.#at);
     this.#batchCount = 0;
+  }
+
+  /** Neighbours, upwards or downwards, go back as one. @returns how many */
+  #putRun(start: number): number {
+    const batch = this.#batch;
+    const first = batch[start]!;
+    let end = start + 1;
+    const step = end < this.#batchCount && batch[end]! < first ? -1 : 1;
+    while (end < this.#batchCount && batch[end] === first + (end - start) * step) end++;
+    this.lists.put(DIRTY, Math.min(first, batch[end - 1]!), end - start);
+    return end - start;
   }
 
   /**

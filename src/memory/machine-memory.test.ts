@@ -86,3 +86,16 @@ test('a machine of 16 GiB with 64-bit addresses works to its last byte', () => {
   heap.tearDown.finish();
   assertAudit(heap, { roots: [], held: Array.from({ length: 512 }, (_, i) => block + i), readClean: false });
 });
+
+test('frames are zeroed and copied whole and nothing beside them, with both kinds of addresses', () => {
+  for (const [addressType, sizeBytes] of [['i32', 4 * 2 ** 20], ['i64', 5 * 2 ** 30]] as const) {
+    const memory = createMachine({ sizeBytes, addressType });
+    const mfn = memory.frameEnd - 4;
+    for (let i = 0; i < 4; i++) memory.u32.fill(i + 1, (mfn + i) * 1024, (mfn + i + 1) * 1024);
+    memory.zeroFrame(mfn + 1);
+    memory.copyFrame(mfn + 2, mfn + 3);
+    for (const [i, value] of [1, 0, 4, 4].entries()) {
+      assert.ok(memory.u32.subarray((mfn + i) * 1024, (mfn + i + 1) * 1024).every((word) => word === value));
+    }
+  }
+});

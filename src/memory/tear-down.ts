@@ -9,7 +9,9 @@
 // out, empties it, or as much of it as it may, and frees it or puts it back: between steps every node is in the queue,
 // where the audit finds it.
 
-import { FRAME_STATE, FRAME_WORDS, HEAP, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_VALUE_SHIFT } from '../abi/machine-memory.ts';
+import {
+  FRAME_STATE, FRAME_WORDS, HEAP, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_VALUE_SHIFT,
+} from '../abi/machine-memory.ts';
 import type { FrameTable } from './frame-table.ts';
 import type { MachineMemory } from './machine-memory.ts';
 import { backOff, spinLock, spinUnlock } from './spin.ts';

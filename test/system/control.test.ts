@@ -9,7 +9,9 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import type { DomainActivity } from '../../src/cli/top.ts';
 import { ControlClient } from '../../src/daemon/client.ts';
+import type { ListedDomain } from '../../src/daemon/command.ts';
 import { FAST_BOOT, collect } from '../guest/guests.ts';
 
 const ZAZEN = join(import.meta.dirname, '../../src/cli/main.ts');
@@ -25,6 +27,13 @@ after(() => {
   for (const child of started) child.kill('SIGKILL');
   rmSync(scratch, { recursive: true, force: true });
 });
+
+type Heard = ReturnType<typeof collect>;
+
+interface Listing {
+  hosts: unknown[];
+  domains: ListedDomain[];
+}
 
 function start(...words: string[]): ChildProcess {
   const child = spawn(process.execPath, [ZAZEN, ...words], { env, stdio: ['pipe', 'pipe', 'pipe'] });
@@ -44,7 +53,10 @@ async function zazen(...words: string[]): Promise<string> {
   return out.text();
 }
 
-const json = async (...words: string[]): Promise<any> => JSON.parse(await zazen(...words, '--json'));
+/** What a verb prints with --json; each test looks at what it knows to be there. */
+async function json<T = Listing>(...words: string[]): Promise<T> {
+  return JSON.parse(await zazen(...words, '--json')) as T;
+}
 
 function writeConfig(name: string, more: string): string {
   const path = join(scratch, `${name}.cfg`);
@@ -61,7 +73,7 @@ test('a daemon, two guests, and everything that can be asked of them', { timeout
 
   // Both boot; two at one console see the same.
   const consoles = await Promise.all(['one', 'one', 'two'].map((name) => client.console(name)));
-  const [one, oneToo, two] = consoles.map((stream) => collect(stream)) as [ReturnType<typeof collect>, ReturnType<typeof collect>, ReturnType<typeof collect>];
+  const [one, oneToo, two] = consoles.map((stream) => collect(stream)) as [Heard, Heard, Heard];
   const events = collect(start('events', '--history').stdout!);
   await Promise.all([one.until(PROMPT), oneToo.until(PROMPT), two.until(PROMPT)]);
   consoles[0]!.write('echo from-$((6*7)); n=1\n');
@@ -76,16 +88,18 @@ test('a daemon, two guests, and everything that can be asked of them', { timeout
   await once(killed, 'close');
 
   const listed = await json('list');
-  assert.deepEqual(listed.domains.map((it: any) => [it.name, it.state, it.vcpus.length, it.memoryBytes]),
+  assert.deepEqual(listed.domains.map((it) => [it.name, it.state, it.vcpus.length, it.memoryBytes]),
     [['one', 'running', 1, 128 * 2 ** 20], ['two', 'running', 2, 128 * 2 ** 20]]);
   assert.equal((await zazen('store', 'read', '/local/domain/1/name')).trim(), 'one');
 
   // Paused is paused.
   await zazen('pause', 'one');
   consoles[0]!.write('echo awake-$((1+1))\n');
-  const [before, later] = [await json('list'), (await json('top', '-d', '0.2')).domains];
-  assert.deepEqual([before.domains[0].state, later[0].state, later[0].mips], ['paused', 'paused', 0]);
-  assert.equal((await client.send<'list'>({ command: 'list' })).domains[0]!.instructionsRetired, before.domains[0].instructionsRetired);
+  const before = await json('list');
+  const [later] = (await json<{ domains: DomainActivity[] }>('top', '-d', '0.2')).domains;
+  assert.deepEqual([before.domains[0]!.state, later!.state, later!.mips], ['paused', 'paused', 0]);
+  const [still] = (await client.send({ command: 'list' })).domains;
+  assert.equal(still!.instructionsRetired, before.domains[0]!.instructionsRetired);
   assert.doesNotMatch(one.text(), /awake-2/);
   await zazen('unpause', 'one');
   await one.until('awake-2\r\n');
@@ -106,11 +120,11 @@ test('a daemon, two guests, and everything that can be asked of them', { timeout
   for (const name of ['kid-1', 'kid-2']) await zazen('destroy', name);
 
   // One shuts down and is destroyed; the other reboots and comes up again under its name.
-  assert.equal((await json('shutdown', '--wait', 'one')).reason, 'poweroff');
+  assert.equal((await json<{ reason: string }>('shutdown', '--wait', 'one')).reason, 'poweroff');
   await zazen('reboot', 'two');
   await events.until(/two \(2\) {2}shutdown: reboot\n(?:.*\n)*.* two \(\d+\) {2}started\n/);
   await events.until(/one \(1\) {2}destroyed\n/);
-  assert.deepEqual((await json('list')).domains.map((it: any) => it.name), ['two']);
+  assert.deepEqual((await json('list')).domains.map((it) => it.name), ['two']);
   const again = collect(await client.console('two'));
   await again.until(PROMPT);
 

@@ -1,0 +1,103 @@
+// Verbs that move a domain to and from a file: `save`, `dump-core`, `restore`.
+
+import { resolve } from 'node:path';
+import { UsageError } from '../base/errors.ts';
+import type { CommandOf, CommandResults } from '../daemon/command.ts';
+import { formatSize } from '../host/size.ts';
+import { parseCount } from './arguments.ts';
+import type { Arguments } from './arguments.ts';
+import { DOMAIN } from './domain-verbs.ts';
+import { HOST_OPTION, hostOf, oneHost } from './hosts.ts';
+import { say } from './io.ts';
+import type { Io } from './io.ts';
+import { progressBar } from './progress.ts';
+import { JSON_OPTION, printJson } from './verb.ts';
+import type { Verb } from './verb.ts';
+
+const saveVerb: Verb = {
+  name: 'save',
+  summary: 'Write the state of a domain, or with --checkpoint of one, to a file; the domain goes on.',
+  details: 'The words are NAME FILE, or with --checkpoint only FILE.',
+  positionals: [{ name: 'NAME', optional: true }, { name: 'FILE', optional: true }],
+  options: {
+    checkpoint: { value: 'ID', short: 'k', help: 'save this checkpoint' },
+    destroy: { help: 'destroy the domain when it is saved' },
+    host: HOST_OPTION,
+    json: JSON_OPTION,
+  },
+  run: saveDomain,
+};
+
+async function saveDomain(args: Arguments, io: Io): Promise<number> {
+  const checkpoint = parseCount('checkpoint', args.values['checkpoint']);
+  const words = args.positionals;
+  if (words.length !== (checkpoint === undefined ? 2 : 1)) {
+    throw new UsageError('save needs NAME and FILE, or --checkpoint ID and FILE', 'see: zazen save --help');
+  }
+  const command: CommandOf<'save'> = {
+    command: 'save', path: resolve(words.at(-1)!),
+    ...(checkpoint === undefined ? { domain: words[0]! } : { checkpoint }),
+    ...(args.switches.has('destroy') ? { destroy: true } : {}),
+  };
+  return write(command, args, io);
+}
+
+const dumpCoreVerb: Verb = {
+  name: 'dump-core',
+  summary: 'Write a core dump of a domain to a file, for gdb, crash and drgn; the domain goes on.',
+  positionals: [DOMAIN, { name: 'FILE' }],
+  options: { host: HOST_OPTION, json: JSON_OPTION },
+  run: (args, io) => {
+    const [domain, file] = args.positionals as [string, string];
+    return write({ command: 'dump-core', domain, path: resolve(file) }, args, io);
+  },
+};
+
+async function write(command: CommandOf<'save' | 'dump-core'>, args: Arguments, io: Io): Promise<number> {
+  const client = command.domain === undefined ? await oneHost(args, io) : await hostOf(command.domain, args, io);
+  let result: CommandResults['save'];
+  {
+    using bar = progressBar(io, command.command);
+    result = await client.send(command, { signal: io.signal, onProgress: (progress) => bar.show(progress) });
+  }
+  if (args.switches.has('json')) printJson(io, result);
+  else {
+    const { path, bytesWritten, millis, direct } = result;
+    const how = direct ? '' : '; the file system has no direct I/O';
+    say(io, `${path}: ${formatSize(bytesWritten)} in ${(millis / 1000).toFixed(2)} s${how}`);
+  }
+  return 0;
+}
+
+const restoreVerb: Verb = {
+  name: 'restore',
+  summary: 'Make a domain that goes on where a file was saved; prints its name.',
+  positionals: [{ name: 'FILE' }],
+  options: {
+    name: { value: 'NAME', help: 'what to call it (default: as it was called)' },
+    paused: { short: 'p', help: 'make it paused' },
+    host: HOST_OPTION,
+    json: JSON_OPTION,
+  },
+  async run(args, io) {
+    const { values, switches, positionals } = args;
+    const client = await oneHost(args, io);
+    let result: CommandResults['restore'];
+    {
+      using bar = progressBar(io, 'restore');
+      result = await client.send({
+        command: 'restore', path: resolve(positionals[0]!),
+        ...(values['name'] === undefined ? {} : { name: values['name'] }),
+        ...(switches.has('paused') ? { paused: true } : {}),
+      }, { signal: io.signal, onProgress: (progress) => bar.show(progress) });
+    }
+    if (switches.has('json')) printJson(io, result);
+    else {
+      io.stdout.write(`${result.name}\n`);
+      say(io, `it took ${(result.restoreMillis / 1000).toFixed(2)} s`);
+    }
+    return 0;
+  },
+};
+
+export const savingVerbs: readonly Verb[] = [saveVerb, restoreVerb, dumpCoreVerb];

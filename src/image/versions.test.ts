@@ -1,0 +1,39 @@
+// Files of older versions stay readable: here is one of each version, and what is in it, written once and never again.
+
+import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { gunzipSync } from 'node:zlib';
+import { openImage } from './image.ts';
+import { makeFolder, makeMachine, readBack } from './test-images.ts';
+
+const folder = makeFolder();
+
+/** Gzip, base64. */
+const VERSION_1 = (
+  'H4sIAAAAAAACA+3cTWsTQRzH8f+m0dT60FifrVoYPDaYxIQ0ATGlpFIxrfQgshRhkx0hmKbQ5tRSvHoSvHvyTQh9NfUVeNJTC7Kb/3RTCqUgva'
+  + 'Tfz+W3EzYzs5uZgVnIfm68WUx5njhp+SlJSaQuJ9VlTlJH559yoojsp4+XXTFqIxMdZE80Nci8llxmBQAAAACAC8+f9xvLS81Xntsrvz2+q3b7'
+  + '8F9r7YO1w+3v5uWf188+/NjjzgEAAAAAMPp8AAAAAAAw8ngCAgAAAADA6LskIl+8wf/xF1ZWG2f5jndOfXH1uncLjGmmh/oauayZ0RzXvKI5oX'
+  + 'lV85rmdc0bmpOa7tUCNzWnNG9p3ta8o3lX857mfc0Hmg81pzUfaT7WfKI5I0cdqA9fnzd0vdnU4H643yaDC80bmh9ujLv58a4ZjZKl5cUVkfkX'
+  + 'hYlonrTj8eT7frBteyKyYzqhqRlb/lgu2Uo1VwirlVypHBRz1VJxLpdvtVst+9y2gnLRzJr2pg36Nmx2ut3OlqkVKvnErAk31oNOz9R2TC9Yt6'
+  + 'ZmNrqh2d2N5+dC3M+k3a1+0Lf/szakxuJ6vXhdSOpN63owHh8nnz/99P7r39Vvv1nhAQAAgMQ/4ZUl9gBQAAA='
+);
+
+test('version 1', async () => {
+  const path = join(folder, 'version-1.core');
+  writeFileSync(path, gunzipSync(Buffer.from(VERSION_1, 'base64')));
+  await using image = await openImage(path);
+  assert.deepEqual([image.version, image.header.createdMillis, image.header.domain], [1, 1.7e12, { name: 'old' }]);
+  assert.deepEqual(image.banks, [{ guestAddress: 0x4000_0000, sizeBytes: 3 * 4096 }]);
+  assert.deepEqual(image.section('state'), Uint8Array.of(1, 2, 3));
+  assert.deepEqual(image.vmcoreinfo, new TextEncoder().encode('A=1\n'));
+  assert.deepEqual(image.vcpus, [{
+    x: Array.from({ length: 31 }, (_, n) => BigInt(n)), sp: 31n, pc: 0x4000_1000n, pstate: 5n,
+    fp: { v: new Uint8Array(512).fill(7), fpsr: 1, fpcr: 2 },
+  }]);
+  assert.deepEqual([0, 1, 2].map((k) => image.pageState(0x40000 + k)), ['zero', 'stored', 'zero']);
+  const pages = await readBack(image, makeMachine(65536), 4, 0x40000, 3);
+  assert.ok(pages.equals(Buffer.concat([Buffer.alloc(4096), Buffer.alloc(4096, 0x5a), Buffer.alloc(4096)])));
+  assert.equal((await image.verify()).problemCount, 0);
+});

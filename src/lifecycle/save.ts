@@ -1,0 +1,72 @@
+// Save: a frozen domain into an image, which is its core dump as well.
+
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
+import { pstate } from '../cpu/exceptions.ts';
+import { VcpuState } from '../cpu/vcpu-state.ts';
+import { writeImage } from '../image/writer.ts';
+import type { ImageWritten, PageRun, WriteProgress } from '../image/writer.ts';
+import { BANKS_MAX, imageError } from '../image/format.ts';
+import type { Bank, JsonValue, StateSection, VcpuRegisters } from '../image/format.ts';
+import type { MachineMemory } from '../memory/machine-memory.ts';
+import { p2mRanges } from '../memory/p2m-ranges.ts';
+import type { FrozenDomain } from './checkpoint.ts';
+import { stateSections } from './image-state.ts';
+
+export interface SaveRequest {
+  readonly path: string;
+  readonly frozen: FrozenDomain;
+  /** Told by `zazen image info`. */
+  readonly domain: { readonly [key: string]: JsonValue };
+  /** Beside those of the domain's own state. */
+  readonly sections: readonly StateSection[];
+  readonly onProgress?: ((progress: WriteProgress) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * The frozen memory must stay until this is over.
+ * @throws ZazenError as `writeImage`
+ */
+export function saveFrozen(machine: MachineMemory, request: SaveRequest): Promise<ImageWritten> {
+  const { path, frozen, domain, sections, onProgress, signal } = request;
+  return writeImage({
+    path, machine, domain, onProgress, signal,
+    banks: banksOf(path, machine, frozen.root),
+    pages: storedRuns(machine, frozen.root),
+    vcpus: frozen.state.vcpus.map(({ registers }) => registersOf(registers)),
+    sections: [...stateSections(frozen.state), ...sections],
+  });
+}
+
+/** Where the guest has memory: RAM, and the pages that it shares with the hypervisor. */
+function banksOf(path: string, machine: MachineMemory, root: number): Bank[] {
+  const banks: { guestAddress: number; sizeBytes: number }[] = [];
+  for (const { gfn, count } of p2mRanges(machine, root)) {
+    const last = banks.at(-1);
+    if (last !== undefined && last.guestAddress + last.sizeBytes === gfn * FRAME_BYTES) last.sizeBytes += count * FRAME_BYTES;
+    else banks.push({ guestAddress: gfn * FRAME_BYTES, sizeBytes: count * FRAME_BYTES });
+  }
+  if (banks.length > BANKS_MAX) {
+    throw imageError('CREATE', path, `cannot hold a guest whose memory lies in ${banks.length} pieces`,
+      { hint: `an image holds at most ${BANKS_MAX}` });
+  }
+  return banks;
+}
+
+function* storedRuns(machine: MachineMemory, root: number): Generator<PageRun> {
+  for (const { gfn, count, mfn } of p2mRanges(machine, root)) if (mfn !== 0) yield { gfn, count, mfn };
+}
+
+/** For debuggers. The vCPU is out of emitted code, so `pcBase` is its PC. */
+function registersOf(saved: Uint8Array): VcpuRegisters {
+  const bytes = saved.slice().buffer;
+  const u64 = new BigUint64Array(bytes);
+  const vcpu = new VcpuState({ u32: new Uint32Array(bytes), u64 }, 0);
+  const { at } = vcpuRecord;
+  return {
+    x: u64.subarray(at.x / 8, at.x / 8 + 31),
+    sp: vcpu.x(31), pc: vcpu.get64(at.pcBase), pstate: BigInt(pstate(vcpu)),
+    fp: { v: new Uint8Array(bytes, at.v, 512), fpsr: vcpu.get32(at.fpsr), fpcr: vcpu.get32(at.fpcr) },
+  };
+}
