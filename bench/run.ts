@@ -12,8 +12,11 @@ export interface Benchmark {
 
 const benchmarks: readonly { name: string; load: () => Promise<{ default: Benchmark }> }[] = [
   { name: 'boot', load: () => import('./boot.ts') },
+  { name: 'checkpoint', load: () => import('./checkpoint.ts') },
+  { name: 'fork', load: () => import('./fork.ts') },
   { name: 'hypercall', load: () => import('./hypercall.ts') },
   { name: 'image', load: () => import('./image.ts') },
+  { name: 'rollback', load: () => import('./rollback.ts') },
   { name: 'interpreter', load: () => import('./interpreter.ts') },
   { name: 'destroy', load: () => import('./destroy.ts') },
   { name: 'heap', load: () => import('./heap.ts') },

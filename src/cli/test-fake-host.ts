@@ -1,6 +1,7 @@
 // A host without a machine, for tests of the command line: each guest is a function that the test gives, which writes
 // to the console, reads what was typed and shuts down as a real guest would.
 
+import { once } from 'node:events';
 import { PassThrough, Duplex } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
 import { exitMarker, initReached, startMarker } from '../guest/init-script.ts';
@@ -199,10 +200,11 @@ export class FakeDomain implements Domain {
     };
   }
 
-  async save(_path: string, { onProgress, signal }: SaveOptions = {}): Promise<SaveStats> {
+  async save(path: string, { onProgress, signal }: SaveOptions = {}): Promise<SaveStats> {
     for (let pagesDone = 0; pagesDone <= 100; pagesDone += 50) onProgress?.({ pagesDone, pageCount: 100 });
     // A disk that never gets ready, for who wants to go.
-    if (_path.endsWith('slow')) await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
+    if (path.endsWith('slow')) await once(signal!, 'abort');
+    signal?.throwIfAborted();
     return SAVE_STATS;
   }
 

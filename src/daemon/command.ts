@@ -140,7 +140,8 @@ const stopAction = oneOf('destroy', 'restart', 'preserve');
 
 const absolutePath: Check<string> = (value, what) => {
   const given = text(4096, 1)(value, what);
-  return given.startsWith('/') ? given : refuseCommand(`${what} must be an absolute path`, 'the host has its own directory');
+  if (given.startsWith('/')) return given;
+  return refuseCommand(`${what} must be an absolute path`, 'the host has its own directory');
 };
 
 function fileOr(...words: readonly string[]): Check<string> {

@@ -184,7 +184,7 @@ export class Control {
   async #save(command: CommandOf<'save'>, options: ExecuteOptions): Promise<CommandResults['save']> {
     const { path, checkpoint, destroy = false } = command;
     if ((command.domain === undefined) === (checkpoint === undefined) || (destroy && checkpoint !== undefined)) {
-      throw new ZazenError('ZAZEN_COMMAND_INVALID', 'save takes either a domain, which it may destroy, or a checkpoint');
+      throw new ZazenError('ZAZEN_COMMAND_INVALID', 'save takes a domain, which it may destroy, or a checkpoint');
     }
     if (command.domain === undefined) {
       return { path, ...await this.#kept(checkpoint!).checkpoint.save(path, saveOptions(options)) };

@@ -141,7 +141,7 @@ test('hypercalls when no frame is left are refused', async () => {
 
 test('a guest that could never fit is refused, and nothing is lost', async () => {
   const earlier = arena.host.stats();
-  for (const memory of ['200MiB', '1GiB', '100GiB']) {
+  for (const memory of ['240MiB', '1GiB', '100GiB']) {
     await assert.rejects(arena.start({}, { memory }), { name: 'ZazenError' });
   }
   await arena.audit();

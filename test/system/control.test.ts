@@ -69,7 +69,8 @@ test('a daemon, two guests, and everything that can be asked of them', { timeout
   const said = collect(daemon.stderr!);
   await said.until('listens at');
   const client = new ControlClient(join(sockets, `${daemon.pid}.sock`));
-  await Promise.all([zazen('create', writeConfig('one', '')), zazen('create', writeConfig('two', 'vcpus = 2'))]);
+  await zazen('create', writeConfig('one', ''));
+  await zazen('create', writeConfig('two', 'vcpus = 2'));
 
   // Both boot; two at one console see the same.
   const consoles = await Promise.all(['one', 'one', 'two'].map((name) => client.console(name)));
@@ -119,11 +120,21 @@ test('a daemon, two guests, and everything that can be asked of them', { timeout
   await one.until('still-1\r\n');
   for (const name of ['kid-1', 'kid-2']) await zazen('destroy', name);
 
+  // Into a file, gone, and back under its name, where it was.
+  const file = join(scratch, 'one.core');
+  const saved = await json<{ pagesWritten: number }>('save', 'one', file, '--destroy');
+  assert.ok(saved.pagesWritten > 1000);
+  assert.deepEqual((await json('list')).domains.map((it) => it.name), ['two']);
+  assert.equal(await zazen('restore', file), 'one\n');
+  const restored = await client.console('one');
+  restored.write('echo restored-$n\n');
+  await collect(restored).until('restored-1\r\n');
+
   // One shuts down and is destroyed; the other reboots and comes up again under its name.
   assert.equal((await json<{ reason: string }>('shutdown', '--wait', 'one')).reason, 'poweroff');
   await zazen('reboot', 'two');
   await events.until(/two \(2\) {2}shutdown: reboot\n(?:.*\n)*.* two \(\d+\) {2}started\n/);
-  await events.until(/one \(1\) {2}destroyed\n/);
+  await events.until(/one \((?!1\))\d+\) {2}destroyed\n/);
   assert.deepEqual((await json('list')).domains.map((it) => it.name), ['two']);
   const again = collect(await client.console('two'));
   await again.until(PROMPT);
