@@ -33,7 +33,8 @@ const benchmark: Benchmark = {
     }
     const frameKib = (usedBytes(host) - usedBefore) / FORKS / KIB;
     const processKib = (process.memoryUsage.rss() - residentBefore) / FORKS / KIB;
-    log(`${round(summarize(micros).median)} µs each, ${round(frameKib)} KiB of frames, ${round(processKib)} KiB of process`);
+    const microsEach = round(summarize(micros).median);
+    log(`${microsEach} µs each, ${round(frameKib)} KiB of frames, ${round(processKib)} KiB of process`);
     const step = FORKS / CHECKED;
     for (let i = 0; i < FORKS; i += step) {
       await forks[i]!.unpause();

@@ -17,6 +17,7 @@ const benchmarks: readonly { name: string; load: () => Promise<{ default: Benchm
   { name: 'hypercall', load: () => import('./hypercall.ts') },
   { name: 'image', load: () => import('./image.ts') },
   { name: 'rollback', load: () => import('./rollback.ts') },
+  { name: 'save', load: () => import('./save.ts') },
   { name: 'interpreter', load: () => import('./interpreter.ts') },
   { name: 'destroy', load: () => import('./destroy.ts') },
   { name: 'heap', load: () => import('./heap.ts') },

@@ -10,7 +10,7 @@ import { forkDomain } from '../lifecycle/fork.ts';
 import { rollBackDomain } from '../lifecycle/rollback.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import { checkName, checkUuid, randomUuid } from './domain-spec.ts';
-import { HostedDomain } from './domain.ts';
+import type { HostedDomain } from './domain.ts';
 import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts';
 import type { HostCore } from './host-core.ts';
 import { saveCheckpoint } from './image-files.ts';
@@ -123,7 +123,7 @@ export class HeldCheckpoint implements Checkpoint {
     setWallClock(core, record);
     tellGuest(core, ends);
     const identity = { ...origin, uuid, name: name ?? core.freeName(`domain-${record.domid}`) };
-    const hosted = new HostedDomain(core, { identity, ends, vcpuAddresses: vcpuAddresses!, family, devices });
+    const hosted = core.makeHosted({ identity, ends, vcpuAddresses: vcpuAddresses!, family, devices });
     core.domains.set(record.domid, hosted);
     thread.timers.startTime(record.domid);
     hosted.start(paused);
@@ -201,10 +201,12 @@ function stopped<T>({ thread }: HostCore, record: DomainRecord, whileStopped: (s
  * @throws ZazenError ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_BUSY; ZAZEN_DOMAIN_SHUTDOWN when it shuts down just now
  */
 export function takeCheckpoint(
-  core: HostCore, record: DomainRecord, devices: () => DeviceState, origin: CheckpointParts['origin'], family: Family,
+  core: HostCore, record: DomainRecord, parts: Pick<CheckpointParts, 'origin' | 'family'>,
+  saveDevices: () => DeviceState,
 ): HeldCheckpoint {
+  const { origin } = parts;
   assertNoGrants(core, record, origin.name);
-  const saved = devices();
+  const devices = saveDevices();
   const start = performance.now();
   let stopMicros = 0;
   const frozen = stopped(core, record, (micros) => {
@@ -218,7 +220,7 @@ export function takeCheckpoint(
   if (frozen === undefined) throw outOfMemory(`a checkpoint of domain ${origin.name}`);
   if (frozen === 'shutdown') throw new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${origin.name} has shut down`);
   const stats = { stopMicros, downtimeMicros, totalMicros: (performance.now() - start) * MICROS_PER_MILLI };
-  return new HeldCheckpoint(core, { frozen, devices: saved, origin, family, stats });
+  return new HeldCheckpoint(core, { ...parts, frozen, devices, stats });
 }
 
 /**
@@ -237,7 +239,8 @@ export function rollBackMemory(core: HostCore, ends: DomainEnds, frozen: FrozenD
     if (oldRoot === undefined) throw outOfMemory(`rolling back domain ${name}`);
     const { channels } = thread.hypercalls;
     const host = channels.domains.record(0);
-    for (const [param, port] of [[HVM_PARAM.STORE_EVTCHN, xenstorePort], [HVM_PARAM.CONSOLE_EVTCHN, consolePort]] as const) {
+    const ports = [[HVM_PARAM.STORE_EVTCHN, xenstorePort], [HVM_PARAM.CONSOLE_EVTCHN, consolePort]] as const;
+    for (const [param, port] of ports) {
       channels.join(host, port, domain, Number(getHvmParam(domain, param)));
     }
     setWallClock(core, domain);

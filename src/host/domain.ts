@@ -195,7 +195,8 @@ export class HostedDomain implements Domain {
       throw new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${this.name} has shut down`);
     }
     this.#takeLog();
-    return takeCheckpoint(this.#core, this.#ends.domain, () => this.#devices.save(), this.#identity, this.#family);
+    const parts = { origin: this.#identity, family: this.#family };
+    return takeCheckpoint(this.#core, this.#ends.domain, parts, () => this.#devices.save());
   }
 
   async save(path: string, options: SaveOptions = {}): Promise<SaveStats> {

@@ -5,6 +5,7 @@ import { Worker } from 'node:worker_threads';
 import { FRAME_BYTES, MACHINE_HEADER, SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
+import { unreachable } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Random } from '../base/random.ts';
@@ -19,7 +20,7 @@ import { MachineMemory } from '../memory/machine-memory.ts';
 import { audit } from '../memory/audit.ts';
 import type { AuditReport } from '../memory/audit.ts';
 import { Store } from '../xenstore/store.ts';
-import type { HostedDomain } from './domain.ts';
+import type { HostedDomain, HostedDomainParts } from './domain.ts';
 import type { PCpuWorkerData } from './pcpu-loop.ts';
 
 /** What this thread takes apart in one go when all pCPUs are busy, about 100 µs of work, and how often it looks. */
@@ -44,6 +45,8 @@ export class HostCore {
   readonly random: Random;
   readonly log: (line: string) => void;
   readonly domains = new Map<number, HostedDomain>();
+  /** Makes the host's half of a domain; set by the host, since domains know the core. */
+  makeHosted: (parts: HostedDomainParts) => HostedDomain = () => unreachable('the core has no host yet');
   /** p2m trees of checkpoints. */
   readonly frozenRoots = new Set<number>();
   readonly #workers: Worker[] = [];

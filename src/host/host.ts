@@ -40,6 +40,7 @@ class RunningHost implements HostInterface {
 
   constructor(core: HostCore, cacheDir: string | undefined) {
     this.#core = core;
+    core.makeHosted = parts => new HostedDomain(core, parts);
     this.#cacheDir = cacheDir;
   }
 
@@ -109,7 +110,7 @@ class RunningHost implements HostInterface {
       thread.timers.setTime(domain.domid, 0);
       core.builder.setWallClock(domain, thread.clock.wallMillis());
       const name = plan.name ?? core.freeName(`domain-${domain.domid}`);
-      const hosted = new HostedDomain(core, {
+      const hosted = core.makeHosted({
         identity: { ...plan, name }, ends: made, vcpuAddresses, family: Symbol(name), exec: plan.exec,
       });
       core.domains.set(domain.domid, hosted);

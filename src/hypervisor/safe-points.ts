@@ -149,17 +149,17 @@ export class SafePoints {
 
   /** `stopWorld` when nobody is in the middle of anything either. */
   stopWorldAtRest(action: () => void): void {
-    let done = false;
-    for (let attempt = 0; !done; attempt++) {
-      this.stopWorld(() => {
-        for (let pcpu = 0; pcpu < PCPU_MAX; pcpu++) {
-          if (Atomics.load(this.#machine.u32, this.#pcpuIndex(pcpu, 'aside')) !== 0) return;
-        }
-        done = true;
-        action();
-      });
-      if (!done) backOff(attempt);
-    }
+    for (let attempt = 0; !this.#tryAtRest(action); attempt++) backOff(attempt);
+  }
+  #tryAtRest(action: () => void): boolean {
+    let isAtRest = true;
+    this.stopWorld(() => {
+      for (let pcpu = 0; pcpu < PCPU_MAX; pcpu++) {
+        isAtRest &&= Atomics.load(this.#machine.u32, this.#pcpuIndex(pcpu, 'aside')) === 0;
+      }
+      if (isAtRest) action();
+    });
+    return isAtRest;
   }
 
   #waitOutOfCode(pcpu: number): void {

@@ -116,7 +116,9 @@ export class P2m {
     for (let i = 0; i < 2 * P2M_ENTRIES && found >= 0; i += 2) {
       const entry = words[own + i]!;
       const wantedEntry = words[other + i]!;
-      if (entry === wantedEntry && words[own + i + 1] === words[other + i + 1]) continue;
+      const isSame = entry === wantedEntry
+        && ((entry & P2M_KIND_MASK) !== IMAGE || words[own + i + 1] === words[other + i + 1]);
+      if (isSame) continue;
       const descend = level > 0 && (entry & P2M_KIND_MASK) === NODE && (wantedEntry & P2M_KIND_MASK) === NODE
         && this.#frames.mappings(entry >>> P2M_VALUE_SHIFT) === 1;
       if (descend) {

@@ -83,7 +83,8 @@ let reference: Promise<string> | undefined;
 const pause = (millis: number) => new Promise((resolve) => setTimeout(resolve, millis));
 
 for (const vcpus of [1, 2]) {
-  test(`a guest with ${vcpus} vCPUs computes the same across checkpoints, rollbacks and forks (seed ${seed})`, async () => {
+  const name = `a guest with ${vcpus} vCPUs computes the same across checkpoints, rollbacks and forks (seed ${seed})`;
+  test(name, async () => {
     const random = new SeededRandom(seed + vcpus);
     const wanted = await (reference ??= undisturbed());
     const domain = await host.create({ ...spec, vcpus });
