@@ -1,9 +1,11 @@
 // `npm start`: the product on a real guest. In a terminal, a shell. Without one, the guest says what it is and powers
-// off, and then come the times that it took.
+// off, then come the times that it took, and a second guest is taken through what can be done to it (life-tour.ts).
 
 import { parseArguments } from './arguments.ts';
 import { reportErrors } from './front-door.ts';
+import { orAborted } from './io.ts';
 import type { Io } from './io.ts';
+import { lifeTour } from './life-tour.ts';
 import { runVerb } from './run.ts';
 import { runSession } from './session.ts';
 import type { SessionReport } from './session.ts';
@@ -36,8 +38,20 @@ export async function start(io: Io, given: Services): Promise<number> {
       timeoutMillis: undefined,
     });
     io.stdout.write(`\n# what it took\n${describeTimings(report)}`);
+    if (report.status === 0) await showLife(io, given);
     return report.status;
   });
+}
+
+async function showLife(io: Io, { startHost }: Services): Promise<void> {
+  const host = await startHost({});
+  const close = io.onExit(() => void host.close());
+  try {
+    io.stdout.write(`\n# its life\n${await orAborted(lifeTour(host, io.signal), io.signal)}`);
+  } finally {
+    await host.close();
+    close();
+  }
 }
 
 function describeTimings({ timings, stats }: SessionReport): string {

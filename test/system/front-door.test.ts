@@ -74,7 +74,9 @@ test('npm start without a terminal: the guest introduces itself, then come the t
   const text = out.toString();
   assert.equal(status, 0);
   for (const shown of [/# uname -a\nLinux zazen .* aarch64 /, /\ntype +xen\n/, /\nMem: +\d+/, /GICv3.*arch_timer/,
-    /\nboot to init +\d+\.\d\d s\n/, /\ninstructions retired +\d+ million\n/, /\nspeed +\d+ MIPS\n/]) {
+    /\nboot to init +\d+\.\d\d s\n/, /\ninstructions retired +\d+ million\n/, /\nspeed +\d+ MIPS\n/,
+    /\n100 checkpoints, downtime +median [\d.]+ ms/, /\nsave, \d+ MiB +\d/, /\nrestore +\d/, /\nfork of 10 +\d/,
+    /\nrollback +\d/, /\ndestroy +\d/]) {
     assert.match(text, shown);
   }
 });
