@@ -59,23 +59,23 @@ async function readPages(thread: HypervisorThread, image: Image, root: number, o
   const pageCount = chunks.reduce((sum, chunk) => sum + chunk.count, 0);
   let pagesDone = 0;
   let next = 0;
-  let failed = false;
+  /** The first failure ends all readers. */
+  const failures: unknown[] = [];
   const readNext = async (): Promise<void> => {
     try {
-      for (let chunk = chunks[next++]; chunk !== undefined && !failed; chunk = chunks[next++]) {
+      for (let chunk = chunks[next++]; chunk !== undefined && failures.length === 0; chunk = chunks[next++]) {
         options.signal?.throwIfAborted();
         await readChunk(thread, image, root, chunk);
         pagesDone += chunk.count;
         options.onProgress?.({ pagesDone, pageCount });
       }
     } catch (error) {
-      failed = true;
-      throw error;
+      failures.push(error);
     }
   };
   // All of them end before anything is given back: a read that is under way writes to its frames.
-  const outcomes = await Promise.allSettled(Array.from({ length: CHUNKS_IN_FLIGHT }, readNext));
-  for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+  await Promise.all(Array.from({ length: CHUNKS_IN_FLIGHT }, readNext));
+  if (failures.length > 0) throw failures[0];
 }
 
 interface Chunk {
