@@ -57,6 +57,8 @@ export interface Row {
   readonly fp: boolean;
   readonly ends: boolean;
   readonly undifferentiable: string | undefined;
+  /** Accesses memory through Rn (operand `n`): where that is SP, it has to be aligned to 16 bytes. */
+  readonly spBase: boolean;
 }
 
 export interface Group {
@@ -64,8 +66,13 @@ export interface Group {
   readonly rows: Row[];
 }
 
-/** A group of rows: `const { rows, inst } = group('data-processing-immediate')`. */
-export function group(name: string) {
+const zeroFields = (fields: ReadonlyMap<string, Field>): Fields => Object.fromEntries([...fields.keys()].map(field => [field, 0]));
+
+/**
+ * A group of rows: `const { rows, inst } = group('data-processing-immediate')`.
+ * @param options.accessesMemory through the base register Rn, those of its rows that have it as operand `n`
+ */
+export function group(name: string, { accessesMemory = false }: { accessesMemory?: boolean } = {}) {
   const rows: Row[] = [];
   function inst<P extends string, S extends FieldNames<P>, O extends Operands>(
     rowName: string, pattern: P, definition: Definition<FieldNames<P>, S, O>,
@@ -81,6 +88,7 @@ export function group(name: string) {
       fp: definition.fp ?? false,
       ends: definition.ends ?? false,
       undifferentiable: definition.undifferentiable,
+      spBase: accessesMemory && 'n' in definition.operands(zeroFields(fields) as Fields<FieldNames<P>>),
     });
   }
   return { name, rows, inst };

@@ -1,7 +1,8 @@
 // The instruction table: all groups of definitions, the decoder over them, and the numbering of handlers.
 //
-// A row is specialised for each combination of its static fields; a row with a direct branch also for a target inside
-// its page (near) and elsewhere (far). Handler number = the row's first + statics packed in order × (near/far).
+// A row is specialised for each combination of its static fields, and some for one thing more, here called special: a row
+// with a direct branch for a target outside of its page, one that accesses memory for SP as base register. Handler
+// number = the row's first + statics packed in order, the special ones at odd places.
 
 import { assert } from '../base/assert.ts';
 import { HANDLER_FIRST_ROW } from '../abi/decode-cache.ts';
@@ -47,10 +48,11 @@ export interface Numbering {
   readonly first: number;
   readonly count: number;
 }
+const isTwofold = (row: Row): boolean => row.branch !== undefined || row.spBase;
 const numberings = new Map<Row, Numbering>();
 let nextHandler = HANDLER_FIRST_ROW;
 for (const row of rows) {
-  const bits = row.statics.reduce((sum, name) => sum + row.fields.get(name)!.bits, row.branch ? 1 : 0);
+  const bits = row.statics.reduce((sum, name) => sum + row.fields.get(name)!.bits, isTwofold(row) ? 1 : 0);
   numberings.set(row, { first: nextHandler, count: 1 << bits });
   nextHandler += 1 << bits;
 }
@@ -62,25 +64,26 @@ export function numbering(row: Row): Numbering {
   return numberings.get(row)!;
 }
 
+/** @param far of a row with a branch: to another page */
 export function handlerNumber(row: Row, f: Fields, far: boolean): number {
   let packed = 0;
   for (const name of row.statics) packed = (packed << row.fields.get(name)!.bits) | f[name]!;
-  if (row.branch) packed = (packed << 1) | Number(far);
+  if (isTwofold(row)) packed = (packed << 1) | Number(far || (row.spBase && f['Rn'] === 31));
   return numbering(row).first + packed;
 }
 
 /** The inverse of `handlerNumber`: what a handler is specialised for. */
-export function staticsOf(row: Row, handler: number): { statics: Fields; far: boolean } {
+export function staticsOf(row: Row, handler: number): { statics: Fields; special: boolean } {
   let packed = handler - numbering(row).first;
-  const far = row.branch !== undefined && (packed & 1) === 1;
-  if (row.branch) packed >>= 1;
+  const special = isTwofold(row) && (packed & 1) === 1;
+  if (isTwofold(row)) packed >>= 1;
   const statics: Record<string, number> = {};
   for (const name of row.statics.toReversed()) {
     const { bits } = row.fields.get(name)!;
     statics[name] = packed & ((1 << bits) - 1);
     packed >>= bits;
   }
-  return { statics, far };
+  return { statics, special };
 }
 
 const specificity = new Map(rows.map(row => [row, row.mask.toString(2).replaceAll('0', '').length]));

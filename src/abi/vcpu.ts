@@ -51,6 +51,8 @@ export const vcpuRecord = struct('vcpu', {
   tlbRead: u32, tlbWrite: u32, tlbExec: u32,
   /** Non-zero: SIMD&FP instructions are trapped at the current exception level. */
   fpTrap: u32,
+  /** Bits that must be clear in an SP that memory is accessed by, at the current exception level. */
+  spAlignmentMask: u32,
 
   // ---- PSTATE and banked registers
   el: u32, spSel: u32,

@@ -5,10 +5,10 @@
 // the same along a straight line and a taken branch adds the distance from the next record to its target.
 
 import type { AccessOptions, AccessSize, FlagSource, Machine } from '../a64/machine.ts';
-import { RECORD_BYTES } from '../a64/operand.ts';
+import { RECORD_BYTES, SP_SLOT } from '../a64/operand.ts';
 import type { Imm, Imm64, Reg, VReg } from '../a64/operand.ts';
 import type { ComputeName, TrapName } from '../a64/slow.ts';
-import { TLB_ENTRIES, TLB_ENTRY_BYTES, scratchOffset, tlbEntry, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
+import { TLB_ENTRIES, TLB_ENTRY_BYTES, scratchOffset, tlbEntry, tlbOffsets, vcpuRecord, xOffset } from '../abi/vcpu.ts';
 import { f32, f64, i32, i64, select } from '../wasm/scalar.ts';
 import { v128 } from '../wasm/vector.ts';
 import type { Callable, FunctionBuilder } from '../wasm/function.ts';
@@ -333,6 +333,11 @@ export class InterpreterMachine implements Machine {
   undefined(): void { this.trap('undefined'); }
   requireEl1(): void {
     this.f.if(i32.eqz(this.readState32(at.el)), () => this.#trap('undefined', []));
+  }
+  /** Before the meaning of a row that accesses memory by SP. */
+  requireAlignedSp(): void {
+    const misaligned = i32.and(i32.load(this.#vcpu, xOffset(SP_SLOT)), this.readState32(at.spAlignmentMask));
+    this.f.if(misaligned, () => this.#trap('spAlignment', []));
   }
   /** Before the meaning of a row that uses SIMD&FP registers. */
   requireFp(): void {

@@ -58,12 +58,13 @@ export function buildInterpreter(memory: MemoryImport, pairLockAddress: number):
 function emitRow(module: ModuleBuilder, context: InterpreterContext, row: Row): void {
   const { first, count } = numbering(row);
   for (let handler = first; handler < first + count; handler++) {
-    const { statics, far } = staticsOf(row, handler);
+    const { statics, special } = staticsOf(row, handler);
     const sample = sampleFields(row, statics);
     if (!sample) continue;
     const f = module.function(handlerSignature);
-    const machine = new InterpreterMachine(f, context, far);
+    const machine = new InterpreterMachine(f, context, special && row.branch !== undefined);
     if (row.fp) machine.requireFp();
+    if (special && row.spBase) machine.requireAlignedSp();
     row.meaning(machine, operandsOf(row, sample), statics);
     machine.finish();
     module.place(handler, f);

@@ -99,7 +99,10 @@ export const systemRegisters: ReadonlyMap<number, RegisterDefinition> = new Map<
   ...breakpointRegisters(),
   [sysreg.MPIDR_EL1, { read: vcpu => vcpu.get64(at.mpidrEl1) }],
   [sysreg.SCTLR_EL1, {
-    ...storedThen(at.sctlrEl1, flushAll),
+    ...storedThen(at.sctlrEl1, vcpu => {
+      flushAll(vcpu);
+      vcpu.updateSpAlignment();
+    }),
     read: vcpu => vcpu.get64(at.sctlrEl1) | SCTLR_RES1,
   }],
   [sysreg.ACTLR_EL1, readZero],

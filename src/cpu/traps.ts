@@ -39,6 +39,7 @@ export class TrapHandlers {
     const handlers: Record<TrapName, Handler> = {
       undefined: vcpu => this.#undefined(vcpu),
       fpDisabled: vcpu => e.fault(vcpu, syndrome(exceptionClass.fpAccess, ISS_FP_ACCESS)),
+      spAlignment: vcpu => e.fault(vcpu, syndrome(exceptionClass.spAlignment, 0)),
       svc: (vcpu, immediate) => e.fault(vcpu, syndrome(exceptionClass.svc64, immediate), 4n),
       hvc: (vcpu, immediate) => this.#hvc(vcpu, immediate),
       // There is no EL3.

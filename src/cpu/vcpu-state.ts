@@ -89,10 +89,17 @@ export class VcpuState {
     this.set32(at.tlbWrite, this.address + tlb.write);
     this.set32(at.tlbExec, this.address + tlb.exec);
     this.updateFpTrap();
+    this.updateSpAlignment();
   }
   /** Saves the stack pointer in use to its bank. */
   saveSp(): void {
     this.copy64(this.get32(at.spSel) === 0 ? at.spEl0 : at.spEl1, xOffset(31));
+  }
+
+  /** SCTLR_EL1.SA and SA0: bits 3 and 4. */
+  updateSpAlignment(): void {
+    const isChecked = (this.get32(at.sctlrEl1) >>> (this.el === 0 ? 4 : 3)) & 1;
+    this.set32(at.spAlignmentMask, isChecked ? 15 : 0);
   }
 
   /** CPACR_EL1.FPEN: 0b01 traps EL0, 0b11 neither, else both. */

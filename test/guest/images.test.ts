@@ -93,7 +93,8 @@ async function checkAltered(host: Host, path: string): Promise<void> {
   await truncate(path, size);
   await assert.rejects(host.restore(`${path}.none`), { code: 'ZAZEN_IMAGE_OPEN' });
   assert.deepEqual((await host.audit()).problems, []);
-  assert(host.stats().freeBytes + host.stats().releasingBytes > freeBytes - 16 * 2 ** 20, 'what was read for nothing is given back');
+  // What was read for nothing is given back, in time. (The forks that run meanwhile take a little.)
+  while (host.stats().freeBytes < freeBytes - 24 * 2 ** 20) await new Promise(resolve => { setTimeout(resolve, 10); });
 }
 
 /** Sections with random bytes changed are decoded or refused, and nothing else. */

@@ -9,7 +9,7 @@ import { xd, xr, xsp } from '../operand.ts';
 import { pairCompareAndSwap } from '../pair-atomics.ts';
 import { group } from '../row.ts';
 
-const { name, rows, inst } = group('atomics');
+const { name, rows, inst } = group('atomics', { accessesMemory: true });
 
 const atomicLoads = [i64.atomicLoad8U, i64.atomicLoad16U, i64.atomicLoad32U, i64.atomicLoad] as const;
 

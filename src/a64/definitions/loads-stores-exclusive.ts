@@ -14,7 +14,7 @@ import type { Reg } from '../operand.ts';
 import { pairCompareAndSwap, widened } from '../pair-atomics.ts';
 import { group } from '../row.ts';
 
-const { name, rows, inst } = group('loads-stores-exclusive');
+const { name, rows, inst } = group('loads-stores-exclusive', { accessesMemory: true });
 const { exclusiveAddress, exclusiveValueLow, exclusiveValueHigh } = vcpuRecord.at;
 
 const atomicLoads = [i64.atomicLoad8U, i64.atomicLoad16U, i64.atomicLoad32U, i64.atomicLoad] as const;

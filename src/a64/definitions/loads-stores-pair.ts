@@ -8,7 +8,7 @@ import { imm, vr, xd, xr, xsp } from '../operand.ts';
 import type { Reg, VReg } from '../operand.ts';
 import { group, signed } from '../row.ts';
 
-const { name, rows, inst } = group('loads-stores-pair');
+const { name, rows, inst } = group('loads-stores-pair', { accessesMemory: true });
 
 interface Pair<R> {
   readonly mnemonic: string;

@@ -12,7 +12,7 @@ import { imm, vr, xr, xsp } from '../operand.ts';
 import type { Imm, Operands, Reg, VReg } from '../operand.ts';
 import { group } from '../row.ts';
 
-const { name, rows, inst } = group('loads-stores-structures');
+const { name, rows, inst } = group('loads-stores-structures', { accessesMemory: true });
 
 type WriteBack = 'none' | 'size' | 'register';
 /** The bit that tells write-back, and the five bits of Rm. */

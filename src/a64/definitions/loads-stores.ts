@@ -11,7 +11,7 @@ import { imm, vr, xd, xr, xsp } from '../operand.ts';
 import type { Reg, VReg } from '../operand.ts';
 import { group, signed } from '../row.ts';
 
-const { name, rows, inst } = group('loads-stores');
+const { name, rows, inst } = group('loads-stores', { accessesMemory: true });
 
 type Bits2 = '00' | '01' | '10' | '11';
 /** Does the access; what is left to do after the base register is written comes back as a function. */
