@@ -1,4 +1,4 @@
-// Time as an injected interface, so that a whole host can be replayed from one seed.
+// Time as an injected interface: tests bring their own, and replay will.
 
 export interface Clock {
   /** Nanoseconds since an arbitrary origin, never going back; a double (exact to well below a microsecond). */
@@ -7,7 +7,7 @@ export interface Clock {
   wallMillis(): number;
 }
 
-/** All threads of one process share the origin of `performance.timeOrigin`-corrected time. */
+/** All threads of a process see the same monotonic time. */
 export const systemClock: Clock = {
   monotonicNanos: () => Number(process.hrtime.bigint()),
   wallMillis: () => Date.now(),

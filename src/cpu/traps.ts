@@ -57,7 +57,6 @@ export class TrapHandlers {
       wfe: vcpu => this.#wait(vcpu, SCTLR_NTWE, ISS_WFE, () => this.#yield(vcpu)),
       isb: vcpu => e.advance(vcpu),
       yield: vcpu => this.#yield(vcpu),
-      interruptWindow: vcpu => this.#afterUnmasking(vcpu),
     };
     return Object.fromEntries(Object.entries(handlers).map(([name, handler]) =>
       [name, (address: number, a: number, b: number) => handler(e.vcpu(address), a, b)])) as unknown as EmittedCallHandlers['traps'];

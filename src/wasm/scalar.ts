@@ -183,7 +183,6 @@ export const atomicRmw = Object.fromEntries(atomicOps.map((name, k) => {
 export const atomicCmpxchg = [
   cmpxchg('i64', 0x4c, 0), cmpxchg('i64', 0x4d, 1), cmpxchg('i64', 0x4e, 2), cmpxchg('i64', 0x49, 3),
 ];
-export const i32AtomicRmwOr = rmw('i32', 0x33, 2);
 
 const floatOps = <T extends 'f32' | 'f64'>(type: T, compare: number, arithmetic: number) => ({
   eq: binary('i32', compare, type), ne: binary('i32', compare + 1, type), lt: binary('i32', compare + 2, type),

@@ -138,7 +138,7 @@ export class Dice {
 
 // ---- what must hold afterwards
 
-const PATIENCE_MILLIS = 20_000;
+const PATIENCE_MILLIS = 120_000;
 
 /** Looks every few milliseconds. */
 export async function until(what: string, condition: () => boolean): Promise<void> {
