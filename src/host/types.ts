@@ -22,7 +22,7 @@ export interface HostOptions {
   memory?: Size;
   /** Worker threads that run guest code; default: as many as there are processors, at most 4. */
   pcpus?: number;
-  /** Default: the system's clock and randomness. Others make a run repeatable. */
+  /** Default: the system's clock and randomness. Others are the main thread's only: guests see the system's time. */
   clock?: Clock;
   random?: Random;
   /** Gets a line, without newline, for each thing worth telling the operator; default: nowhere. */
