@@ -3,8 +3,9 @@
 import { createHash } from 'node:crypto';
 import { assert } from '../src/base/assert.ts';
 import type { Domain, Host } from '../src/host/index.ts';
+import type { QemuProcess } from './peers/qemu-monitor.ts';
 
-const CMDLINE = 'quiet cryptomgr.notests initcall_blacklist=init_blk_tracer';
+export const GUEST_CMDLINE = 'quiet cryptomgr.notests initcall_blacklist=init_blk_tracer';
 
 /** Resolves with a new stream's whole text once `wanted` is in it. */
 function textUntil(stream: NodeJS.ReadableStream, wanted: string): Promise<string> {
@@ -16,6 +17,36 @@ function textUntil(stream: NodeJS.ReadableStream, wanted: string): Promise<strin
     });
     stream.on('end', () => reject(new Error(`the guest ended without ${wanted}: ${text.slice(-500)}`)));
   });
+}
+
+/** @param pauseSeconds between two rounds */
+export function busyCommand(roundBytes: number, pauseSeconds = 0): string {
+  return `mkdir /w; mount -t tmpfs none /w; n=0; echo begin; while :; do n=$((n+1))
+    head -c ${roundBytes} /dev/zero | tr '\\0' $((n%10)) >/w/f; md5sum </w/f
+    ${pauseSeconds > 0 ? `sleep ${pauseSeconds}` : ':'}; done`;
+}
+
+/** Resolves when the busy guest in QEMU has printed so many checksums, beginning `from` characters. */
+export async function untilRounds(qemu: QemuProcess, count: number, from = 0): Promise<void> {
+  while (countRounds(qemu.output.slice(from)) < count) await qemu.until('\n', qemu.output.length);
+}
+
+/** How many rounds a busy guest that printed this has done. */
+function countRounds(text: string): number {
+  return text.split(/  -\r?\n/).length - 1;
+}
+
+/**
+ * Every line with a checksum has that of one of the ten files that there are. The first line is not looked at: it may
+ * have lost its beginning.
+ * @returns how many lines
+ */
+export function verifyRounds(text: string, roundBytes: number): number {
+  const expected = new Set(Array.from({ length: 10 }, (_, digit) =>
+    createHash('md5').update(Buffer.alloc(roundBytes, String(digit))).digest('hex')));
+  const lines = text.split(/\r?\n/).slice(1).filter(line => line.endsWith('  -'));
+  for (const line of lines) assert(expected.has(line.slice(0, 32)), `the guest computed ${line}`);
+  return lines.length;
 }
 
 /** A guest that writes to its memory all the time, and prints the checksum of each round. */
@@ -30,47 +61,55 @@ export class BusyGuest {
     domain.exec!.output.on('data', (chunk: Buffer) => { this.#text += chunk.toString('latin1'); });
   }
 
-  /** @param pauseSeconds between two rounds */
   static async start(host: Host, memory: string, roundBytes: number, pauseSeconds = 0): Promise<BusyGuest> {
-    const exec = `mkdir /w; mount -t tmpfs none /w; n=0; echo begin; while :; do n=$((n+1))
-      head -c ${roundBytes} /dev/zero | tr '\\0' $((n%10)) >/w/f; md5sum </w/f
-      ${pauseSeconds > 0 ? `sleep ${pauseSeconds}` : ':'}; done`;
-    const guest = new BusyGuest(await host.create({ memory, exec, cmdline: CMDLINE }), roundBytes);
+    const exec = busyCommand(roundBytes, pauseSeconds);
+    const guest = new BusyGuest(await host.create({ memory, exec, cmdline: GUEST_CMDLINE }), roundBytes);
     await guest.untilRounds(2);
     return guest;
   }
 
   get rounds(): number {
-    return this.#text.split('  -\n').length - 1;
+    return countRounds(this.#text);
   }
   async untilRounds(count: number): Promise<void> {
     const output = this.domain.exec!.output;
     while (this.rounds < count) await new Promise(resolve => output.once('data', resolve));
   }
 
-  /** Every line is the checksum of one of the ten files that there are. @returns how many lines */
+  /** Leaves what was printed so far out of all that follows: a rollback may have cut a line. */
+  forget(): void {
+    this.#text = '';
+  }
+
+  /** @returns how many rounds were right; throws when one was not */
   verify(): number {
-    const expected = new Set(Array.from({ length: 10 }, (_, digit) =>
-      createHash('md5').update(Buffer.alloc(this.#roundBytes, String(digit))).digest('hex')));
-    const lines = this.#text.split('\n').filter(line => line.endsWith('  -'));
-    for (const line of lines) assert(expected.has(line.slice(0, 32)), `the guest computed ${line}`);
-    return lines.length;
+    return verifyRounds(this.#text, this.#roundBytes);
   }
 }
 
+/** Reads commands from its console and runs them. */
+export const WAITING_COMMAND = 'while read -r line; do eval "$line"; done';
+
 /** A guest that waits for commands on its console. */
 export async function waitingGuest(host: Host, memory: string): Promise<Domain> {
-  const domain = await host.create({ memory, cmdline: CMDLINE, exec: 'while read -r line; do eval "$line"; done' });
+  const domain = await host.create({ memory, cmdline: GUEST_CMDLINE, exec: WAITING_COMMAND });
   domain.exec!.output.resume();
   await domain.exec!.started;
   return domain;
 }
 
+/** What makes a waiting guest print something that is not in the command itself. */
+export function aliveQuestion(number: number): { command: string; answer: string } {
+  const command = `echo alive-$((${number}*7))-$(cat /proc/sys/kernel/ostype)\n`;
+  return { command, answer: `alive-${number * 7}-Linux` };
+}
+
 /** @throws when the guest does not answer as a guest that is alive does */
 export async function checkAlive(domain: Domain): Promise<void> {
   const console = domain.attachConsole();
-  const answer = textUntil(console, `alive-${domain.id * 7}-`);
-  console.write(`echo alive-$((${domain.id}*7))-$(cat /sys/hypervisor/uuid)\n`);
+  const question = aliveQuestion(domain.id);
+  const answer = textUntil(console, question.answer);
+  console.write(question.command);
   await answer;
   console.destroy();
 }

@@ -1,23 +1,27 @@
-// Destroying a domain: how long `destroy()` takes while the guest runs, from 64 MiB to 3 GiB of touched memory, and when
-// the host has given back and scrubbed all of it. Then the scrubber alone against `fill` of the same frames, and what an
-// allocation costs while a pCPU scrubs against one on a host with nothing to do. What is checked: every frame is
-// accounted for, none is missing, and frames that were scrubbed are zero.
+// Destroying a domain: how long `destroy()` takes while the guest runs, from 64 MiB to 3 GiB of touched memory, and
+// when the host has given back and scrubbed all of it. In the same run, QEMU with the same guest in it: from the
+// command `quit` to the end of the process, within which the kernel frees the memory. Then the scrubber alone against
+// `fill` of the same frames, which is the physical limit, and what an allocation costs while a pCPU scrubs against one
+// on a host with nothing to do. What is checked: every frame is accounted for, none is missing, and frames that were
+// scrubbed are zero.
 
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { FRAME_BYTES, FRAME_WORDS } from '../src/abi/machine-memory.ts';
+import { FRAME_BYTES } from '../src/abi/machine-memory.ts';
 import { assert } from '../src/base/assert.ts';
 import { systemClock } from '../src/base/clock.ts';
 import { systemRandom } from '../src/base/random.ts';
 import { HostCore } from '../src/host/host-core.ts';
 import { Host } from '../src/host/index.ts';
-import { Heap } from '../src/memory/heap.ts';
-import { MachineMemory } from '../src/memory/machine-memory.ts';
 import { FREE, bareMetalImage, fresh, spin } from '../test/hostile/bare-metal.ts';
+import { withQemu } from './peers/qemu-guest.ts';
+import type { StartQemu } from './peers/qemu-guest.ts';
 import type { Benchmark } from './run.ts';
-import { round, summarize } from './statistics.ts';
+import { measureScrubbing } from './scrubbing.ts';
+import { round, summarize, summarizeFields } from './statistics.ts';
+import type { Summary } from './statistics.ts';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
@@ -25,17 +29,20 @@ const RUNS: readonly (readonly [sizeMib: number, runs: number])[] = [[64, 30], [
 const WARM_UP = 20;
 /** What of its memory the guest leaves alone. */
 const UNTOUCHED_MIB = 16;
-const SCRUB_ROUNDS = 5;
-const SCRUB_BYTES = GIB;
+const QEMU_RUNS = 3;
 const ALLOCATIONS = 20_000;
 const ALLOCATION_ROUNDS = 8;
 
-/** Writes to each page, then spins: it is in emitted code when it is destroyed. */
-function touchImage(sizeMib: number): Uint8Array {
+const QEMU_UART_DATA = 0x0900_0000;
+const TOUCHED = '!';
+
+/** Writes to each page, then spins: it is in emitted code when it is destroyed. In QEMU it says when it has written. */
+function touchImage(sizeMib: number, isQemu = false): Uint8Array {
   return bareMetalImage({ code: a => {
     const again = fresh('again');
     a.mov(1, FREE).mov(2, (sizeMib - UNTOUCHED_MIB) * 256).label(again).str(1, 1);
     a.add(1, 1, 4095).add(1, 1, 1).subs(2, 2, 1).bCond('ne', again);
+    if (isQemu) a.mov(1, QEMU_UART_DATA).mov(2, TOUCHED.charCodeAt(0)).str(2, 1);
     spin(a);
   } });
 }
@@ -59,69 +66,62 @@ async function destroyOne(host: Host, kernel: string, sizeMib: number): Promise<
   return { destroyMillis, releasedMillis, cleanMillis: performance.now() - start };
 }
 
-async function destroyAll(log: (line: string) => void): Promise<Record<string, unknown>> {
+/** Milliseconds from `quit` to the end of a QEMU whose guest has touched its memory. */
+async function quitQemu(start: StartQemu, kernelPath: string, sizeMib: number): Promise<Summary> {
+  const samples: number[] = [];
+  for (let run = 0; run < QEMU_RUNS; run++) {
+    const qemu = await start({ kernelPath, cmdline: '', memoryMib: sizeMib });
+    await qemu.until(TOUCHED);
+    assert(qemu.ownBytes > (sizeMib - UNTOUCHED_MIB) * MIB, 'QEMU has less memory than its guest has written to');
+    samples.push(await qemu.quit());
+  }
+  return summarize(samples);
+}
+
+async function measureSize(host: Host, kernel: string, sizeMib: number, runs: number) {
+  const { freeBytes } = host.stats();
+  const samples: Destroyed[] = [];
+  // The first ones compile our code.
+  const warmUp = sizeMib === RUNS[0]![0] ? WARM_UP : 1;
+  for (let run = 0; run < runs + warmUp; run++) samples.push(await destroyOne(host, kernel, sizeMib));
+  assert(Math.abs(freeBytes - host.stats().freeBytes) < MIB, 'frames are missing after destroy');
+  const fields = summarizeFields(samples.slice(warmUp));
+  return { ...fields, backgroundGibPerSecond: round(sizeMib / 1024 / (fields.cleanMillis.median / 1000)) };
+}
+
+async function destroyAll(log: (line: string) => void) {
   const directory = mkdtempSync(join(tmpdir(), 'zazen-bench-'));
-  const results: Record<string, unknown> = {};
-  await using host = await Host.start({ memory: '4GiB' });
+  const kernelOf = (sizeMib: number): string => join(directory, `touch-${sizeMib}`);
+  const sizes: Record<string, unknown> = {};
+  const medians: number[] = [];
   try {
-    const { freeBytes } = host.stats();
+    const peers = await withQemu(log, async start => {
+      const quits: Record<number, Summary> = {};
+      for (const [sizeMib] of RUNS) {
+        writeFileSync(kernelOf(sizeMib), touchImage(sizeMib, true));
+        quits[sizeMib] = await quitQemu(start, kernelOf(sizeMib), sizeMib);
+      }
+      return quits;
+    });
+    await using host = await Host.start({ memory: '4GiB' });
     for (const [sizeMib, runs] of RUNS) {
-      const kernel = join(directory, `touch-${sizeMib}`);
-      writeFileSync(kernel, touchImage(sizeMib));
-      const samples: Destroyed[] = [];
-      // The first ones compile our code.
-      const warmUp = sizeMib === RUNS[0]![0] ? WARM_UP : 1;
-      for (let run = 0; run < runs + warmUp; run++) samples.push(await destroyOne(host, kernel, sizeMib));
-      samples.splice(0, warmUp);
-      const { freeBytes: freeAfter } = host.stats();
-      assert(Math.abs(freeBytes - freeAfter) < MIB, 'frames are missing after destroy');
-      const pick = (field: keyof Destroyed) => {
-        const { median, p99, max } = summarize(samples.map(sample => sample[field]));
-        return { median: round(median), p99: round(p99), max: round(max) };
-      };
-      const background = pick('cleanMillis');
-      results[`${sizeMib} MiB`] = {
-        destroyMillis: pick('destroyMillis'), releasedMillis: pick('releasedMillis'), cleanMillis: background,
-        backgroundGibPerSecond: round(sizeMib / 1024 / (background.median / 1000)),
-      };
-      log(`${sizeMib} MiB: destroy ${pick('destroyMillis').median} ms, all clean after ${background.median} ms`);
+      writeFileSync(kernelOf(sizeMib), touchImage(sizeMib));
+      const zazen = await measureSize(host, kernelOf(sizeMib), sizeMib, runs);
+      const { median, max } = zazen.destroyMillis;
+      const qemu = typeof peers === 'string' ? undefined : peers[sizeMib]!;
+      const timesFasterThanQemu = qemu && round(qemu.median / median);
+      medians.push(median);
+      sizes[`${sizeMib} MiB`] = { ...zazen, qemuQuitMillis: qemu ?? peers, timesFasterThanQemu };
+      log(`${sizeMib} MiB: destroy ${round(median)} ms, at most ${round(max)}, `
+        + `all clean after ${round(zazen.cleanMillis.median)} ms`
+        + (qemu === undefined ? '' : `; QEMU ends after ${round(qemu.median)} ms`));
     }
     assert((await host.audit()).problems.length === 0, 'the audit found something');
   } finally {
     rmSync(directory, { recursive: true });
   }
-  return results;
-}
-
-/** One thread, one GiB of frames that were written: scrubbed, and filled with zeros in one call. */
-function scrubAlone(): Record<string, unknown> {
-  const machine = MachineMemory.create({ sizeBytes: 2 * GIB });
-  Heap.initialize(machine);
-  const heap = new Heap(machine, 0);
-  const rates = { scrub: [] as number[], fill: [] as number[] };
-  const frames = SCRUB_BYTES / FRAME_BYTES;
-  const timed = (samples: number[], work: () => void): void => {
-    const start = performance.now();
-    work();
-    samples.push(SCRUB_BYTES / GIB / ((performance.now() - start) / 1000));
-  };
-  for (let count = 0; count <= SCRUB_ROUNDS; count++) {
-    const mfns: number[] = [];
-    for (let i = 0; i < frames; i++) mfns.push(heap.allocate(0));
-    const first = mfns.reduce((least, mfn) => Math.min(least, mfn));
-    const area = machine.u8.subarray(first * FRAME_BYTES, first * FRAME_BYTES + SCRUB_BYTES);
-    for (const mfn of mfns) machine.u32.fill(0xdead, mfn * FRAME_WORDS, (mfn + 1) * FRAME_WORDS);
-    for (const mfn of mfns) heap.releaseLater(mfn);
-    heap.flushReleases();
-    timed(rates.scrub, () => { while (heap.scrubStep() !== 0); });
-    for (const mfn of mfns) {
-      for (let i = 0; i < FRAME_WORDS; i++) assert(machine.u32[mfn * FRAME_WORDS + i] === 0, 'a frame is not zero');
-    }
-    timed(rates.fill, () => area.fill(0));
-  }
-  const gibPerSecond = Object.fromEntries(Object.entries(rates)
-    .map(([name, samples]) => [name, round(summarize(samples.slice(1)).median)])) as Record<keyof typeof rates, number>;
-  return { gibPerSecond, scrubToFill: round(gibPerSecond.scrub / gibPerSecond.fill) };
+  const largestToSmallest = round(medians.at(-1)! / medians[0]!);
+  return { sizes, medianMillisMax: round(Math.max(...medians)), largestToSmallest };
 }
 
 /** Times of single allocations in this thread, while the one pCPU scrubs or sleeps. */
@@ -176,11 +176,12 @@ const benchmark: Benchmark = {
   description: 'destroy of 64 MiB to 3 GiB, scrubbing against fill, allocation meanwhile',
   async run({ log }) {
     const destroy = await destroyAll(log);
-    const scrub = scrubAlone();
-    log(`scrubbing is ${scrub['scrubToFill']} of fill`);
+    const scrub = measureScrubbing();
+    log(`scrubbing is ${scrub.scrubToFill} of fill`);
     const allocation = await allocationTimes();
     log(`allocation p99 during scrubbing is ${allocation['p99Ratio']} of idle`);
-    return { destroy, scrub, allocation, checked: 'audit after destroy, free bytes as before, scrubbed frames zero' };
+    const checked = 'audit after destroy, free bytes as before, scrubbed frames zero';
+    return { ...destroy, scrub, allocation, checked };
   },
 };
 export default benchmark;

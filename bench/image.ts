@@ -11,7 +11,7 @@ import { assert } from '../src/base/assert.ts';
 import { SeededRandom } from '../src/base/random.ts';
 import { openImage } from '../src/image/image.ts';
 import { writeImage } from '../src/image/writer.ts';
-import type { PageRun } from '../src/image/writer.ts';
+import type { PageRun } from '../src/image/page-writer.ts';
 import { round, summarize } from './statistics.ts';
 import type { Benchmark } from './run.ts';
 

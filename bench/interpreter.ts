@@ -66,7 +66,8 @@ const benchmark: Benchmark = {
       const runs = Array.from({ length: 15 }, () => runCase(machine, one));
       const nanosPerIteration = summarize(runs.map(run => run.nanos / one.iterations));
       const mips = summarize(runs.map(run => run.retired / run.nanos * 1000));
-      log(`${one.name}: ${round(nanosPerIteration.median)} ns an iteration of ${one.body.length + 2}, ${round(mips.median)} MIPS`);
+      log(`${one.name}: ${round(nanosPerIteration.median)} ns an iteration of ${one.body.length + 2}, `
+        + `${round(mips.median)} MIPS`);
       results[one.name] = { instructionsPerIteration: one.body.length + 2, nanosPerIteration, mips: mips.median };
     }
     return results;

@@ -1,54 +1,159 @@
 // Save, dump and restore of a running 400 MiB guest against QEMU: the same kernel, initramfs and workload, which prints
 // a counter all the time. Restore is measured to the first line that the guest prints afterwards; what is checked: the
-// counter goes on from where it was saved. Page cache growth is what the kernel says of the whole machine.
+// counter goes on from where it was saved, and every byte of the last image. Page cache growth is what the kernel says of
+// the whole machine.
+//
+// After each save and dump, the physical limit in the same folder: the same bytes to the same places of a new file, out
+// of memory that lies as it is to be written, with as many requests in flight, then fsync. Saves and dumps of ours are
+// durable under their names when they are over, and replace a file; the limit has no name to give and replaces nothing;
+// QEMU's are in the page cache and may be lost (`syncMillis` is what durability costs of ours).
 
-import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { constants, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import * as nodeFiles from 'node:fs/promises';
 import { join } from 'node:path';
+import { FRAME_BYTES } from '../src/abi/machine-memory.ts';
 import { assert } from '../src/base/assert.ts';
 import { Host } from '../src/host/index.ts';
-import { prepareGuest } from '../src/guest/initramfs.ts';
-import { QemuProcess } from './peers/qemu-monitor.ts';
-import { findQemu, qemuMissing } from './peers/qemu.ts';
+import type { Domain, SaveStats } from '../src/host/index.ts';
+import { DirectFile, REQUEST_BYTES, RequestQueue } from '../src/image/direct-file.ts';
+import { BLOCK_BYTES, BRIDGE_PAGES } from '../src/image/format.ts';
+import { openImage } from '../src/image/image.ts';
+import { debianGuest, withQemu } from './peers/qemu-guest.ts';
 import type { Benchmark } from './run.ts';
 import { round, summarize } from './statistics.ts';
 
-const RUNS = 7;
+const RUNS = 15;
+const RESTORES = 7;
+const QEMU_RUNS = 5;
 const MEMORY_MIB = 400;
 const COMMAND = 'i=0; while :; do i=$((i+1)); echo tick-$i-; usleep 5000; done';
 const MARK = 'tick-100-';
+
+type Samples = Record<string, number[]>;
 
 const timed = async (work: () => Promise<unknown>): Promise<number> => {
   const start = performance.now();
   await work();
   return performance.now() - start;
 };
+const note = (samples: Samples, name: string, value: number): void => { (samples[name] ??= []).push(value); };
 /** Of the last whole line. */
 const counterIn = (text: string): number => Number(/.*tick-(\d+)-/s.exec(text)?.[1] ?? Number.NaN);
 const cachedMib = (): number => Number(/^Cached:\s+(\d+)/m.exec(readFileSync('/proc/meminfo', 'utf8'))![1]) / 1024;
 
-async function measureZazen(folder: string) {
+interface Extent {
+  readonly offset: number;
+  readonly sizeBytes: number;
+}
+
+/** Where an image has its pages, over gaps as short as its writer goes over, in pieces of a request's size. */
+async function extentsOf(path: string): Promise<Extent[]> {
+  await using image = await openImage(path);
+  const { map } = image.pages;
+  const stretches: { page: number; end: number }[] = [];
+  for (const { gfn, count, state } of map.stretches()) {
+    const page = map.pageOf(gfn);
+    const last = stretches.at(-1);
+    if (state !== 'stored') continue;
+    if (last !== undefined && page - last.end <= BRIDGE_PAGES) last.end = page + count;
+    else stretches.push({ page, end: page + count });
+  }
+  return stretches.flatMap(({ page, end }) => {
+    const pieces: Extent[] = [];
+    for (let at = page * FRAME_BYTES; at < end * FRAME_BYTES; at += REQUEST_BYTES) {
+      pieces.push({ offset: BLOCK_BYTES + at, sizeBytes: Math.min(REQUEST_BYTES, end * FRAME_BYTES - at) });
+    }
+    return pieces;
+  });
+}
+
+/** The limit. @returns milliseconds */
+async function writeBare(folder: string, extents: readonly Extent[], source: Uint8Array): Promise<number> {
+  const path = join(folder, 'bare');
+  const start = performance.now();
+  const file = await DirectFile.open(nodeFiles, path, constants.O_CREAT | constants.O_EXCL | constants.O_RDWR);
+  const queue = new RequestQueue();
+  let from = 0;
+  for (const { offset, sizeBytes } of extents) {
+    const part = source.subarray(from, from + sizeBytes);
+    from += sizeBytes;
+    await queue.add(() => file.write([part], offset));
+  }
+  await queue.settle();
+  await file.handle.sync();
+  const millis = performance.now() - start;
+  assert(file.isDirect, 'the page cache was used');
+  await file.close();
+  rmSync(path);
+  return millis;
+}
+
+async function measureSaves(domain: Domain, folder: string, samples: Samples) {
   const path = join(folder, 'zazen.core');
+  await domain.save(path);
+  const extents = await extentsOf(path);
+  const bareBytes = extents.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  // Some more than now, for what the guest goes on to touch.
+  const memory = new WebAssembly.Memory({ initial: Math.ceil(bareBytes / 65536), maximum: 65536, shared: true });
+  const source = new Uint8Array(memory.buffer).fill(0x5a);
+  await writeBare(folder, extents, source);
+  const cachedBefore = cachedMib();
+  let stats: SaveStats | undefined;
+  for (let run = 0; run < RUNS; run++) {
+    for (const verb of ['save', 'dumpCore'] as const) {
+      const name = verb === 'save' ? 'save' : 'dump';
+      const millis = await timed(async () => { stats = await domain[verb](path); });
+      assert(stats!.direct, 'the page cache was used');
+      const bare = await writeBare(folder, extents, source);
+      note(samples, name, millis);
+      note(samples, `${name}Sync`, stats!.syncMillis);
+      note(samples, 'bareWrite', bare);
+    }
+    // What the guest itself takes of the processors meanwhile shows in the difference.
+    await domain.pause();
+    note(samples, 'savePaused', await timed(() => domain.save(path)));
+    await domain.unpause();
+  }
+  const cacheGrowthMib = cachedMib() - cachedBefore;
+  await using image = await openImage(path);
+  assert((await image.verify()).problemCount === 0, 'the image is damaged');
+  return { bytesWritten: stats!.bytesWritten, requests: stats!.requests, bareBytes, cacheGrowthMib };
+}
+
+/** Each on top of one whole image: changed pages found by comparing trees, and by checksums. */
+async function measureIncrements(domain: Domain, folder: string, samples: Samples) {
+  const [parent, path] = [join(folder, 'parent.core'), join(folder, 'child.core')];
+  await using checkpoint = await domain.checkpoint();
+  await checkpoint.save(parent);
+  let pagesWritten = 0;
+  for (let run = 0; run < RESTORES; run++) {
+    note(samples, 'incrementByTree', await timed(async () => { ({ pagesWritten } = await domain.save(path, { parent })); }));
+  }
+  await checkpoint.destroy();
+  for (let run = 0; run < RESTORES; run++) {
+    note(samples, 'incrementByChecksum', await timed(() => domain.save(path, { parent })));
+  }
+  await using image = await openImage(path);
+  assert((await image.verify()).problemCount === 0, 'the incremental image is damaged');
+  return pagesWritten;
+}
+
+async function measureZazen(folder: string) {
+  const path = join(folder, 'restore.core');
   await using host = await Host.start();
   const domain = await host.create({ exec: COMMAND, memory: `${MEMORY_MIB}MiB`, cmdline: 'quiet', name: 'bench' });
   let text = '';
   domain.exec!.output.setEncoding('utf8').on('data', (chunk: string) => { text += chunk; });
   while (!text.includes(MARK)) await new Promise(resolve => setTimeout(resolve, 1));
-  const samples = { save: [] as number[], dump: [] as number[], restore: [] as number[], firstOutput: [] as number[] };
-  const cachedBefore = cachedMib();
-  let bytesWritten = 0;
-  for (let run = 0; run < RUNS; run++) {
-    const { bytesWritten: bytes, direct } = await (async () => {
-      const start = performance.now();
-      const stats = await domain.save(path);
-      samples.save.push(performance.now() - start);
-      return stats;
-    })();
-    assert(direct, 'the page cache was used');
-    bytesWritten = bytes;
+  const samples: Samples = {};
+  const saves = await measureSaves(domain, folder, samples);
+  const incrementPages = await measureIncrements(domain, folder, samples);
+  for (let run = 0; run < RESTORES; run++) {
+    await domain.save(path);
     const savedAt = counterIn(text);
     const start = performance.now();
     const restored = await host.restore(path, { name: `restored-${run}` });
-    samples.restore.push(performance.now() - start);
+    note(samples, 'restore', performance.now() - start);
     const stream = restored.attachConsole();
     let tail = '';
     await new Promise<void>(resolve => stream.setEncoding('utf8').on('data', (chunk: string) => {
@@ -56,58 +161,59 @@ async function measureZazen(folder: string) {
       // The console begins with what it had shown before; only a counter beyond that is news.
       if (counterIn(tail) > savedAt + 1) resolve();
     }));
-    samples.firstOutput.push(performance.now() - start);
+    note(samples, 'firstOutput', performance.now() - start);
     assert(counterIn(tail) < savedAt + 50, 'the counter has jumped');
     stream.destroy();
     await restored.destroy();
-    samples.dump.push(await timed(() => domain.dumpCore(path)));
   }
-  return { samples, bytesWritten, cacheGrowthMib: cachedMib() - cachedBefore };
+  return { samples, saves: { ...saves, incrementPages } };
 }
 
-async function measureQemu(qemu: string, folder: string, guest: { kernelPath: string; initramfsPath: string }) {
-  const setup = { ...guest, memoryMib: MEMORY_MIB, cmdline: `quiet zazen.exec=${Buffer.from(COMMAND).toString('base64')}` };
-  const path = join(folder, 'qemu.state');
-  const samples = { save: [] as number[], dump: [] as number[], firstOutput: [] as number[] };
-  for (let run = 0; run < Math.ceil(RUNS / 2); run++) {
-    const source = await QemuProcess.start(qemu, setup, folder);
-    await source.until(MARK);
-    samples.dump.push(await timed(() => source.dump(join(folder, 'qemu.core'))));
-    samples.save.push(await timed(() => source.save(path)));
-    await source.end();
-    const start = performance.now();
-    const target = await QemuProcess.start(qemu, setup, folder, path);
-    await target.resume();
-    await target.until('tick-');
-    samples.firstOutput.push(performance.now() - start);
-    await target.end();
-  }
-  return { samples, savedBytes: statSync(path).size };
+async function measureQemu(log: (line: string) => void) {
+  const setup = await debianGuest(MEMORY_MIB, COMMAND);
+  return withQemu(log, async (start, folder) => {
+    const path = join(folder, 'qemu.state');
+    const samples: Samples = {};
+    for (let run = 0; run < QEMU_RUNS; run++) {
+      const source = await start(setup);
+      await source.until(MARK);
+      note(samples, 'dump', await timed(() => source.dump(join(folder, 'qemu.core'))));
+      note(samples, 'save', await timed(() => source.save(path)));
+      await source.end();
+      const began = performance.now();
+      const target = await start(setup, path);
+      await target.resume();
+      await target.until('tick-');
+      note(samples, 'firstOutput', performance.now() - began);
+      await target.end();
+    }
+    return { samples, savedBytes: statSync(path).size };
+  });
 }
 
-const summaries = (samples: Record<string, number[]>) =>
+const summaries = (samples: Samples) =>
   Object.fromEntries(Object.entries(samples).map(([name, values]) => [`${name}Millis`, summarize(values)]));
+const medianOf = (samples: Samples, name: string): number => summarize(samples[name]!).median;
 
 const benchmark: Benchmark = {
   name: 'save',
-  description: `save, dump and restore of a running ${MEMORY_MIB} MiB guest, against QEMU TCG`,
+  description: `save, dump and restore of a running ${MEMORY_MIB} MiB guest, against a bare write and QEMU TCG`,
   async run({ log }) {
-    const guest = await prepareGuest({ log });
     // Beside the project: temporary folders may lie in memory.
     const folder = mkdtempSync(join(process.cwd(), '.cache-bench-'));
     try {
-      const zazen = await measureZazen(folder);
-      const result = { zazen: { ...summaries(zazen.samples), bytesWritten: zazen.bytesWritten, cacheGrowthMib: round(zazen.cacheGrowthMib) } };
-      const qemu = findQemu();
-      if (qemu === undefined) {
-        log(qemuMissing);
-        return { ...result, qemu: qemuMissing };
-      }
-      const peer = await measureQemu(qemu, folder, guest);
-      const ratio = (name: 'save' | 'dump' | 'firstOutput'): number =>
-        round(summarize(peer.samples[name]).median / summarize(zazen.samples[name]).median);
+      const { samples, saves } = await measureZazen(folder);
+      const bare = medianOf(samples, 'bareWrite');
+      const result = {
+        zazen: { ...summaries(samples), ...saves, cacheGrowthMib: round(saves.cacheGrowthMib) },
+        timesBareWrite: round(medianOf(samples, 'save') / bare),
+        dumpTimesBareWrite: round(medianOf(samples, 'dump') / bare),
+      };
+      const qemu = await measureQemu(log);
+      if (typeof qemu === 'string') return { ...result, qemu };
+      const ratio = (name: string): number => round(medianOf(qemu.samples, name) / medianOf(samples, name));
       return {
-        ...result, qemu: { ...summaries(peer.samples), savedBytes: peer.savedBytes },
+        ...result, qemu: { ...summaries(qemu.samples), savedBytes: qemu.savedBytes },
         timesFasterThanQemu: { save: ratio('save'), dump: ratio('dump'), restoreToFirstOutput: ratio('firstOutput') },
       };
     } finally {

@@ -7,13 +7,23 @@ export interface Summary {
   readonly max: number;
 }
 
+/** Percentiles by the nearest rank: of a hundred samples, the p99 is the second largest. */
 export function summarize(samples: readonly number[]): Summary {
   const sorted = samples.toSorted((a, b) => a - b);
-  const at = (fraction: number): number => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * fraction))]!;
+  const at = (fraction: number): number => sorted[Math.max(0, Math.ceil(sorted.length * fraction) - 1)]!;
   return { samples: sorted.length, median: at(0.5), p99: at(0.99), max: sorted.at(-1)! };
 }
 
-/** Two or three significant digits, for tables. */
+/** One summary for each field of the samples. */
+export function summarizeFields<T extends Readonly<Record<keyof T, number>>>(
+  samples: readonly T[],
+): Record<keyof T, Summary> {
+  const names = Object.keys(samples[0]!) as (keyof T)[];
+  return Object.fromEntries(names.map(name => [name, summarize(samples.map(sample => sample[name]))])) as
+    Record<keyof T, Summary>;
+}
+
+/** Four significant digits, for tables. */
 export function round(value: number): number {
   return Number(value.toPrecision(4));
 }

@@ -10,12 +10,12 @@ const ROOT = join(import.meta.dirname, '..');
 
 /** A room imports only from itself and from rooms before it. */
 const ROOMS = [
-  'base', 'abi', 'wasm', 'a64', 'memory', 'cpu', 'hypervisor', 'xenstore', 'devices', 'image', 'lifecycle', 'guest',
-  'host', 'daemon', 'cli',
+  'base', 'abi', 'wasm', 'a64', 'memory', 'cpu', 'hypervisor', 'xenstore', 'network', 'devices', 'image', 'lifecycle',
+  'guest', 'host', 'daemon', 'cli',
 ];
 
 /** Rooms that may import from even fewer. */
-const ONLY_FROM: Record<string, readonly string[]> = { guest: ['base'] };
+const ONLY_FROM: Record<string, readonly string[]> = { guest: ['base'], network: ['base'] };
 
 interface Import {
   specifier: string;

@@ -4,11 +4,21 @@ import { spawn } from 'node:child_process';
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
 
+export interface QemuGuest {
+  readonly kernelPath: string;
+  /** None: a kernel that needs none. */
+  readonly initramfsPath?: string;
+  readonly cmdline: string;
+  readonly memoryMib: number;
+}
+
 export interface QemuBoot {
   /** Process start to the first line of init, in milliseconds. */
   readonly bootMillis: number;
   /** Process start to its end. */
   readonly totalMillis: number;
+  /** All that the guest and QEMU have printed. */
+  readonly output: string;
 }
 
 const BINARY = 'qemu-system-aarch64';
@@ -25,15 +35,19 @@ export function findQemu(): string | undefined {
   });
 }
 
-/** Boots, waits for `marker` on the console, and for the guest to power off. */
-export function bootQemu(qemu: string, options: {
-  kernelPath: string; initramfsPath: string; cmdline: string; memoryMib: number; marker: string;
-}): Promise<QemuBoot> {
-  const args = [
+/** The guest on its machine, the console on standard input and output. */
+export function machineArguments({ kernelPath, initramfsPath, cmdline, memoryMib }: QemuGuest): string[] {
+  return [
     '-machine', 'virt,gic-version=3', '-cpu', 'max,pauth=off,sve=off', '-accel', 'tcg,thread=multi', '-smp', '1',
-    '-m', String(options.memoryMib), '-nodefaults', '-nographic', '-no-reboot', '-serial', 'stdio',
-    '-kernel', options.kernelPath, '-initrd', options.initramfsPath, '-append', `console=ttyAMA0 ${options.cmdline}`,
+    '-m', String(memoryMib), '-nodefaults', '-nographic', '-no-reboot', '-serial', 'stdio',
+    '-kernel', kernelPath, ...(initramfsPath === undefined ? [] : ['-initrd', initramfsPath]),
+    '-append', `console=ttyAMA0 ${cmdline}`,
   ];
+}
+
+/** Boots, waits for `marker` on the console, and for the guest to power off. */
+export function bootQemu(qemu: string, options: QemuGuest & { readonly marker: string }): Promise<QemuBoot> {
+  const args = machineArguments(options);
   return new Promise((resolve, reject) => {
     const start = performance.now();
     const child = spawn(qemu, args, { stdio: ['ignore', 'pipe', 'pipe'] });
@@ -47,7 +61,7 @@ export function bootQemu(qemu: string, options: {
     child.on('error', reject);
     child.on('close', status => {
       if (bootMillis === undefined) reject(new Error(`QEMU ended with ${status} before init:\n${output.slice(-2000)}`));
-      else resolve({ bootMillis, totalMillis: performance.now() - start });
+      else resolve({ bootMillis, totalMillis: performance.now() - start, output });
     });
   });
 }

@@ -78,6 +78,9 @@ export const ACTIVE_GRANT = struct('activeGrant', { readers: u16, writers: u16, 
 
 // ---- Domain ---------------------------------------------------------------------------------------------------------
 
+export const STALL_OUT_OF_FRAMES = 1;
+export const STALL_LOST_PAGE = 2;
+
 export const DOMAIN_STATE = { free: 0, building: 1, live: 2, dying: 3 } as const;
 
 export const DOMAIN = struct('domain', {
@@ -87,7 +90,10 @@ export const DOMAIN = struct('domain', {
   incarnation: u32,
   /** Reasons for the vCPUs not to run. */
   pauseCount: u32,
-  /** Non-zero: one of the pauses is for want of frames, and the host's main thread has not taken it over yet. */
+  /**
+   * Non-zero: one of the pauses is because a vCPU could not get a frame, and the host's main thread has not taken it over
+   * yet. STALL_OUT_OF_FRAMES, or STALL_LOST_PAGE plus the GFN of a page that cannot be read from its image.
+   */
   stalled: u32,
   /** Why it shut down, plus 1; 0: it has not. */
   shutdown: u32,

@@ -210,6 +210,8 @@ export const MACHINE_HEADER = struct('machineHeader', {
   regionFrames: array(u32, 2 * HEADER_REGIONS),
   /** Taken around 128-bit exclusives and compare-and-swaps, of which emitted code has no atomic form. */
   pairLock: u32,
+  /** Counts what the translator has sent to the pCPUs' threads (cpu/jit/region-parcels.ts). */
+  regionParcels: u32,
 }, { padTo: FRAME_BYTES });
 
 /** 'ZZMM', little-endian. */

@@ -22,6 +22,9 @@ export const SCHEDULER = struct('scheduler', {
   worldOwner: u32,
   /** Non-zero: workers leave their loops. */
   closing: u32,
+  /** How many threads sleep, or are about to, until some vCPU stops; and what they sleep on, counted up when one has. */
+  stopWaiters: u32,
+  stopBell: u32,
 }, { padTo: 64 });
 
 export const VCPU_STATE = {

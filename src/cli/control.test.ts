@@ -164,6 +164,8 @@ test('save, dump-core, restore; a bar where a person looks', async () => {
   assert.match((await zazen('dump-core', 'web', 'x')).err, new RegExp(`^zazen: ${process.cwd()}/x: 100 KiB in`));
   const id = (await zazen('checkpoint', 'web')).out.trim();
   assert.equal((await zazen('save', '-k', id, 'y')).status, 0);
+  const increment = await zazen('save', 'web', 'y', '--parent', 'web.core');
+  assert.match(increment.err, /100 KiB in 0\.00 s, 80 KiB in its parent\n$/);
   assert.equal((await zazen('save', 'web')).status, 2);
   assert.equal((await zazen('save', 'web', 'z', '--destroy')).status, 0);
   assert.equal((await zazen('restore', 'a.core', '--name', 'again', '-p')).out, 'again\n');

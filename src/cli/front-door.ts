@@ -4,6 +4,7 @@
 
 import { UsageError, ZazenError } from '../base/errors.ts';
 import { closest, parseArguments, verbHelp } from './arguments.ts';
+import { benchVerb } from './bench.ts';
 import { guestFetchVerb } from './guest-fetch.ts';
 import { checkpointVerbs } from './checkpoint-verbs.ts';
 import { consoleVerb } from './console.ts';
@@ -11,6 +12,7 @@ import { createVerb } from './create.ts';
 import { daemonVerb } from './daemon.ts';
 import { domainVerbs } from './domain-verbs.ts';
 import { eventsVerb } from './events.ts';
+import { imageGuestVerbs } from './image-guest.ts';
 import { imageVerbs } from './image.ts';
 import { infoVerb } from './info.ts';
 import { Interruption, say } from './io.ts';
@@ -28,7 +30,7 @@ import { zazenVersion } from './version.ts';
 const VERBS: readonly Verb[] = [
   runVerb, daemonVerb, createVerb, listVerb, consoleVerb, ...domainVerbs, ...checkpointVerbs, ...savingVerbs,
   topVerb, eventsVerb,
-  ...storeVerbs, ...imageVerbs, infoVerb, guestFetchVerb,
+  ...storeVerbs, ...imageVerbs, ...imageGuestVerbs, infoVerb, guestFetchVerb, benchVerb,
 ];
 
 /**

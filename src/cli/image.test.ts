@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { BASE_GFN, bankOf, fillFrame, makeMachine, makeRequest, makeVcpu, runsOf } from '../image/test-images.ts';
 import { writeImage } from '../image/writer.ts';
-import { runCli } from './test-io.ts';
+import { FakeIo, runCli } from './test-io.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'zazen-cli-image-'));
 after(() => rmSync(folder, { recursive: true, force: true }));
@@ -33,6 +33,29 @@ test('image info tells what is in it, and lets no file write to the terminal', a
   assert.deepEqual(facts.pages, { zero: 1022, stored: 1, parent: 1 });
   assert.equal(facts.parent.id, written.reference.id);
   assert.equal(facts.banks[0].guestAddress, BASE_GFN * 4096);
+});
+
+test('image info shows the chain, or what is wrong with it', async () => {
+  const facts = JSON.parse((await runCli(['image', 'info', child, '--json'])).out);
+  assert.deepEqual(facts.chain.parents, [{ path, id: written.reference.id, storedPages: 1 }]);
+  const plain = await runCli(['image', 'info', child]);
+  assert.match(plain.out, new RegExp(`^builds on +${path}: 1 stored, id ${written.reference.id}$`, 'm'));
+  assert.doesNotMatch((await runCli(['image', 'info', path])).out, /builds on/);
+  renameSync(path, `${path}.away`);
+  const lost = await runCli(['image', 'info', child]);
+  renameSync(`${path}.away`, path);
+  assert.equal(lost.status, 0);
+  assert.match(lost.out, /^builds on +image .*child.core: needs its parent: image .*web.core: cannot be opened \(ENOENT\)/m);
+});
+
+test('image verify has one bar for the whole chain, where that goes to a terminal', async () => {
+  const { status, err } = await runCli(['image', 'verify', child], {}, new FakeIo().terminal());
+  assert.equal(status, 0);
+  const shown = [...err.matchAll(/verify \[[#.]{30}\] (\d+) %/g)].map(([, percent]) => Number(percent));
+  assert.ok(shown.length >= 2, err);
+  assert.deepEqual(shown, shown.toSorted((a, b) => a - b));
+  assert.ok(shown[0]! >= 40 && shown[0]! <= 55 && shown.at(-1)! >= 95, shown.join());
+  assert.ok(err.endsWith('\r\x1b[K'));
 });
 
 test('image verify: intact, damaged, no image at all', async () => {

@@ -1,6 +1,7 @@
 // Verbs that move a domain to and from a file: `save`, `dump-core`, `restore`.
 
 import { resolve } from 'node:path';
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { UsageError } from '../base/errors.ts';
 import type { CommandOf, CommandResults } from '../daemon/command.ts';
 import { formatSize } from '../host/size.ts';
@@ -22,6 +23,7 @@ const saveVerb: Verb = {
   options: {
     checkpoint: { value: 'ID', short: 'k', help: 'save this checkpoint' },
     destroy: { help: 'destroy the domain when it is saved' },
+    parent: { value: 'FILE', help: 'leave pages that this image has already to it' },
     host: HOST_OPTION,
     json: JSON_OPTION,
   },
@@ -38,6 +40,7 @@ async function saveDomain(args: Arguments, io: Io): Promise<number> {
     command: 'save', path: resolve(words.at(-1)!),
     ...(checkpoint === undefined ? { domain: words[0]! } : { checkpoint }),
     ...(args.switches.has('destroy') ? { destroy: true } : {}),
+    ...(args.values['parent'] === undefined ? {} : { parent: resolve(args.values['parent']) }),
   };
   return write(command, args, io);
 }
@@ -62,9 +65,10 @@ async function write(command: CommandOf<'save' | 'dump-core'>, args: Arguments, 
   }
   if (args.switches.has('json')) printJson(io, result);
   else {
-    const { path, bytesWritten, millis, direct } = result;
+    const { path, bytesWritten, parentPages, millis, direct } = result;
+    const rest = parentPages === 0 ? '' : `, ${formatSize(parentPages * FRAME_BYTES)} in its parent`;
     const how = direct ? '' : '; the file system has no direct I/O';
-    say(io, `${path}: ${formatSize(bytesWritten)} in ${(millis / 1000).toFixed(2)} s${how}`);
+    say(io, `${path}: ${formatSize(bytesWritten)} in ${(millis / 1000).toFixed(2)} s${rest}${how}`);
   }
   return 0;
 }
@@ -72,10 +76,13 @@ async function write(command: CommandOf<'save' | 'dump-core'>, args: Arguments, 
 const restoreVerb: Verb = {
   name: 'restore',
   summary: 'Make a domain that goes on where a file was saved; prints its name.',
+  details: 'It runs while its memory is still being read. Until all is read (image.isComplete in `zazen list --json`), the '
+    + 'file may be removed or replaced, but not changed.',
   positionals: [{ name: 'FILE' }],
   options: {
     name: { value: 'NAME', help: 'what to call it (default: as it was called)' },
     paused: { short: 'p', help: 'make it paused' },
+    eager: { help: 'read all of the file first' },
     host: HOST_OPTION,
     json: JSON_OPTION,
   },
@@ -89,6 +96,7 @@ const restoreVerb: Verb = {
         command: 'restore', path: resolve(positionals[0]!),
         ...(values['name'] === undefined ? {} : { name: values['name'] }),
         ...(switches.has('paused') ? { paused: true } : {}),
+        ...(switches.has('eager') ? { lazy: false } : {}),
       }, { signal: io.signal, onProgress: (progress) => bar.show(progress) });
     }
     if (switches.has('json')) printJson(io, result);

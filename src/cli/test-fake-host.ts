@@ -92,7 +92,7 @@ export class FakeGuest {
   }
 
   stall(message: string): void {
-    this.#domain.emit({ type: 'stalled', message });
+    this.#domain.emit({ type: 'stalled', code: 'ZAZEN_HOST_OUT_OF_MEMORY', message });
   }
 }
 
@@ -177,6 +177,7 @@ export class FakeDomain implements Domain {
     this.emit({ type: 'paused' });
   }
 
+  async load(): Promise<void> {}
   async unpause(): Promise<void> {
     this.state = 'running';
     this.emit({ type: 'unpaused' });
@@ -200,12 +201,12 @@ export class FakeDomain implements Domain {
     };
   }
 
-  async save(path: string, { onProgress, signal }: SaveOptions = {}): Promise<SaveStats> {
+  async save(path: string, { onProgress, signal, parent }: SaveOptions = {}): Promise<SaveStats> {
     for (let pagesDone = 0; pagesDone <= 100; pagesDone += 50) onProgress?.({ pagesDone, pageCount: 100 });
     // A disk that never gets ready, for who wants to go.
     if (path.endsWith('slow')) await once(signal!, 'abort');
     signal?.throwIfAborted();
-    return SAVE_STATS;
+    return parent === undefined ? SAVE_STATS : { ...SAVE_STATS, pagesWritten: 5, parentPages: 20 };
   }
 
   dumpCore(path: string, options?: SaveOptions): Promise<SaveStats> {
@@ -240,7 +241,7 @@ export class FakeDomain implements Domain {
 
 let lastCheckpointId = 0;
 const SAVE_STATS: SaveStats = {
-  pagesWritten: 25, zeroPages: 75, bytesWritten: 102_400, fileBytes: 409_600, direct: true, writeMillis: 1,
+  pagesWritten: 25, zeroPages: 75, parentPages: 0, bytesWritten: 102_400, requests: 3, fileBytes: 409_600, direct: true, writeMillis: 1,
   syncMillis: 1, millis: 2,
 };
 
@@ -293,7 +294,7 @@ export class FakeHosts {
       loadCheckpoint: async () => make({}).checkpoint(),
       domains: () => domains.filter((domain) => domain.state !== 'destroyed'),
       stats: () => ({
-        memoryBytes: 1, freeBytes: 1, cleanBytes: 1, dirtyBytes: 0, scrubbingBytes: 0, sharedBytes: 0,
+        memoryBytes: 1, freeBytes: 1, cleanBytes: 1, dirtyBytes: 0, scrubbingBytes: 0, sharedBytes: 0, cachedBytes: 0,
         releasingBytes: 0, pcpus: [], domains: domains.length, uptimeMillis: 1,
       }),
       audit: async () => ({

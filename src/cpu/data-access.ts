@@ -6,7 +6,8 @@ import { scratchOffset, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
 import { ACCESS_ALIGNED, ACCESS_UNPRIVILEGED } from './emitted-calls.ts';
 import type { Engine } from './engine.ts';
 import { exceptionClass, faultStatus, syndrome } from './exceptions.ts';
-import { OUT_OF_FRAMES } from './host.ts';
+import { NO_FRAME } from './host.ts';
+import type { ExitReason } from './host.ts';
 import { fillDataTlb } from './tlb.ts';
 import { ACCESS_READ, ACCESS_WRITE } from './translation.ts';
 import type { VcpuState } from './vcpu-state.ts';
@@ -24,6 +25,8 @@ export class DataAccess {
   #physical = 0;
   /** Stands for all memory that was never written; never in a TLB, because it is not what the guest writes to. */
   readonly #zeroFrameIndex: number;
+  #isFirstAccess = false;
+  #mustRetry = false;
 
   constructor(engine: Engine) {
     this.#engine = engine;
@@ -85,9 +88,9 @@ export class DataAccess {
     const mfn = Math.floor(host / FRAME_BYTES);
     // A monitor on the zero frame could never be satisfied by a store, which goes to another frame.
     const own = this.isZeroFrame(mfn) ? this.#engine.host.frameForWrite(vcpu, Math.floor(this.#physical / FRAME_BYTES)) : mfn;
-    if (own === OUT_OF_FRAMES) {
-      vcpu.set32(at.abort, 1);
-      return this.#engine.stopBefore(vcpu, 'outOfFrames');
+    if (own === NO_FRAME) {
+      this.#stop(vcpu, 'noFrame');
+      return;
     }
     this.#fillTlb(vcpu, low, high, sizeAndFlags, access, own);
   }
@@ -107,14 +110,14 @@ export class DataAccess {
   #locate(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1): number {
     const { translation, host } = this.#engine;
     const el = sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el;
-    if (!translation.translate(vcpu, low, high, access, el)) return this.#dataAbort(vcpu, low, high, translation.status, access);
+    if (!translation.translate(vcpu, low, high, access, el)) {
+      return translation.status === NO_FRAME
+        ? this.#stop(vcpu, 'noFrame') : this.#dataAbort(vcpu, low, high, translation.status, access);
+    }
     const { guestFrame } = translation;
     const mfn = access === ACCESS_WRITE ? host.frameForWrite(vcpu, guestFrame) : host.frameForRead(vcpu, guestFrame);
-    if (mfn === OUT_OF_FRAMES || this.#engine.codeIsGone) {
-      vcpu.set32(at.abort, 1);
-      this.#engine.stopBefore(vcpu, mfn === OUT_OF_FRAMES ? 'outOfFrames' : 'slice');
-      return FAULTED;
-    }
+    if (mfn === NO_FRAME) return this.#stop(vcpu, 'noFrame');
+    if (this.#engine.codeIsGone) return this.#stop(vcpu, 'slice');
     this.#physical = guestFrame * FRAME_BYTES + (low & 0xfff);
     if (mfn === 0) return MMIO;
     if (translation.device && low & (Math.min(sizeAndFlags & 0xff, 8) - 1)) {
@@ -130,7 +133,7 @@ export class DataAccess {
   #fillTlb(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1, mfn: number): void {
     const tlb = tlbOffsets[sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el as 0 | 1];
     if (tlb === tlbOffsets[1] && this.#engine.translation.user) vcpu.userEntriesAtEl1 = true;
-    this.#engine.noteFill(vcpu, high);
+    this.#engine.noteFill(vcpu, low, high);
     fillDataTlb(vcpu, access === ACCESS_WRITE ? tlb.write : tlb.read, low, high, mfn);
   }
 
@@ -153,6 +156,12 @@ export class DataAccess {
     if (!done) this.#dataAbort(vcpu, low, high, faultStatus.externalAbort, access);
   }
 
+  #stop(vcpu: VcpuState, reason: ExitReason): typeof FAULTED {
+    vcpu.set32(at.abort, 1);
+    this.#engine.stopBefore(vcpu, reason);
+    return FAULTED;
+  }
+
   #dataAbort(vcpu: VcpuState, low: number, high: number, status: number, access: 0 | 1): typeof FAULTED {
     vcpu.set32(at.abort, 1);
     vcpu.setHalves(at.farEl1, low, high);
@@ -162,10 +171,25 @@ export class DataAccess {
   }
 
   // ---- for hypercalls: guest virtual addresses with the permissions of EL1, user pages included (privcmd)
+  //
+  // A hypercall reads its arguments before it does anything, and most write answers to where they lay. So the first
+  // read of a call also makes what it reads writable: if a frame for that cannot be had, nothing has happened yet, and
+  // the whole instruction can be tried again. Later accesses that find none are the call's own to fail.
+
+  beginHypercall(): void {
+    this.#isFirstAccess = true;
+    this.#mustRetry = false;
+  }
+  /** @returns whether the call has to be made again, when there are frames; what it says is void then */
+  endHypercall(): boolean {
+    this.#isFirstAccess = false;
+    return this.#mustRetry;
+  }
 
   /** @returns undefined if any byte cannot be read. */
   copyFromGuest(vcpu: VcpuState, address: bigint, sizeBytes: number): Uint8Array | undefined {
     const bytes = new Uint8Array(sizeBytes);
+    if (this.#isFirstAccess && !this.#makeWritable(vcpu, address, sizeBytes)) return undefined;
     const copied = this.#eachPiece(vcpu, address, sizeBytes, ACCESS_READ, (host, done, length) => {
       bytes.set(this.#engine.machine.u8.subarray(host, host + length), done);
     });
@@ -173,9 +197,28 @@ export class DataAccess {
   }
   /** @returns false if any byte cannot be written; bytes before it may have been. */
   copyToGuest(vcpu: VcpuState, address: bigint, bytes: Uint8Array): boolean {
+    this.#isFirstAccess = false;
     return this.#eachPiece(vcpu, address, bytes.length, ACCESS_WRITE, (host, done, length) => {
       this.#engine.machine.u8.set(bytes.subarray(done, done + length), host);
     });
+  }
+  /** As far as the guest may write there. @returns false when a frame cannot be had */
+  #makeWritable(vcpu: VcpuState, address: bigint, sizeBytes: number): boolean {
+    const { translation, host } = this.#engine;
+    this.#isFirstAccess = false;
+    const end = address + BigInt(sizeBytes);
+    for (let va = address; va < end; va = (va | 0xfffn) + 1n) {
+      const [low, high] = [Number(va & 0xffff_ffffn), Number(BigInt.asUintN(32, va >> 32n))];
+      let mfn = 0;
+      if (translation.translateIgnoringPan(vcpu, low, high, ACCESS_WRITE, 1)) {
+        mfn = host.frameForWrite(vcpu, translation.guestFrame);
+      } else if (translation.status === NO_FRAME) mfn = NO_FRAME;
+      else if (translation.translateIgnoringPan(vcpu, low, high, ACCESS_READ, 1)) {
+        mfn = host.frameForRead(vcpu, translation.guestFrame);
+      }
+      if (mfn === NO_FRAME) this.#mustRetry = true;
+    }
+    return !this.#mustRetry;
   }
   #eachPiece(vcpu: VcpuState, address: bigint, sizeBytes: number, access: 0 | 1,
     piece: (host: number, done: number, length: number) => void): boolean {

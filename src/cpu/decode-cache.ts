@@ -3,13 +3,16 @@
 // emitted code (`empty`).
 //
 // At the start of the region: slot count in use (u32), generation (u32), then from byte 64 one u32 per slot: the frame
-// that it decodes.
+// that it decodes; and one more: bit 0 says that compiled regions begin in the slot, the rest counts invalidations.
+//
+// A record at which a compiled region begins has the region's number in place of its handler (jit/). All regions of a
+// page go when any of its instructions changes.
 
 import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED, SLOT_BYTES, SLOT_RECORDS } from '../abi/decode-cache.ts';
 import { FRAME } from '../abi/machine-memory.ts';
 import { RECORD_BYTES, RECORD_IMM } from '../a64/operand.ts';
 import { operandsOf } from '../a64/row.ts';
-import { decode, handlerNumber } from '../a64/table.ts';
+import { decode, handlerCount, handlerNumber } from '../a64/table.ts';
 import { vOffset, xOffset } from '../abi/vcpu.ts';
 import { assert } from '../base/assert.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
@@ -18,10 +21,21 @@ const PAGE_WORDS = 1024;
 /** A run is decoded together up to its end; bounded, because what follows a branch may never be reached. */
 const RUN_MAX = 64;
 
+/** A place in decoded code, and what tells whether it is still the same code. */
+export interface CodePage {
+  readonly slot: number;
+  /** Of the instruction in the page. */
+  readonly index: number;
+  readonly mfn: number;
+  readonly version: number;
+  readonly generation: number;
+}
+
 export class DecodeCache {
   readonly #machine: MachineMemory;
   readonly #used: number;
   readonly #frames: number;
+  readonly #versions: number;
   readonly #slots: number;
   readonly #slotCount: number;
   readonly #frameTable: number;
@@ -32,10 +46,11 @@ export class DecodeCache {
   constructor(machine: MachineMemory) {
     this.#machine = machine;
     const { offsetBytes, sizeBytes } = machine.region('code');
-    this.#slotCount = Math.floor((sizeBytes - 64) / (SLOT_BYTES + 4));
+    this.#slotCount = Math.floor((sizeBytes - 64) / (SLOT_BYTES + 8));
     this.#used = offsetBytes / 4;
     this.#frames = this.#used + 16;
-    this.#slots = Math.ceil((offsetBytes + 64 + 4 * this.#slotCount) / 64) * 64;
+    this.#versions = this.#frames + this.#slotCount;
+    this.#slots = Math.ceil((offsetBytes + 64 + 8 * this.#slotCount) / 64) * 64;
     if (this.#slots + this.#slotCount * SLOT_BYTES > offsetBytes + sizeBytes) this.#slotCount--;
     this.#frameTable = machine.region('frameTable').offsetBytes;
   }
@@ -78,16 +93,27 @@ export class DecodeCache {
     return slot;
   }
 
+  /** The frame that a slot decodes, by the slot's address; 0: that is no slot in use. */
+  frameOfSlot(address: number): number {
+    const slot = (address - this.#slots) / SLOT_BYTES;
+    return Number.isInteger(slot) && slot >= 0 && slot < this.slotsInUse ? this.#machine.u32[this.#frames + slot]! : 0;
+  }
+
   get slotsInUse(): number {
     return Math.min(Atomics.load(this.#machine.u32, this.#used), this.#slotCount);
+  }
+
+  #placeOf(record: number): { slot: number; first: number } {
+    const slot = Math.floor((record - this.#slots) / SLOT_BYTES);
+    const first = (record - this.#slots - slot * SLOT_BYTES) / RECORD_BYTES;
+    assert(slot >= 0 && slot < this.#slotCount && first < PAGE_WORDS, 'a record outside the decode cache');
+    return { slot, first };
   }
 
   /** Decodes from a record on, to the end of its run. */
   decodeRun(record: number): void {
     const { u16, u32 } = this.#machine;
-    const slot = Math.floor((record - this.#slots) / SLOT_BYTES);
-    const first = (record - this.#slots - slot * SLOT_BYTES) / RECORD_BYTES;
-    assert(slot >= 0 && slot < this.#slotCount && first < PAGE_WORDS, 'a record outside the decode cache');
+    const { slot, first } = this.#placeOf(record);
     const words = u32[this.#frames + slot]! * PAGE_WORDS;
     for (let index = first; index < Math.min(first + RUN_MAX, PAGE_WORDS); index++, record += RECORD_BYTES) {
       if (index > first && u16[record / 2] !== HANDLER_DECODE) return;
@@ -123,11 +149,59 @@ export class DecodeCache {
 
   /** Instructions of a cache line have changed (IC IVAU): they are decoded anew when they are reached. */
   invalidateLine(mfn: number, offsetInPage: number, lineBytes: number): void {
-    const known = Atomics.load(this.#machine.u32, this.#decodeIndex(mfn));
-    if (known === 0) return;
+    const slot = Atomics.load(this.#machine.u32, this.#decodeIndex(mfn)) - 1;
+    if (slot < 0) return;
     const first = Math.floor(offsetInPage / lineBytes) * (lineBytes / 4);
-    let record = this.#slots + (known - 1) * SLOT_BYTES + first * RECORD_BYTES;
+    this.#dropRegions(slot);
+    let record = this.#slots + slot * SLOT_BYTES + first * RECORD_BYTES;
     for (let i = 0; i < lineBytes / 4; i++, record += RECORD_BYTES) this.#machine.u16[record / 2] = HANDLER_DECODE;
+  }
+
+  // ---- compiled regions
+
+  /** Where a record is, for the compiler; undefined when its page has gone. */
+  pageOf(record: number): CodePage | undefined {
+    const { u32 } = this.#machine;
+    const generation = this.generation;
+    const { slot, first } = this.#placeOf(record);
+    const mfn = u32[this.#frames + slot]!;
+    const version = Atomics.load(u32, this.#versions + slot) >>> 1;
+    if (slot >= this.slotsInUse || Atomics.load(u32, this.#decodeIndex(mfn)) !== slot + 1) return undefined;
+    return { slot, index: first, mfn, version, generation };
+  }
+
+  /**
+   * Has a region run at a record, unless the page has changed since `pageOf`. Only by a thread that counts as in code,
+   * so that slots are not given back meanwhile.
+   * @param indices of all its instructions: their records get decoded, for a region may leave one to its handler
+   */
+  enterRegion({ slot, index, version, generation, mfn }: CodePage, indices: Iterable<number>, tableIndex: number): boolean {
+    const { u16, u32 } = this.#machine;
+    const isSame = (): boolean => Atomics.load(u32, this.#versions + slot) >>> 1 === version && this.generation === generation;
+    if (!isSame()) return false;
+    const base = this.#slots + slot * SLOT_BYTES;
+    for (const each of indices) {
+      const record = base + each * RECORD_BYTES;
+      if (Atomics.load(u16, record / 2) === HANDLER_DECODE) this.#decodeOne(record, each, u32[mfn * PAGE_WORDS + each]!);
+    }
+    Atomics.or(u32, this.#versions + slot, 1);
+    const entry = (base + index * RECORD_BYTES) / 2;
+    Atomics.store(u16, entry, tableIndex);
+    if (isSame()) return true;
+    Atomics.compareExchange(u16, entry, tableIndex, HANDLER_DECODE);
+    return false;
+  }
+
+  #dropRegions(slot: number): void {
+    const { u16, u32 } = this.#machine;
+    const version = this.#versions + slot;
+    const hadRegions = (Atomics.add(u32, version, 2) & 1) !== 0;
+    if (!hadRegions) return;
+    Atomics.and(u32, version, ~1);
+    const first = (this.#slots + slot * SLOT_BYTES) / 2;
+    for (let at = first; at < first + PAGE_WORDS * (RECORD_BYTES / 2); at += RECORD_BYTES / 2) {
+      if (u16[at]! >= handlerCount) Atomics.store(u16, at, HANDLER_DECODE);
+    }
   }
 
   /** Counts how often all slots were given back. */

@@ -27,6 +27,8 @@ export const emittedCalls = {
   slowStore: shape(4, 0),
   /** (vcpu, address low, high, size and flags, is write): makes a TLB entry for the page, or takes the exception. */
   fillTlb: shape(5, 0),
+  /** (vcpu): adds the compiled regions that other threads have published. */
+  takeInRegions: shape(1, 0),
 } as const satisfies Record<string, Signature>;
 
 export const trapSignature = shape(5, 0);
@@ -38,6 +40,7 @@ export interface EmittedCallHandlers {
   slowLoad(vcpu: number, low: number, high: number, sizeAndFlags: number): void;
   slowStore(vcpu: number, low: number, high: number, sizeAndFlags: number): void;
   fillTlb(vcpu: number, low: number, high: number, sizeAndFlags: number, isWrite: number): void;
+  takeInRegions(vcpu: number): void;
   traps: Record<TrapName, (vcpu: number, a: number, b: number, c: number, d: number) => void>;
   compute: Record<ComputeName, (vcpu: number, a: number, b: number, c: number, d: number) => number>;
 }

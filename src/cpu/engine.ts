@@ -13,10 +13,13 @@ import { DecodeCache } from './decode-cache.ts';
 import { importObject } from './emitted-calls.ts';
 import type { EmittedCallHandlers } from './emitted-calls.ts';
 import { exceptionClass, faultStatus, syndrome, takeException } from './exceptions.ts';
-import { OUT_OF_FRAMES } from './host.ts';
+import { NO_FRAME } from './host.ts';
 import type { CpuHost, ExitReason } from './host.ts';
 import { interpreterTableSize } from './interpreter.ts';
-import { fillExecTlb, flushAll, probeExecTlb } from './tlb.ts';
+import { regionImports } from './jit/compile.ts';
+import type { RegionClient } from './jit/region-client.ts';
+import { TABLE_SIZE } from './jit/translator.ts';
+import { fillExecTlb, flushAll, forget, probeExecTlb, widen } from './tlb.ts';
 import { ACCESS_EXEC, Translation } from './translation.ts';
 import { TrapHandlers } from './traps.ts';
 import { VcpuState } from './vcpu-state.ts';
@@ -26,6 +29,12 @@ const IRQ_MASKED = 0x80;
 const TCR_TBI0 = 1 << 5;
 const PSTATE_IL = 1 << 20;
 
+export interface EngineOptions {
+  readonly pcpu?: number;
+  /** Has hot code compiled; without it everything is interpreted. */
+  readonly regions?: RegionClient;
+}
+
 export class Engine {
   readonly machine: MachineMemory;
   readonly host: CpuHost;
@@ -34,6 +43,11 @@ export class Engine {
   readonly decodeCache: DecodeCache;
   readonly #pcpu: number;
   readonly #run: (vcpu: number) => void;
+  readonly #regionImports: WebAssembly.Imports;
+  readonly #regions: RegionClient | undefined;
+  readonly #table: WebAssembly.Table;
+  /** What runs at a number that this thread knows no region for. */
+  readonly #unknownRegion: unknown;
   readonly #vcpus = new Map<number, VcpuState>();
   #exit: ExitReason | undefined;
   /** Generation of the decode cache whose code the vCPU is in. */
@@ -42,16 +56,22 @@ export class Engine {
   #charged = 0;
 
   /** @param interpreter compiled from `buildInterpreter` for this machine memory. */
-  constructor(machine: MachineMemory, host: CpuHost, interpreter: WebAssembly.Module, pcpu = 0) {
+  constructor(machine: MachineMemory, host: CpuHost, interpreter: WebAssembly.Module, options: EngineOptions = {}) {
+    const { pcpu = 0, regions } = options;
     this.machine = machine;
     this.host = host;
     this.#pcpu = pcpu;
     this.translation = new Translation(machine, host);
     this.data = new DataAccess(this);
     this.decodeCache = new DecodeCache(machine);
-    const table = new WebAssembly.Table({ element: 'anyfunc', initial: interpreterTableSize });
-    const instance = new WebAssembly.Instance(interpreter, importObject(machine.memory, table, this.#handlers()));
-    this.#run = instance.exports['run'] as (vcpu: number) => void;
+    this.#regions = regions;
+    this.#table = new WebAssembly.Table({ element: 'anyfunc', initial: interpreterTableSize });
+    const imports = importObject(machine.memory, this.#table, this.#handlers());
+    const instance = new WebAssembly.Instance(interpreter, imports);
+    this.#unknownRegion = instance.exports['unknownRegion'];
+    this.#table.grow(TABLE_SIZE - interpreterTableSize, this.#unknownRegion);
+    this.#regionImports = regionImports(instance.exports, imports);
+    this.#run = instance.exports['resume'] as (vcpu: number) => void;
   }
 
   #handlers(): EmittedCallHandlers {
@@ -67,9 +87,21 @@ export class Engine {
       slowLoad: (address, low, high, size) => this.data.load(this.vcpu(address), low, high, size),
       slowStore: (address, low, high, size) => this.data.store(this.vcpu(address), low, high, size),
       fillTlb: (address, low, high, size, isWrite) => this.data.fill(this.vcpu(address), low, high, size, isWrite !== 0),
+      takeInRegions: address => {
+        const vcpu = this.vcpu(address);
+        this.#takeInRegions(vcpu);
+        if (!this.codeIsGone) return;
+        this.#leaveCode(vcpu, 0);
+        this.#goOn(vcpu);
+      },
       traps: new TrapHandlers(this).table(),
       compute: computeHandlers(this.machine),
     };
+  }
+
+  /** Puts compiled regions into this thread's table (jit/compile.ts). */
+  addRegions(module: WebAssembly.Module): void {
+    void new WebAssembly.Instance(module, this.#regionImports);
   }
 
   /** The TypeScript view of a vCPU record; one per record and thread. */
@@ -86,10 +118,10 @@ export class Engine {
    * Instructions are counted in the vCPU record.
    */
   run(vcpu: VcpuState, instructions: number): ExitReason {
-    const fuel = instructions << RECORD_SHIFT;
+    let granted = Math.min(instructions, this.#regions?.quantum ?? instructions);
     this.#exit = undefined;
     this.#charged = 0;
-    vcpu.set32(at.fuel, fuel);
+    vcpu.set32(at.fuel, granted << RECORD_SHIFT);
     vcpu.set32(at.record, 0);
     if (vcpu.get32(at.lastPcpu) !== this.#pcpu + 1) this.#adopt(vcpu);
     for (;;) {
@@ -97,12 +129,41 @@ export class Engine {
       if (vcpu.get32(at.record) === 0) this.#enterCode(vcpu);
       if (vcpu.get32(at.record) !== 0) this.#run(vcpu.address);
       else this.#charge(vcpu);
-      if (this.#exit !== undefined || this.#remaining(vcpu) <= 0 || vcpu.get32(at.pending) !== 0) break;
+      if (this.#exit !== undefined || vcpu.get32(at.pending) !== 0) break;
+      if (this.#remaining(vcpu) > 0) continue;
+      this.#sample(vcpu);
+      if (granted === instructions) break;
+      const quantum = Math.min(instructions - granted, this.#regions!.quantum);
+      vcpu.set32(at.fuel, vcpu.get32(at.fuel) + (quantum << RECORD_SHIFT));
+      granted += quantum;
     }
     this.#leaveCode(vcpu, 0);
-    const retired = BigInt(((fuel - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT) - this.#charged);
+    this.#regions?.send();
+    const retired = BigInt((((granted << RECORD_SHIFT) - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT) - this.#charged);
     vcpu.set64(at.instructionsRetired, vcpu.get64(at.instructionsRetired) + retired);
     return this.#exit ?? 'slice';
+  }
+
+  /** A run is cut into quanta, so that hot code shows (jit/sampling.ts). */
+  #sample(vcpu: VcpuState): void {
+    const record = vcpu.get32(at.record);
+    if (record !== 0) this.#regions?.sample(record, this.machine.u16[record / 2]!);
+    this.#takeInRegions(vcpu);
+  }
+  /** Between instructions, while this thread counts as in code. */
+  #takeInRegions(vcpu: VcpuState): void {
+    if (this.#regions === undefined) return;
+    for (const message of this.#regions.arrived()) {
+      if ('generation' in message) this.#dropRegions(vcpu, message.generation);
+      else {
+        if (message.module !== undefined) this.addRegions(message.module);
+        for (const { page, indices, tableIndex } of message.entries) this.decodeCache.enterRegion(page, indices, tableIndex);
+      }
+    }
+  }
+  #dropRegions(vcpu: VcpuState, generation: number): void {
+    for (let i = interpreterTableSize; i < TABLE_SIZE; i++) this.#table.set(i, this.#unknownRegion);
+    if (this.decodeCache.generation === generation) this.host.flushDecodeCache(vcpu);
   }
 
   /** Makes `run` come back after the current instruction. For the host, during one of its calls. */
@@ -123,8 +184,7 @@ export class Engine {
     flushAll(vcpu);
     vcpu.notGlobalInUpperHalf = false;
     vcpu.userEntriesAtEl1 = false;
-    vcpu.reach[0] = 12;
-    vcpu.reach[1] = 12;
+    vcpu.blocks.forEach(forget);
   }
 
   /** What others have asked for by `pending`. */
@@ -211,6 +271,8 @@ export class Engine {
 
   /** From out of code into the code at the PC; or to the exception that fetching it raises, and out again. */
   #enterCode(vcpu: VcpuState): void {
+    // Regions' numbers may have been given to others since, and this must not be missed.
+    if (this.codeIsGone) this.#takeInRegions(vcpu);
     const low = vcpu.get32(at.pcBase);
     const high = vcpu.get32(at.pcBase + 4);
     const tlb = tlbOffsets[vcpu.el as 0 | 1].exec;
@@ -227,6 +289,11 @@ export class Engine {
     this.#generation = this.decodeCache.generation;
   }
 
+  /** Out of code, before the instruction. */
+  #noFrame(): 0 {
+    this.#exit = 'noFrame';
+    return 0;
+  }
   #misaligned(vcpu: VcpuState): 0 {
     return this.#fetchFault(vcpu, syndrome(exceptionClass.pcAlignment, 0));
   }
@@ -243,21 +310,20 @@ export class Engine {
     const abort = (status: number) => this.#fetchFault(vcpu,
       syndrome(el === 0 ? exceptionClass.instructionAbortLower : exceptionClass.instructionAbort, status));
     if (this.#stripTag(vcpu, high)) return this.#fetch(vcpu, low, vcpu.get32(at.pcBase + 4));
-    if (!translation.translate(vcpu, low, high, ACCESS_EXEC, el)) return abort(translation.status);
+    if (!translation.translate(vcpu, low, high, ACCESS_EXEC, el)) {
+      return translation.status === NO_FRAME ? this.#noFrame() : abort(translation.status);
+    }
     const { guestFrame } = translation;
     let mfn = this.host.frameForRead(vcpu, guestFrame);
     if (this.data.isZeroFrame(mfn)) mfn = this.host.frameForWrite(vcpu, guestFrame);
     if (mfn === 0) return abort(faultStatus.externalAbort);
-    if (mfn === OUT_OF_FRAMES) {
-      this.#exit = 'outOfFrames';
-      return 0;
-    }
+    if (mfn === NO_FRAME) return this.#noFrame();
     let slot = this.decodeCache.slotFor(mfn);
     if (slot === 0) {
       this.host.flushDecodeCache(vcpu);
       slot = this.decodeCache.slotFor(mfn);
     }
-    this.noteFill(vcpu, high);
+    this.noteFill(vcpu, low, high);
     fillExecTlb(vcpu, tlbOffsets[el as 0 | 1].exec, low, high, slot);
     return slot;
   }
@@ -271,10 +337,10 @@ export class Engine {
   }
 
   /** Remembers, for later invalidation, what kind of translation was put into a TLB. */
-  noteFill(vcpu: VcpuState, high: number): void {
+  noteFill(vcpu: VcpuState, low: number, high: number): void {
     const upper = (high >>> 23) & 1;
     const { translation } = this;
     if (upper && !translation.global) vcpu.notGlobalInUpperHalf = true;
-    if (translation.reach > vcpu.reach[upper]!) vcpu.reach[upper] = translation.reach;
+    if (translation.reach > 12) widen(vcpu.blocks[upper]!, low, high, translation.reach);
   }
 }

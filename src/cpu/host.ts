@@ -6,12 +6,13 @@ import type { VcpuState } from './vcpu-state.ts';
 export interface CpuHost {
   /**
    * Stage 2 translation of a guest frame for reading or fetching.
-   * @returns the frame of machine memory, or 0 if no memory is there (the access goes to `mmioLoad` or aborts).
+   * @returns the frame of machine memory; 0 if no memory is there (the access goes to `mmioLoad` or aborts); NO_FRAME
+   *   (the vCPU is stopped before the instruction).
    */
   frameForRead(vcpu: VcpuState, guestFrame: number): number;
   /**
    * The same for writing: the frame is owned by this guest alone and marked as written.
-   * @returns 0 if no memory is there, OUT_OF_FRAMES if the host has none left (the vCPU is stopped before the instruction).
+   * @returns as above
    */
   frameForWrite(vcpu: VcpuState, guestFrame: number): number;
 
@@ -38,7 +39,8 @@ export interface CpuHost {
   flushDecodeCache(vcpu: VcpuState): void;
 }
 
-export const OUT_OF_FRAMES = -1;
+/** There is memory, but no frame can be had for it now: the host has none left, or what is to be in it is lost. */
+export const NO_FRAME = -1;
 
 /** Why `Engine.run` came back. */
 export type ExitReason =
@@ -48,5 +50,5 @@ export type ExitReason =
   | 'wfi'
   /** The host asked for it during a call (`Engine.requestExit`): a shutdown, a blocking hypercall. */
   | 'host'
-  /** The next instruction needs a frame and the host has none (OUT_OF_FRAMES); it can be tried again. */
-  | 'outOfFrames';
+  /** The next instruction needs a frame that cannot be had (NO_FRAME); it can be tried again. */
+  | 'noFrame';

@@ -4,274 +4,66 @@
 // the vCPU record. `fuel` is sixteen times the instructions left plus the address of the current record, so it stays
 // the same along a straight line and a taken branch adds the distance from the next record to its target.
 
-import type { AccessOptions, AccessSize, FlagSource, Machine } from '../a64/machine.ts';
+import type { FlagSource } from '../a64/machine.ts';
 import { RECORD_BYTES, SP_SLOT } from '../a64/operand.ts';
 import type { Imm, Imm64, Reg, VReg } from '../a64/operand.ts';
-import type { ComputeName, TrapName } from '../a64/slow.ts';
-import { TLB_ENTRIES, TLB_ENTRY_BYTES, scratchOffset, tlbEntry, tlbOffsets, vcpuRecord, xOffset } from '../abi/vcpu.ts';
-import { f32, f64, i32, i64, select } from '../wasm/scalar.ts';
-import { v128 } from '../wasm/vector.ts';
+import type { TrapName } from '../a64/slow.ts';
+import { vcpuRecord, xOffset } from '../abi/vcpu.ts';
+import { i32, i64 } from '../wasm/scalar.ts';
 import type { Callable, FunctionBuilder } from '../wasm/function.ts';
-import type { Address, F32, F64, I32, I64, V128 } from '../wasm/types.ts';
-import { ACCESS_ALIGNED, ACCESS_UNPRIVILEGED } from './emitted-calls.ts';
+import type { I32, I64 } from '../wasm/types.ts';
+import { EngineMachine, leaveIfDue, padded } from './engine-machine.ts';
+import type { EngineContext } from './engine-machine.ts';
+import { recordFlags } from './flags.ts';
 
 const at = vcpuRecord.at;
 
-/** What handlers share: functions of the module, and the addresses that the module is made for. */
-export interface InterpreterContext {
-  readonly addressType: 'i32' | 'i64';
-  /** (vcpu): goes on at the record and fuel of the vCPU record, or returns if that is 0. */
-  readonly resume: Callable;
-  /** (record, vcpu, fuel, va): to a virtual address; `record` counts as retired. */
-  readonly jump: Callable;
-  /** (record, vcpu, fuel): saves both and returns out of emitted code. */
-  readonly leave: Callable;
-  /** (record, vcpu, fuel, va, size and flags) → low 64 bits. */
-  readonly slowLoad: Callable;
-  readonly slowStore: Callable;
-  readonly fillTlb: Callable;
+export interface InterpreterContext extends EngineContext {
   readonly traps: Readonly<Record<TrapName, Callable>>;
-  readonly compute: Readonly<Record<ComputeName, Callable>>;
-  readonly pairLockAddress: number;
 }
 
-const loads = { 1: i64.load8U, 2: i64.load16U, 4: i64.load32U, 8: i64.load };
-const stores = { 1: i64.store8, 2: i64.store16, 4: i64.store32, 8: i64.store };
-const orderedLoads = { 1: i64.atomicLoad8U, 2: i64.atomicLoad16U, 4: i64.atomicLoad32U, 8: i64.atomicLoad };
-const orderedStores = { 1: i64.atomicStore8, 2: i64.atomicStore16, 4: i64.atomicStore32, 8: i64.atomicStore };
-
-export class InterpreterMachine implements Machine {
-  readonly f: FunctionBuilder;
-  readonly #context: InterpreterContext;
+export class InterpreterMachine extends EngineMachine<InterpreterContext> {
   readonly #record: I32;
-  readonly #vcpu: I32;
-  readonly #fuel: I32;
   readonly #far: boolean;
   #ended = false;
 
   constructor(f: FunctionBuilder, context: InterpreterContext, far: boolean) {
-    this.f = f;
-    this.#context = context;
+    super(f, context);
     this.#record = f.param(0, 'i32');
-    this.#vcpu = f.param(1, 'i32');
-    this.#fuel = f.param(2, 'i32');
     this.#far = far;
   }
 
   /** The tail call to the next instruction, unless the meaning has ended otherwise. */
   finish(): void {
-    if (!this.#ended) this.#dispatch(this.f.let(i32.add(this.#record, i32.const(RECORD_BYTES))), this.#fuel);
+    if (!this.#ended) this.#dispatch(this.f.let(i32.add(this.#record, i32.const(RECORD_BYTES))), this.fuel);
   }
 
   #dispatch(record: I32, fuel: I32): void {
-    this.f.returnCallIndirect(i32.load16U(record), record, this.#vcpu, fuel);
+    this.f.returnCallIndirect(i32.load16U(record), record, this.vcpu, fuel);
   }
 
+  protected record(): I32 { return this.#record; }
+  protected spill(): void { /* everything is in the vCPU record */ }
+  protected tlb(access: 'read' | 'write'): I32 { return this.readState32(access === 'read' ? at.tlbRead : at.tlbWrite); }
+  protected stackPointer(): I64 { return this.readState64(xOffset(SP_SLOT)); }
+
   // ---- operands
-  #slot(place: number): I32 {
-    return i32.add(this.#vcpu, i32.load16U(this.#record, place));
-  }
-  x(r: Reg): I64 { return i64.load(this.#slot(r.place)); }
-  w(r: Reg): I32 { return i32.load(this.#slot(r.place)); }
-  setX(r: Reg, value: I64): void { this.f.do(i64.store(this.#slot(r.place), value)); }
-  setW(r: Reg, value: I32): void { this.setX(r, i64.extendI32U(value)); }
+  slotOffset(r: Reg | VReg): I32 { return i32.load16U(this.#record, r.place); }
+  #slot(r: Reg | VReg): I32 { return i32.add(this.vcpu, this.slotOffset(r)); }
+  protected vPlace(r: VReg): [I32, number] { return [this.#slot(r), 0]; }
+  x(r: Reg): I64 { return i64.load(this.#slot(r)); }
+  w(r: Reg): I32 { return i32.load(this.#slot(r)); }
+  setX(r: Reg, value: I64): void { this.f.do(i64.store(this.#slot(r), value)); }
   imm(i: Imm): I32 { return i32.load(this.#record, i.place); }
   imm64(i: Imm | Imm64): I64 {
     return i.kind === 'imm' ? i64.load32S(this.#record, i.place) : i64.load(this.#record, i.place);
   }
-  slotOffset(r: Reg | VReg): I32 { return i32.load16U(this.#record, r.place); }
-
-  q(r: VReg): V128 { return v128.load(this.#slot(r.place)); }
-  setQ(r: VReg, value: V128): void { this.f.do(v128.store(this.#slot(r.place), value)); }
-  d(r: VReg): I64 { return i64.load(this.#slot(r.place)); }
-  s(r: VReg): I32 { return i32.load(this.#slot(r.place)); }
-  fd(r: VReg): F64 { return f64.load(this.#slot(r.place)); }
-  fs(r: VReg): F32 { return f32.load(this.#slot(r.place)); }
-  setD(r: VReg, value: I64): void {
-    const slot = this.f.let(this.#slot(r.place));
-    this.f.do(i64.store(slot, value));
-    this.f.do(i64.store(slot, i64.const(0), 8));
-  }
-  setS(r: VReg, value: I32): void { this.setD(r, i64.extendI32U(value)); }
-  setFd(r: VReg, value: F64): void { this.setD(r, i64.reinterpretF64(value)); }
-  setFs(r: VReg, value: F32): void { this.setS(r, i32.reinterpretF32(value)); }
-  vAddress(r: VReg): I32 { return this.f.let(this.#slot(r.place)); }
-  fpcr(): I32 { return this.readState32(at.fpcr); }
-  setFpcr(value: I32): void { this.writeState32(at.fpcr, value); }
-  fpsr(): I32 { return this.readState32(at.fpsr); }
-  setFpsr(value: I32): void { this.writeState32(at.fpsr, value); }
 
   // ---- flags
-  setFlags(source: FlagSource): void {
-    const { f } = this;
-    if (source.kind === 'packed') {
-      const nzcv = f.let(source.nzcv);
-      this.writeState64(at.flagN, i64.shl(i64.extendI32U(nzcv), i64.const(60)));
-      this.writeState64(at.flagZ, i64.extendI32U(i32.xor(i32.and(nzcv, i32.const(4)), i32.const(4))));
-      this.writeState32(at.flagC, i32.and(i32.shrU(nzcv, i32.const(1)), i32.const(1)));
-      return this.writeState32(at.flagV, i32.shl(nzcv, i32.const(31)));
-    }
-    const wide = source.bits === 64;
-    const result = wide ? source.result as I64 : f.let(i64.extendI32S(source.result as I32));
-    this.writeState64(at.flagN, result);
-    this.writeState64(at.flagZ, result);
-    if (source.kind === 'logic') {
-      this.writeState32(at.flagC, i32.const(0));
-      return this.writeState32(at.flagV, i32.const(0));
-    }
-    this.writeState32(at.flagC, carryOut(source));
-    this.writeState32(at.flagV, overflow(source));
-  }
-  carry(): I32 { return this.readState32(at.flagC); }
-  nzcv(): I32 {
-    const n = i32.wrapI64(i64.shl(i64.shrU(this.readState64(at.flagN), i64.const(63)), i64.const(3)));
-    const z = i32.shl(i64.eqz(this.readState64(at.flagZ)), i32.const(2));
-    const c = i32.shl(this.carry(), i32.const(1));
-    const v = i32.shrU(this.readState32(at.flagV), i32.const(31));
-    return i32.or(i32.or(n, z), i32.or(c, v));
-  }
-  condition(code: number): I32 {
-    if (code >= 14) return i32.const(1);
-    const positive = this.#positiveCondition(code >> 1);
-    return code & 1 ? i32.eqz(positive) : positive;
-  }
-  #positiveCondition(code: number): I32 {
-    const notZero = i64.ne(this.readState64(at.flagZ), i64.const(0));
-    const nEqualsV = i32.geS(i32.xor(this.readState32(at.flagN + 4), this.readState32(at.flagV)), i32.const(0));
-    switch (code) {
-      case 0: return i64.eqz(this.readState64(at.flagZ)); // EQ
-      case 1: return this.carry(); // CS
-      case 2: return i64.ltS(this.readState64(at.flagN), i64.const(0)); // MI
-      case 3: return i32.ltS(this.readState32(at.flagV), i32.const(0)); // VS
-      case 4: return i32.and(this.carry(), notZero); // HI
-      case 5: return nEqualsV; // GE
-      default: return i32.and(nEqualsV, notZero); // GT
-    }
-  }
-
-  // ---- memory
-  /** The TLB entry's address, and whether its tag differs from what `tagOf` makes of the address. */
-  #probe(va: I64, tlb: I32, compared: I64): { entry: I32; miss: I32 } {
-    const { f } = this;
-    const index = i32.and(i32.shrU(i32.wrapI64(va), i32.const(8)), i32.const((TLB_ENTRIES - 1) * TLB_ENTRY_BYTES));
-    const entry = f.let(i32.add(index, tlb));
-    return { entry, miss: i64.ne(i64.load(entry, tlbEntry.at.tag), compared) };
-  }
-  /** Compares page and page crossing in one: the last byte must lie in the entry's page. */
-  static #unaligned(va: I64, sizeBytes: number): I64 {
-    return i64.and(i64.add(va, i64.const(sizeBytes - 1)), i64.const(~0xfffn));
-  }
-  /** Compares page and natural alignment in one: low bits that are set never equal a tag. */
-  static #aligned(va: I64, sizeBytes: number): I64 {
-    return i64.and(va, i64.const(~0xfffn | BigInt(sizeBytes - 1)));
-  }
-  #tlb(access: 'read' | 'write', unprivileged?: boolean): I32 {
-    if (unprivileged) return i32.add(this.#vcpu, i32.const(tlbOffsets[0][access]));
-    return this.readState32(access === 'read' ? at.tlbRead : at.tlbWrite);
-  }
-  #hostOf(va: I64, entry: I32): Address {
-    if (this.#context.addressType === 'i64') return i64.add(va, i64.load(entry, tlbEntry.at.target));
-    return i32.add(i32.wrapI64(va), i32.load(entry, tlbEntry.at.target));
-  }
-  #checkAbort(): void {
-    this.f.if(this.readState32(at.abort), () => this.f.returnCall(this.#context.resume, this.#vcpu));
-  }
-  #access(va: I64, sizeBytes: number, access: 'read' | 'write', options: AccessOptions,
-    fast: (host: Address) => void, slow: (sizeAndFlags: I32) => void): void {
-    const compared = options.ordered ? InterpreterMachine.#aligned(va, sizeBytes) : InterpreterMachine.#unaligned(va, sizeBytes);
-    const { entry, miss } = this.#probe(va, this.#tlb(access, options.unprivileged), compared);
-    const flags = (options.ordered ? ACCESS_ALIGNED : 0) | (options.unprivileged ? ACCESS_UNPRIVILEGED : 0);
-    this.f.if(miss, () => {
-      slow(i32.const(sizeBytes | flags));
-      this.#checkAbort();
-    }, () => fast(this.f.let(this.#hostOf(va, entry))));
-  }
-  #slowLoad(va: I64, sizeAndFlags: I32): I64 {
-    return this.f.callExpr('i64', this.#context.slowLoad, this.#record, this.#vcpu, this.#fuel, va, sizeAndFlags);
-  }
-  #slowStore(va: I64, sizeAndFlags: I32): void {
-    this.f.call(this.#context.slowStore, this.#record, this.#vcpu, this.#fuel, va, sizeAndFlags);
-  }
-
-  load(size: AccessSize, va: I64, options: AccessOptions = {}): I64 {
-    const { f } = this;
-    const address = f.let(va);
-    const result = f.local('i64');
-    this.#access(address, size, 'read', options,
-      host => f.set(result, (options.ordered ? orderedLoads : loads)[size](host)),
-      flags => f.set(result, this.#slowLoad(address, flags)));
-    return result;
-  }
-  store(size: AccessSize, va: I64, value: I64, options: AccessOptions = {}): void {
-    const { f } = this;
-    const address = f.let(va);
-    const pinned = f.let(value);
-    this.#access(address, size, 'write', options,
-      host => f.do((options.ordered ? orderedStores : stores)[size](host, pinned)),
-      flags => { this.setScratch(0, pinned); this.#slowStore(address, flags); });
-  }
-  loadPair(size: 4 | 8, va: I64): [I64, I64] {
-    const { f } = this;
-    const address = f.let(va);
-    const first = f.local('i64');
-    const second = f.local('i64');
-    this.#access(address, 2 * size, 'read', {},
-      host => { f.set(first, loads[size](host)); f.set(second, loads[size](host, size)); },
-      flags => {
-        f.set(first, this.#slowLoad(address, flags));
-        if (size === 8) return f.set(second, this.scratch(1));
-        f.set(second, i64.shrU(first, i64.const(32)));
-        f.set(first, i64.and(first, i64.const(0xffffffffn)));
-      });
-    return [first, second];
-  }
-  storePair(size: 4 | 8, va: I64, first: I64, second: I64): void {
-    const { f } = this;
-    const address = f.let(va);
-    const low = f.let(first);
-    const high = f.let(second);
-    this.#access(address, 2 * size, 'write', {},
-      host => { f.do(stores[size](host, low)); f.do(stores[size](host, high, size)); },
-      flags => {
-        if (size === 8) {
-          this.setScratch(0, low);
-          this.setScratch(1, high);
-        } else {
-          this.setScratch(0, i64.or(i64.and(low, i64.const(0xffffffffn)), i64.shl(high, i64.const(32))));
-        }
-        this.#slowStore(address, flags);
-      });
-  }
-  load128(va: I64): V128 {
-    const { f } = this;
-    const address = f.let(va);
-    const result = f.local('v128');
-    this.#access(address, 16, 'read', {},
-      host => f.set(result, v128.load(host)),
-      flags => { f.drop(this.#slowLoad(address, flags)); f.set(result, this.scratchQ(0)); });
-    return result;
-  }
-  store128(va: I64, value: V128): void {
-    const { f } = this;
-    const address = f.let(va);
-    const pinned = f.let(value);
-    this.#access(address, 16, 'write', {},
-      host => f.do(v128.store(host, pinned)),
-      flags => { this.setScratchQ(0, pinned); this.#slowStore(address, flags); });
-  }
-  hostAddress(va: I64, sizeLog2: number, access: 'read' | 'write'): Address {
-    const { f } = this;
-    const address = f.let(va);
-    const { entry, miss } = this.#probe(address, this.#tlb(access), InterpreterMachine.#aligned(address, 1 << sizeLog2));
-    f.if(miss, () => {
-      f.call(this.#context.fillTlb, this.#record, this.#vcpu, this.#fuel, address,
-        i32.const((1 << sizeLog2) | ACCESS_ALIGNED), i32.const(access === 'write' ? 1 : 0));
-      this.#checkAbort();
-    });
-    return f.let(this.#hostOf(address, entry));
-  }
-  fence(): void { this.f.fence(); }
-  pairLock(): Address { return i32.const(this.#context.pairLockAddress); }
+  setFlags(source: FlagSource): void { recordFlags(this.f, this.vcpu, source); }
+  carry(): I32 { return this.recordedCarry(); }
+  nzcv(): I32 { return this.recordedNzcv(); }
+  condition(code: number): I32 { return code >= 14 ? i32.const(1) : this.recordedCondition(code); }
 
   // ---- control flow
   pc(): I64 {
@@ -290,8 +82,8 @@ export class InterpreterMachine implements Machine {
     if (this.#far) return this.#jump(i64.add(this.pc(), this.imm64(offset)));
     const distance = f.let(this.imm(offset));
     const target = f.let(i32.add(this.#record, distance));
-    const fuel = f.let(i32.sub(i32.add(this.#fuel, distance), i32.const(RECORD_BYTES)));
-    leaveIfDue(f, this.#context.leave, target, this.#vcpu, fuel);
+    const fuel = f.let(i32.sub(i32.add(this.fuel, distance), i32.const(RECORD_BYTES)));
+    leaveIfDue(f, this.context.leave, target, this.vcpu, fuel);
     this.#dispatch(target, fuel);
   }
   branchTo(va: I64): void {
@@ -299,79 +91,18 @@ export class InterpreterMachine implements Machine {
     this.#jump(va);
   }
   #jump(va: I64): void {
-    this.f.returnCall(this.#context.jump, this.#record, this.#vcpu, this.#fuel, va);
+    this.f.returnCall(this.context.jump, this.#record, this.vcpu, this.fuel, va);
   }
 
-  // ---- state
-  readState32(offset: number): I32 { return i32.load(this.#vcpu, offset); }
-  writeState32(offset: number, value: I32): void { this.f.do(i32.store(this.#vcpu, value, offset)); }
-  readState64(offset: number): I64 { return i64.load(this.#vcpu, offset); }
-  writeState64(offset: number, value: I64): void { this.f.do(i64.store(this.#vcpu, value, offset)); }
-
-  // ---- slow paths
-  compute(name: ComputeName, ...args: I32[]): I32 {
-    return this.f.let(this.f.callExpr('i32', this.#context.compute[name], this.#vcpu, ...padded(args)));
-  }
-  setScratch(index: number, value: I64): void { this.writeState64(scratchOffset(index), value); }
-  scratch(index: number): I64 { return this.readState64(scratchOffset(index)); }
-  setScratchQ(index: 0 | 2 | 4 | 6, value: V128): void { this.f.do(v128.store(this.#vcpu, value, scratchOffset(index))); }
-  scratchQ(index: 0 | 2 | 4 | 6): V128 { return v128.load(this.#vcpu, scratchOffset(index)); }
   trap(name: TrapName, ...args: I32[]): void {
     this.#ended = true;
-    this.#trap(name, args);
+    this.emitTrap(name, args);
   }
-  trapIf(condition: I32, name: TrapName, ...args: I32[]): void {
-    this.f.if(condition, () => this.#trap(name, args));
-  }
-  #trap(name: TrapName, args: I32[]): void {
+  protected emitTrap(name: TrapName, args: I32[]): void {
     const { f } = this;
     this.writeState32(at.record, this.#record);
-    this.writeState32(at.fuel, this.#fuel);
-    f.call(this.#context.traps[name], this.#vcpu, ...padded(args));
-    f.returnCall(this.#context.resume, this.#vcpu);
-  }
-  undefined(): void { this.trap('undefined'); }
-  requireEl1(): void {
-    this.f.if(i32.eqz(this.readState32(at.el)), () => this.#trap('undefined', []));
-  }
-  /** Before the meaning of a row that accesses memory by SP. */
-  requireAlignedSp(): void {
-    const misaligned = i32.and(i32.load(this.#vcpu, xOffset(SP_SLOT)), this.readState32(at.spAlignmentMask));
-    this.f.if(misaligned, () => this.#trap('spAlignment', []));
-  }
-  /** Before the meaning of a row that uses SIMD&FP registers. */
-  requireFp(): void {
-    this.f.if(this.readState32(at.fpTrap), () => this.#trap('fpDisabled', []));
+    this.writeState32(at.fuel, this.fuel);
+    f.call(this.context.traps[name], this.vcpu, ...padded(args));
+    f.returnCall(this.context.resume, this.vcpu);
   }
 }
-
-function padded(args: I32[]): I32[] {
-  return [...args, ...Array.from({ length: 4 - args.length }, () => i32.const(0))];
-}
-
-/** Out of fuel or wanted: save where to go on, and return out of emitted code. */
-export function leaveIfDue(f: FunctionBuilder, leave: Callable, target: I32, vcpu: I32, fuel: I32): void {
-  const outOfFuel = i32.leS(i32.sub(fuel, target), i32.const(0));
-  f.if(i32.or(outOfFuel, i32.load(vcpu, at.pending)), () => f.returnCall(leave, target, vcpu, fuel));
-}
-
-type Arithmetic = Extract<FlagSource, { kind: 'add' | 'sub' | 'adc' }>;
-
-function carryOut(source: Arithmetic): I32 {
-  const ops = (source.bits === 64 ? i64 : i32) as unknown as typeof i64;
-  const [a, b, result] = [source.a, source.b, source.result] as I64[] as [I64, I64, I64];
-  // With a carry in, a + b + 1 carries out when the result is not above a.
-  if (source.kind === 'adc') return select(source.carry, ops.leU(result, a), ops.ltU(result, a));
-  return source.kind === 'sub' ? ops.geU(a, b) : ops.ltU(result, a);
-}
-
-/** V in bit 31. */
-function overflow(source: Arithmetic): I32 {
-  const ops = (source.bits === 64 ? i64 : i32) as unknown as typeof i64;
-  const [a, b, result] = [source.a, source.b, source.result] as I64[] as [I64, I64, I64];
-  const signs = source.kind === 'sub'
-    ? ops.and(ops.xor(a, b), ops.xor(a, result))
-    : ops.and(ops.xor(a, result), ops.xor(b, result));
-  return source.bits === 64 ? i32.wrapI64(i64.shrU(signs, i64.const(32))) : signs as unknown as I32;
-}
-

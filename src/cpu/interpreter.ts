@@ -15,15 +15,27 @@ import type { Callable, FunctionBuilder, Signature } from '../wasm/function.ts';
 import { ModuleBuilder } from '../wasm/module.ts';
 import type { MemoryImport } from '../wasm/module.ts';
 import { computeSignature, emittedCalls, trapSignature } from './emitted-calls.ts';
-import { InterpreterMachine, leaveIfDue } from './interpreter-machine.ts';
+import { leaveIfDue } from './engine-machine.ts';
+import { emitStoreFlags, storeFlagsSignature } from './jit/lazy-flags.ts';
+import { InterpreterMachine } from './interpreter-machine.ts';
 import type { InterpreterContext } from './interpreter-machine.ts';
 
 const at = vcpuRecord.at;
 /** (record, vcpu, fuel) */
-const handlerSignature: Signature = { params: ['i32', 'i32', 'i32'], results: [] };
+export const handlerSignature: Signature = { params: ['i32', 'i32', 'i32'], results: [] };
 
-/** Entries that the imported table needs. */
+/** Entries that the imported table needs; places from here on are those of compiled regions. */
 export const interpreterTableSize = handlerCount;
+/** What compiled regions call in an interpreter's instance. */
+export const sharedFunctions = {
+  resume: { params: ['i32'], results: [] },
+  jump: { params: ['i32', 'i32', 'i32', 'i64'], results: [] },
+  leave: { params: ['i32', 'i32', 'i32'], results: [] },
+  slowLoad: { params: ['i32', 'i32', 'i32', 'i64', 'i32'], results: ['i64'] },
+  slowStore: { params: ['i32', 'i32', 'i32', 'i64', 'i32'], results: [] },
+  fillTlb: { params: ['i32', 'i32', 'i32', 'i64', 'i32', 'i32'], results: [] },
+  storeFlags: storeFlagsSignature,
+} as const satisfies Record<string, Signature>;
 
 /** @param pairLockAddress address of a word in machine memory, zero at first. */
 export function buildInterpreter(memory: MemoryImport, pairLockAddress: number): Uint8Array<ArrayBuffer> {
@@ -41,7 +53,10 @@ export function buildInterpreter(memory: MemoryImport, pairLockAddress: number):
   const slowStore = emitSlowAccess(module, imports.slowStore, 'store');
   const fillTlb = emitSlowAccess(module, imports.fillTlb, 'fill');
   const jump = emitJump(module, imports.fetch, resume, leave);
-  module.export('run', resume);
+  const storeFlags = emitStoreFlags(module);
+  const shared: Record<keyof typeof sharedFunctions, Callable> = { resume, jump, leave, slowLoad, slowStore, fillTlb, storeFlags };
+  for (const name in shared) module.export(name, shared[name as keyof typeof shared]);
+  module.export('unknownRegion', emitUnknownRegion(module, imports.takeInRegions, resume));
   module.place(HANDLER_DECODE, emitDecode(module, imports.decode));
   module.place(HANDLER_END_OF_PAGE, emitEndOfPage(module, jump));
 
@@ -118,6 +133,16 @@ function emitDecode(module: ModuleBuilder, decode: Callable): Callable {
   save(f, record, vcpu, fuel);
   f.call(decode, vcpu);
   f.returnCallIndirect(i32.load16U(record), record, vcpu, fuel);
+  return f;
+}
+
+/** Another thread has put a region's number into the record: after this one has the region, the record runs again. */
+function emitUnknownRegion(module: ModuleBuilder, takeInRegions: Callable, resume: Callable): Callable {
+  const f = module.function(handlerSignature);
+  const { record, vcpu, fuel } = handlerParams(f);
+  save(f, record, vcpu, fuel);
+  f.call(takeInRegions, vcpu);
+  f.returnCall(resume, vcpu);
   return f;
 }
 

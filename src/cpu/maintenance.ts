@@ -6,7 +6,8 @@
 import { systemRegister } from '../a64/system-registers.ts';
 import { scratchOffset, vcpuRecord } from '../abi/vcpu.ts';
 import type { Engine } from './engine.ts';
-import { flushRegion } from './tlb.ts';
+import { NO_FRAME } from './host.ts';
+import { flushAddress } from './tlb.ts';
 import { ACCESS_READ, ACCESS_WRITE } from './translation.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
@@ -44,7 +45,7 @@ export class Maintenance {
     ]);
   }
 
-  /** `aborted`: the address is in scratch word 0, the status in the translation. */
+  /** `aborted`: the address is in scratch word 0, the status in the translation (which may be NO_FRAME). */
   perform(vcpu: VcpuState, operation: number, argument: bigint): Outcome {
     if (vcpu.el === 0) {
       const op1 = (operation >>> 11) & 7;
@@ -67,7 +68,8 @@ export class Maintenance {
     if (!this.#translated(vcpu, address, ACCESS_READ)) return 'aborted';
     const { host, translation, decodeCache } = this.#engine;
     const mfn = host.frameForRead(vcpu, translation.guestFrame);
-    if (mfn !== 0) decodeCache.invalidateLine(mfn, Number(address & 0xfffn), LINE_BYTES);
+    // One that is not there has no code.
+    if (mfn > 0) decodeCache.invalidateLine(mfn, Number(address & 0xfffn), LINE_BYTES);
     return 'done';
   }
   #invalidateAllCode(vcpu: VcpuState): Outcome {
@@ -80,6 +82,7 @@ export class Maintenance {
     const { translation } = this.#engine;
     const [low, high] = halves(address);
     if (!translation.translateIgnoringPan(vcpu, low, high, access, el)) {
+      if (translation.status === NO_FRAME) return 'aborted';
       vcpu.set64(at.parEl1, BigInt((translation.status << 1) | 1 | 0x800));
     } else {
       const attributes = translation.device ? 0n : 0xffn << 56n;
@@ -98,7 +101,7 @@ export class Maintenance {
     else {
       const [low, high] = halves((argument & 0xfff_ffff_ffffn) << 12n);
       const extended = high & 0x0080_0000 ? high | 0xff00_0000 : high;
-      flushRegion(vcpu, low, extended, vcpu.reach[high & 0x0080_0000 ? 1 : 0]!);
+      flushAddress(vcpu, low, extended, vcpu.blocks[high & 0x0080_0000 ? 1 : 0]!);
     }
     if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu);
     return 'done';

@@ -9,6 +9,9 @@ import { Engine } from './engine.ts';
 import type { CpuHost } from './host.ts';
 import { buildInterpreter } from './interpreter.ts';
 import { resetVcpu } from './reset.ts';
+import { ForcedRegions, LocalTranslator } from './test-regions.ts';
+import type { TranslatorLimits } from './jit/translator.ts';
+import type { TestRegionOptions } from './test-regions.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
@@ -78,6 +81,7 @@ export interface TestVcpu {
 
 export interface TestMachine extends TestVcpu {
   readonly machine: MachineMemory;
+  readonly translator: LocalTranslator | undefined;
   /** Guest physical memory. */
   readonly ram: Uint8Array;
   /** Writes instruction words at a guest physical address. Decoded code of those addresses is dropped. */
@@ -86,10 +90,22 @@ export interface TestMachine extends TestVcpu {
   addVcpu(index: number): TestVcpu;
 }
 
+/** Regions of what is loaded together at most. */
+const FORCED_ENTRIES = 64;
+
 /** The module depends on the shape of the memory only; tests that make many machines share it. */
 const modules = new Map<string, WebAssembly.Module>();
 
-export function createTestMachine(options: { sizeBytes?: number; addressType?: 'i32' | 'i64' } = {}): TestMachine {
+export interface TestMachineOptions {
+  readonly sizeBytes?: number;
+  readonly addressType?: 'i32' | 'i64';
+  /** Hot code is compiled; without this all is interpreted. */
+  readonly regions?: TestRegionOptions;
+  /** All that is loaded is compiled at once, with regions that begin at every instruction of a short program. */
+  readonly forced?: TranslatorLimits;
+}
+
+export function createTestMachine(options: TestMachineOptions = {}): TestMachine {
   const addressType = options.addressType ?? 'i32';
   const machine = MachineMemory.create({
     sizeBytes: options.sizeBytes ?? 64 * 2 ** 20, addressType, domainCount: 1, vcpuCount: 4, codeBytes: 8 * 2 ** 20,
@@ -102,10 +118,13 @@ export function createTestMachine(options: { sizeBytes?: number; addressType?: '
     modules.set(key, module = new WebAssembly.Module(bytes));
   }
   const vcpus: VcpuState[] = [];
+  const translator = options.regions && new LocalTranslator(machine, options.regions);
+  const forced = options.forced && new ForcedRegions(machine, options.forced);
   const addVcpu = (index: number): TestVcpu => {
     const host = new TestHost(machine, vcpus);
-    const engine = new Engine(machine, host, module, index);
+    const engine = new Engine(machine, host, module, { pcpu: index, ...(translator && { regions: translator.client() }) });
     host.engine = engine;
+    forced?.serve(engine);
     const vcpu = engine.vcpu(machine.vcpuAddress(index));
     vcpus.push(vcpu);
     resetVcpu(vcpu, index);
@@ -115,13 +134,18 @@ export function createTestMachine(options: { sizeBytes?: number; addressType?: '
   const start = machine.firstFrame * 4096;
   const ram = machine.u8.subarray(start);
   return {
-    machine, host, engine, vcpu, ram, addVcpu,
+    machine, host, engine, vcpu, ram, addVcpu, translator,
     load(physicalAddress, words) {
       const offset = physicalAddress - GUEST_BASE;
       words.forEach((word, i) => { machine.u32[(start + offset) / 4 + i] = word; });
       for (let i = 0; i < words.length * 4 + 64; i += 64) {
         engine.decodeCache.invalidateLine(machine.firstFrame + Math.floor((offset + i) / 4096), (offset + i) & 0xfff, 64);
       }
+      const step = Math.ceil(words.length / FORCED_ENTRIES);
+      forced?.compile(words.filter((_, i) => i % step === 0).map((_, i) => {
+        const place = offset + 4 * i * step;
+        return { mfn: machine.firstFrame + Math.floor(place / 4096), offsetInPage: place & 0xfff };
+      }));
     },
   };
 }

@@ -70,15 +70,48 @@ export function setPan(vcpu: VcpuState, set: boolean): void {
   }
 }
 
-/** All entries whose address agrees with the given one above `reach` bits; a tag byte is ignored. */
-export function flushRegion(vcpu: VcpuState, low: number, high: number, reach: number): void {
+/**
+ * Addresses, of one half of the address space, whose entries come from block descriptors: such a block's entries go
+ * together. Kernels map by blocks what they never unmap, so most invalidations lie outside.
+ */
+export interface BlockWindow {
+  /** Page numbers, within the half. */
+  first: number;
+  last: number;
+  /** log2 of the largest block. */
+  reach: number;
+}
+export const noBlocks = (): BlockWindow => ({ first: Infinity, last: -1, reach: 12 });
+
+export function forget(window: BlockWindow): void {
+  window.first = Infinity;
+  window.last = -1;
+  window.reach = 12;
+}
+
+const pageNumber = (low: number, high: number): number => (high & 0xffff) * 0x10_0000 + (low >>> 12);
+
+/** An entry has been made from a block of 2^reach bytes. */
+export function widen(window: BlockWindow, low: number, high: number, reach: number): void {
+  const pages = 2 ** (reach - 12);
+  const page = pageNumber(low, high);
+  const first = page - page % pages;
+  if (first < window.first) window.first = first;
+  if (first + pages - 1 > window.last) window.last = first + pages - 1;
+  if (reach > window.reach) window.reach = reach;
+}
+
+/** The entries of an address, and of the whole block if it may be one's; a tag byte is ignored. */
+export function flushAddress(vcpu: VcpuState, low: number, high: number, blocks: BlockWindow): void {
   const { u32 } = vcpu;
-  if (reach === 12) {
+  const page = pageNumber(low, high);
+  if (page < blocks.first || page > blocks.last) {
     for (const set of tlbOffsets) {
       for (const offset of [set.read, set.write, set.exec]) u32[entryIndex(vcpu, offset, low)] = TLB_INVALID_TAG;
     }
     return;
   }
+  const { reach } = blocks;
   const lowMask = reach >= 32 ? 0 : -1 << reach;
   const highMask = (reach > 32 ? -1 << (reach - 32) : -1) & 0xffff;
   let index = (vcpu.address + tlbOffsets[0].read) / 4;

@@ -6,6 +6,7 @@
 
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { faultStatus } from './exceptions.ts';
+import { NO_FRAME } from './host.ts';
 import type { CpuHost } from './host.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
@@ -49,7 +50,7 @@ const TCR_E0PD0 = 1 << 23;
 const PHYSICAL_LIMITS = [32, 36, 40, 40, 40, 40, 40, 40].map(bits => 2 ** bits);
 
 /** Not a fault: the descriptor changed between reading and updating it; walk again. */
-const CHANGED = -1;
+const CHANGED = -2;
 
 export class Translation {
   readonly #u32: Uint32Array;
@@ -65,7 +66,7 @@ export class Translation {
   user = false;
   /** log2 of the descriptor's reach: 12, 21, 30 or 39. */
   reach = 12;
-  /** Fault status code when `translate` has returned false. */
+  /** Fault status code when `translate` has returned false; NO_FRAME: no fault, a table cannot be had now. */
   status = 0;
 
   constructor(views: { u32: Uint32Array; i32: Int32Array }, host: CpuHost) {
@@ -132,6 +133,7 @@ export class Translation {
       const shift = 39 - 9 * level;
       const entryAddress = table + (Math.floor(offset / 2 ** shift) % 512) * 8;
       const mfn = this.#host.frameForRead(vcpu, Math.floor(entryAddress / 4096));
+      if (mfn < 0) return this.#fail(NO_FRAME);
       if (mfn === 0) return this.#fail(faultStatus.externalAbortOnWalk, level);
       const index = mfn * 1024 + (entryAddress % 4096) / 4;
       const low = this.#u32[index]!;

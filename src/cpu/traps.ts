@@ -6,6 +6,7 @@ import { scratchOffset, vcpuRecord } from '../abi/vcpu.ts';
 import type { EmittedCallHandlers } from './emitted-calls.ts';
 import type { Engine } from './engine.ts';
 import { exceptionClass, exceptionReturn, faultStatus, syndrome } from './exceptions.ts';
+import { NO_FRAME } from './host.ts';
 import { Maintenance } from './maintenance.ts';
 import { selectSp, systemRegisters } from './system-registers.ts';
 import { setPan } from './tlb.ts';
@@ -67,7 +68,15 @@ export class TrapHandlers {
   }
 
   #hvc(vcpu: VcpuState, immediate: number): void {
-    if (!this.#engine.host.hvc(vcpu, immediate)) return this.#undefined(vcpu);
+    const { host, data } = this.#engine;
+    const argument = vcpu.get64(at.x);
+    data.beginHypercall();
+    const isServed = host.hvc(vcpu, immediate);
+    if (data.endHypercall()) {
+      vcpu.set64(at.x, argument);
+      return this.#engine.stopBefore(vcpu, 'noFrame');
+    }
+    if (!isServed) return this.#undefined(vcpu);
     this.#engine.advance(vcpu);
   }
 
@@ -173,6 +182,7 @@ export class TrapHandlers {
   /** Cache maintenance by address aborts as a write with ISS.CM set; Maintenance has left FAR and the status. */
   #cacheAbort(vcpu: VcpuState): void {
     const { status } = this.#engine.translation;
+    if (status === NO_FRAME) return this.#engine.stopBefore(vcpu, 'noFrame');
     const ec = vcpu.el === 0 ? exceptionClass.dataAbortLower : exceptionClass.dataAbort;
     vcpu.copy64(at.farEl1, scratchOffset(0));
     this.#engine.fault(vcpu, syndrome(ec, (1 << 8) | (1 << 6) | (status || faultStatus.translation)));

@@ -1,6 +1,8 @@
 // A vCPU record as seen from TypeScript: 32-bit fields, and 64-bit fields as halves or, off the hot paths, as BigInt.
 
 import { tlbOffsets, vcpuRecord, xOffset } from '../abi/vcpu.ts';
+import { noBlocks } from './tlb.ts';
+import type { BlockWindow } from './tlb.ts';
 
 const at = vcpuRecord.at;
 
@@ -13,8 +15,8 @@ export class VcpuState {
   notGlobalInUpperHalf = false;
   /** EL1's read and write TLBs may have entries for pages that EL0 may access; never while PSTATE.PAN is set at EL1. */
   userEntriesAtEl1 = false;
-  /** log2 of the largest block that has an entry, for each half of the address space. */
-  readonly reach: [number, number] = [12, 12];
+  /** For each half of the address space. */
+  readonly blocks: readonly [BlockWindow, BlockWindow] = [noBlocks(), noBlocks()];
 
   constructor(views: { u32: Uint32Array; u64: BigUint64Array }, address: number) {
     this.address = address;

@@ -22,6 +22,7 @@ const GOOD: readonly Command[] = [
   { command: 'rollback', domain: 'web', checkpoint: 3 },
   { command: 'fork', domain: 'web', count: 10, name: 'kid', paused: false },
   { command: 'save', domain: 'web', path: '/tmp/web.core', destroy: true },
+  { command: 'save', domain: 'web', path: '/tmp/web-2.core', parent: '/tmp/web.core' },
   { command: 'restore', path: '/x', name: 'again', paused: true },
   { command: 'events', history: true },
   { command: 'store-write', path: '/a', value: '' },
@@ -52,6 +53,7 @@ const BAD: readonly (readonly [value: unknown, says: RegExp])[] = [
   [{ command: 'create', spec: { memory: -1 } }, /whole number/],
   [{ command: 'create', spec: {}, policy: { onCrash: 'ignore' } }, /must be destroy, restart, preserve/],
   [{ command: 'dump-core', domain: 'a', path: 'here' }, /must be an absolute path/],
+  [{ command: 'save', domain: 'a', path: '/a', parent: 'here' }, /must be an absolute path/],
   [{ command: 'fork', domain: 'a', count: 1.5 }, /whole number from 1/],
   [{ command: 'store-write', path: '/a', value: 'x'.repeat(4097) }, /longer than 4096/],
 ];

@@ -45,9 +45,9 @@ export type Command =
   /** Of a domain as it is now, or of a checkpoint; exactly one is given. Several are called `NAME-1`, `NAME-2` … */
   | { command: 'fork'; domain?: string; checkpoint?: number; count?: number; name?: string; paused?: boolean }
   /** Of a domain as it is now, or of a checkpoint; exactly one is given. With `destroy`, the domain stops there. */
-  | { command: 'save'; path: string; domain?: string; checkpoint?: number; destroy?: boolean }
+  | { command: 'save'; path: string; domain?: string; checkpoint?: number; destroy?: boolean; parent?: string }
   | { command: 'dump-core'; domain: string; path: string }
-  | { command: 'restore'; path: string; name?: string; uuid?: string; paused?: boolean }
+  | { command: 'restore'; path: string; name?: string; uuid?: string; paused?: boolean; lazy?: boolean }
   /** Bytes both ways, over an upgraded connection. */
   | { command: 'console'; domain: string }
   /** Follows events, of all domains or one; with `history`, those that are remembered come first. */
@@ -196,6 +196,7 @@ export const COMMANDS: { readonly [N in CommandName]: CommandRow<CommandOf<N>> }
     answer: 'result', states: LIVE,
     arguments: {
       path: absolutePath, domain: optional(domain), checkpoint: optional(checkpoint), destroy: optional(flag),
+      parent: optional(absolutePath),
     },
   },
   'dump-core': { answer: 'result', arguments: { domain, path: absolutePath }, states: LIVE },
@@ -203,6 +204,7 @@ export const COMMANDS: { readonly [N in CommandName]: CommandRow<CommandOf<N>> }
     answer: 'result',
     arguments: {
       path: absolutePath, name: optional(text(64, 1)), uuid: optional(text(64, 1)), paused: optional(flag),
+      lazy: optional(flag),
     },
   },
   'console': { answer: 'console', arguments: { domain }, states: ANY },

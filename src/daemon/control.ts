@@ -4,7 +4,7 @@
 import { isUtf8 } from 'node:buffer';
 import type { Duplex } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
-import type { Checkpoint, Domain, ForkSpec, Host, SaveOptions, SaveStats, ShutdownReason } from '../host/types.ts';
+import type { Checkpoint, Domain, ForkSpec, Host, SaveOptions, SaveStats, ShutdownReason, TransferOptions } from '../host/types.ts';
 import { assertLegal } from './command.ts';
 import type {
   CheckpointSummary, Command, CommandName, CommandOf, CommandResults, DomainSummary, HostDescription, ListedDomain,
@@ -182,16 +182,17 @@ export class Control {
   // ---- images
 
   async #save(command: CommandOf<'save'>, options: ExecuteOptions): Promise<CommandResults['save']> {
-    const { path, checkpoint, destroy = false } = command;
+    const { path, checkpoint, destroy = false, parent } = command;
+    const saving = { ...saveOptions(options), ...(parent === undefined ? {} : { parent }) };
     if ((command.domain === undefined) === (checkpoint === undefined) || (destroy && checkpoint !== undefined)) {
       throw new ZazenError('ZAZEN_COMMAND_INVALID', 'save takes a domain, which it may destroy, or a checkpoint');
     }
     if (command.domain === undefined) {
-      return { path, ...await this.#kept(checkpoint!).checkpoint.save(path, saveOptions(options)) };
+      return { path, ...await this.#kept(checkpoint!).checkpoint.save(path, saving) };
     }
     const domain = this.#find(command.domain, command.command);
-    if (!destroy) return { path, ...await domain.save(path, saveOptions(options)) };
-    return { path, ...await saveAndDestroy(domain, path, options) };
+    if (!destroy) return { path, ...await domain.save(path, saving) };
+    return { path, ...await saveAndDestroy(domain, path, saving) };
   }
 
   async #restore(command: CommandOf<'restore'>, options: ExecuteOptions): Promise<CommandResults['restore']> {
@@ -265,11 +266,11 @@ function describeCheckpoint(checkpoint: Checkpoint): CheckpointSummary {
 }
 
 /** Nothing that the guest does is lost: it does nothing after what is saved. Goes on if that fails. */
-async function saveAndDestroy(domain: Domain, path: string, options: ExecuteOptions): Promise<SaveStats> {
+async function saveAndDestroy(domain: Domain, path: string, options: SaveOptions): Promise<SaveStats> {
   const before = domain.state;
   await domain.pause();
   try {
-    const stats = await domain.save(path, saveOptions(options));
+    const stats = await domain.save(path, options);
     await domain.destroy();
     return stats;
   } catch (error) {
@@ -278,7 +279,7 @@ async function saveAndDestroy(domain: Domain, path: string, options: ExecuteOpti
   }
 }
 
-function saveOptions({ signal, onProgress }: ExecuteOptions): SaveOptions {
+function saveOptions({ signal, onProgress }: ExecuteOptions): TransferOptions {
   return {
     ...(signal === undefined ? {} : { signal }),
     ...(onProgress === undefined ? {} : {

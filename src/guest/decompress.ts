@@ -9,12 +9,12 @@ export type Compression = 'none' | 'gzip' | 'xz' | 'zstd';
 /** Thrown for bytes that are not what their header says, or that end too early, or that unpack to more than allowed. */
 export class DecompressError extends Error {
   override name = 'DecompressError';
-  /** True when the input ended before the format said so. */
-  readonly truncated: boolean;
+  /** The input ended before the format said so; it unpacks to more than allowed; it is not what its header says. */
+  readonly reason: 'truncated' | 'tooLarge' | 'corrupt';
 
-  constructor(message: string, truncated: boolean, cause?: unknown) {
+  constructor(message: string, reason: DecompressError['reason'], cause?: unknown) {
     super(message, { cause });
-    this.truncated = truncated;
+    this.reason = reason;
   }
 }
 
@@ -63,8 +63,8 @@ function decompressWithZlib(bytes: Uint8Array, maxOutputLength: number): Uint8Ar
     return unpack(bytes, { maxOutputLength });
   } catch (cause) {
     const code = (cause as NodeJS.ErrnoException).code;
-    if (code === 'ERR_BUFFER_TOO_LARGE') throw new DecompressError('unpacks to more than is allowed', false, cause);
-    throw new DecompressError((cause as Error).message, code === 'Z_BUF_ERROR', cause);
+    if (code === 'ERR_BUFFER_TOO_LARGE') throw new DecompressError('unpacks to more than is allowed', 'tooLarge', cause);
+    throw new DecompressError((cause as Error).message, code === 'Z_BUF_ERROR' ? 'truncated' : 'corrupt', cause);
   }
 }
 
@@ -73,18 +73,18 @@ async function decompressXz(bytes: Uint8Array, maxSizeBytes: number): Promise<Ui
   // with the magic "YZ" (possibly followed by padding in multiples of four zero bytes).
   let end = bytes.length;
   while (end >= 4 && end % 4 === 0 && bytes[end - 1] === 0) end -= 4;
-  if (bytes[end - 2] !== 0x59 || bytes[end - 1] !== 0x5a) throw new DecompressError('unexpected end of file', true);
+  if (bytes[end - 2] !== 0x59 || bytes[end - 1] !== 0x5a) throw new DecompressError('unexpected end of file', 'truncated');
   const chunks: Uint8Array[] = [];
   let sizeBytes = 0;
   try {
     for await (const chunk of new xz.XzReadableStream(streamOf(bytes))) {
       sizeBytes += chunk.length;
-      if (sizeBytes > maxSizeBytes) throw new DecompressError('unpacks to more than is allowed', false);
+      if (sizeBytes > maxSizeBytes) throw new DecompressError('unpacks to more than is allowed', 'tooLarge');
       chunks.push(chunk);
     }
   } catch (cause) {
     if (cause instanceof DecompressError) throw cause;
-    throw new DecompressError(cause instanceof Error ? cause.message : String(cause), false, cause);
+    throw new DecompressError(cause instanceof Error ? cause.message : String(cause), 'corrupt', cause);
   }
   return Buffer.concat(chunks, sizeBytes);
 }

@@ -5,7 +5,8 @@ import { spawnSync } from 'node:child_process';
 import fc from 'fast-check';
 import { needsTool } from '../../test/tools.ts';
 import { ZazenError } from '../base/errors.ts';
-import { loadKernel } from './kernel.ts';
+import { loadKernel, parseKernel } from './kernel.ts';
+import type { Kernel } from './kernel.ts';
 
 /** An Image as Linux with an EFI stub makes it: header, PE header, one section of `sectionBytes`. */
 function makeImage({ flags = 0b1010, textOffset = 0, imageSize = 0x20000, sectionBytes = 4096 } = {}): Buffer {
@@ -35,8 +36,10 @@ function makeZboot(payload: Uint8Array, compression: string): Buffer {
   return Buffer.concat([header, payload, Buffer.alloc(100, 0xaa)]);
 }
 
+const parse = (bytes: Uint8Array): Promise<Kernel> => parseKernel(bytes, 'kernel');
+
 const fails = async (bytes: Uint8Array, code: string): Promise<void> => {
-  await assert.rejects(loadKernel(bytes), (error) => {
+  await assert.rejects(parse(bytes), (error) => {
     assert(error instanceof ZazenError, String(error));
     assert.equal(error.code, code, error.message);
     assert(!error.message.includes('\n'));
@@ -46,7 +49,7 @@ const fails = async (bytes: Uint8Array, code: string): Promise<void> => {
 
 test('a raw Image gives its header fields', async () => {
   const image = makeImage({ textOffset: 0x80000 });
-  const kernel = await loadKernel(image);
+  const kernel = await parse(image);
   assert.equal(kernel.image, image);
   assert.equal(kernel.textOffset, 0x80000);
   assert.equal(kernel.imageSize, 0x20000);
@@ -55,7 +58,7 @@ test('a raw Image gives its header fields', async () => {
 
 test('an Image without a size takes at least its own length', async () => {
   const image = makeImage({ imageSize: 0, flags: 0 });
-  const kernel = await loadKernel(image);
+  const kernel = await parse(image);
   assert.equal(kernel.imageSize, image.length);
   assert.deepEqual(kernel.flags, { pageSizeBytes: 0, placeAnywhere: false });
 });
@@ -66,7 +69,7 @@ test('compressed and zboot kernels unpack to the Image', async () => {
   const zstd = zstdCompressSync(image);
   const zboot = makeZboot(gzip, 'gzip');
   for (const bytes of [gzip, zstd, zboot, makeZboot(zstd, 'zstd'), gzipSync(zboot)]) {
-    assert.deepEqual(Buffer.from((await loadKernel(bytes)).image), image);
+    assert.deepEqual(Buffer.from((await parse(bytes)).image), image);
   }
 });
 
@@ -74,8 +77,8 @@ test('an xz-compressed kernel unpacks to the Image', async (t) => {
   if (!needsTool(t, 'xz', 'xz-utils')) return;
   const image = makeImage();
   const packed = spawnSync('xz', ['-c', '--check=crc32'], { input: image }).stdout;
-  assert.deepEqual(Buffer.from((await loadKernel(packed)).image), image);
-  assert.deepEqual(Buffer.from((await loadKernel(makeZboot(packed, 'xzkern'))).image), image);
+  assert.deepEqual(Buffer.from((await parse(packed)).image), image);
+  assert.deepEqual(Buffer.from((await parse(makeZboot(packed, 'xzkern'))).image), image);
   await fails(packed.subarray(0, packed.length / 2), 'ZAZEN_KERNEL_TRUNCATED');
 });
 
@@ -114,6 +117,18 @@ test('kernels that cannot run are told apart', async () => {
   await assert.rejects(loadKernel('/nonexistent/Image'), { code: 'ZAZEN_KERNEL_UNREADABLE' });
 });
 
+test('what unpacks to more than there is room for is refused, in any container', async (t) => {
+  const image = makeImage({ sectionBytes: 2 ** 20 });
+  const packed = [gzipSync(image), zstdCompressSync(image), makeZboot(gzipSync(image), 'gzip')];
+  if (needsTool(t, 'xz', 'xz-utils')) packed.push(spawnSync('xz', ['-c'], { input: image }).stdout);
+  for (const bytes of packed) {
+    await assert.rejects(parseKernel(bytes, 'vmlinuz', image.length - 1), {
+      code: 'ZAZEN_KERNEL_TOO_LARGE', message: 'vmlinuz: the kernel is larger than the 1 MiB that there are for it',
+    });
+    assert.equal((await parseKernel(bytes, 'vmlinuz', image.length)).image.length, image.length);
+  }
+});
+
 test('mutated kernels give a kernel or a typed error', async (t) => {
   if (!needsTool(t, 'xz', 'xz-utils')) return;
   const image = makeImage();
@@ -127,7 +142,7 @@ test('mutated kernels give a kernel or a typed error', async (t) => {
       // Half of the changes go to the headers, where they matter most.
       changes.forEach(([at, value], i) => (bytes[at % (i % 2 ? bytes.length : Math.min(bytes.length, 0x100))] = value));
       try {
-        const kernel = await loadKernel(bytes);
+        const kernel = await parse(bytes);
         assert(kernel.imageSize >= kernel.image.length && kernel.textOffset >= 0);
       } catch (error) {
         assert(error instanceof ZazenError && error.code.startsWith('ZAZEN_KERNEL_'), String(error));

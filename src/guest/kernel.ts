@@ -11,8 +11,8 @@
 //
 //   0x00 "MZ"  0x04 "zimg"  0x08 payload offset u32  0x0c payload size u32  0x18 compression, a C string (32 bytes)
 
-import { readFile } from 'node:fs/promises';
 import { ZazenError } from '../base/errors.ts';
+import { readBootFile, refuseTooLarge } from './boot-file.ts';
 import { DecompressError, decompress, detectCompression } from './decompress.ts';
 
 export interface Kernel {
@@ -39,29 +39,30 @@ function fail(code: string, name: string, what: string, cause?: unknown): never 
 }
 
 /**
- * The kernel in `source`, a path or the bytes of the file. Errors (ZazenError): ZAZEN_KERNEL_UNREADABLE,
- * ZAZEN_KERNEL_TRUNCATED, ZAZEN_KERNEL_OTHER_MACHINE, ZAZEN_KERNEL_BIG_ENDIAN, ZAZEN_KERNEL_PAGE_SIZE,
- * ZAZEN_KERNEL_COMPRESSION, ZAZEN_KERNEL_CORRUPT, ZAZEN_KERNEL_NOT_A_KERNEL.
+ * The kernel in a file. Errors (ZazenError): ZAZEN_KERNEL_UNREADABLE, and those of `parseKernel`.
+ * @param maxBytes what there is room for
  */
-export async function loadKernel(source: string | Uint8Array): Promise<Kernel> {
-  const name = typeof source === 'string' ? source : 'kernel';
-  let bytes = typeof source === 'string' ? await readKernelFile(source) : source;
+export async function loadKernel(path: string, maxBytes = maxImageBytes): Promise<Kernel> {
+  return parseKernel((await readBootFile(path, 'kernel', maxBytes)).bytes, path, maxBytes);
+}
+
+/**
+ * The kernel in the bytes of a file. Errors (ZazenError): ZAZEN_KERNEL_TRUNCATED, ZAZEN_KERNEL_OTHER_MACHINE,
+ * ZAZEN_KERNEL_BIG_ENDIAN, ZAZEN_KERNEL_PAGE_SIZE, ZAZEN_KERNEL_COMPRESSION, ZAZEN_KERNEL_CORRUPT,
+ * ZAZEN_KERNEL_NOT_A_KERNEL, ZAZEN_KERNEL_TOO_LARGE.
+ * @param name of the file, for errors
+ * @param maxBytes what there is room for, unpacked
+ */
+export async function parseKernel(file: Uint8Array, name: string, maxBytes = maxImageBytes): Promise<Kernel> {
+  let bytes = file;
   // A zboot image is an EFI program around a compressed Image; Debian and others also gzip the Image as it is. Two
   // rounds are enough for any mix of the two, and bound what a hostile file can make us do.
   for (let round = 0; round < 2; round++) {
     const payload = isZboot(bytes) ? zbootPayload(bytes, name) : bytes;
     if (payload === bytes && detectCompression(bytes) === 'none') break;
-    bytes = await unpack(payload, name);
+    bytes = await unpack(payload, name, Math.min(maxBytes, maxImageBytes));
   }
   return parseImage(bytes, name);
-}
-
-async function readKernelFile(path: string): Promise<Uint8Array> {
-  try {
-    return await readFile(path);
-  } catch (cause) {
-    fail('ZAZEN_KERNEL_UNREADABLE', path, `cannot read the kernel: ${(cause as Error).message}`, cause);
-  }
 }
 
 function viewOf(bytes: Uint8Array): Buffer {
@@ -93,13 +94,13 @@ function zbootPayload(bytes: Uint8Array, name: string): Uint8Array {
   return payload;
 }
 
-async function unpack(payload: Uint8Array, name: string): Promise<Uint8Array> {
+async function unpack(payload: Uint8Array, name: string, maxBytes: number): Promise<Uint8Array> {
   try {
-    return await decompress(payload, maxImageBytes);
+    return await decompress(payload, maxBytes);
   } catch (cause) {
-    if (cause instanceof DecompressError && cause.truncated) {
-      fail('ZAZEN_KERNEL_TRUNCATED', name, 'the compressed kernel is truncated', cause);
-    }
+    const reason = cause instanceof DecompressError ? cause.reason : 'corrupt';
+    if (reason === 'truncated') fail('ZAZEN_KERNEL_TRUNCATED', name, 'the compressed kernel is truncated', cause);
+    if (reason === 'tooLarge') refuseTooLarge('kernel', name, maxBytes);
     fail('ZAZEN_KERNEL_CORRUPT', name, `the compressed kernel is corrupt: ${(cause as Error).message}`, cause);
   }
 }

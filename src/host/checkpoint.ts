@@ -13,7 +13,9 @@ import { checkName, checkUuid, randomUuid } from './domain-spec.ts';
 import type { HostedDomain } from './domain.ts';
 import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts';
 import type { HostCore } from './host-core.ts';
-import { saveCheckpoint } from './image-files.ts';
+import type { ParentReference } from '../image/format.ts';
+import { openParent, saveCheckpoint } from './image-files.ts';
+import type { ImageUser, LoadedImage } from './loaded-images.ts';
 import type { Checkpoint, CheckpointStats, Domain, ForkSpec, RollbackStats, SaveOptions, SaveStats } from './types.ts';
 
 const MICROS_PER_MILLI = 1000;
@@ -24,7 +26,10 @@ const FORKS_PER_TURN = 8;
 let lastId = 0;
 
 /** Domains that can be put back to each other's checkpoints: a domain, its forks, and theirs. */
-export type Family = symbol;
+export interface Family {
+  /** That the first of them was restored from: memory of all of them may lie in it. */
+  readonly image: LoadedImage | undefined;
+}
 
 export interface CheckpointParts {
   readonly frozen: FrozenDomain;
@@ -32,9 +37,23 @@ export interface CheckpointParts {
   readonly origin: DomainIdentity & { readonly id: number };
   readonly family: Family;
   readonly stats: CheckpointStats;
+  /** What the guest was using just before, if that was asked for: see lifecycle/working-set.ts. */
+  readonly hotFrames?: ReadonlySet<number>;
 }
 
-export class HeldCheckpoint implements Checkpoint {
+/** By the images that they were saved as. */
+const heldCheckpoints = new WeakMap<HostCore, Map<string, HeldCheckpoint>>();
+
+function heldAs(core: HostCore): Map<string, HeldCheckpoint> {
+  const known = heldCheckpoints.get(core) ?? new Map<string, HeldCheckpoint>();
+  heldCheckpoints.set(core, known);
+  return known;
+}
+
+/** Of an image with exactly these contents. */
+const keyOf = ({ id, digest }: ParentReference): string => `${id} ${digest}`;
+
+export class HeldCheckpoint implements Checkpoint, ImageUser {
   readonly id = ++lastId;
   readonly createdMillis = performance.timeOrigin + performance.now();
   readonly domainId: number;
@@ -46,7 +65,7 @@ export class HeldCheckpoint implements Checkpoint {
   readonly origin: CheckpointParts['origin'];
   readonly #core: HostCore;
   readonly #parts: CheckpointParts;
-  readonly #saves = new Set<Promise<SaveStats>>();
+  readonly #saves = new Set<Promise<unknown>>();
   #isGone = false;
 
   constructor(core: HostCore, parts: CheckpointParts) {
@@ -59,6 +78,11 @@ export class HeldCheckpoint implements Checkpoint {
     this.vcpus = parts.origin.vcpus;
     this.stats = parts.stats;
     core.frozenRoots.add(parts.frozen.root);
+    parts.family.image?.join(this);
+  }
+
+  get p2mRoot(): number {
+    return this.#parts.frozen.root;
   }
 
   /** For rollback. @throws ZazenError ZAZEN_CHECKPOINT_GONE, ZAZEN_CHECKPOINT_FOREIGN */
@@ -130,9 +154,24 @@ export class HeldCheckpoint implements Checkpoint {
     return hosted;
   }
 
-  save(path: string, options: SaveOptions = {}): Promise<SaveStats> {
+  async save(path: string, options: SaveOptions = {}): Promise<SaveStats> {
     this.#assertHere();
-    const save = saveCheckpoint(this.#core, this.#parts, path, options);
+    return this.#heldFor(this.#save(path, options));
+  }
+
+  async #save(path: string, { parent: parentPath, ...options }: SaveOptions): Promise<SaveStats> {
+    const parent = parentPath === undefined ? undefined : await openParent(parentPath, this.origin);
+    const held = heldAs(this.#core);
+    const base = parent === undefined ? undefined : held.get(keyOf(parent.reference));
+    const write = (parentRoot?: number) =>
+      saveCheckpoint(this.#core, this.#parts, path, { ...options, parent, parentRoot });
+    const { reference, stats } = await (base === undefined ? write() : base.#heldFor(write(base.#parts.frozen.root)));
+    if (!this.#isGone) held.set(keyOf(reference), this);
+    return stats;
+  }
+
+  /** The frozen memory stays until then. */
+  #heldFor<T>(save: Promise<T>): Promise<T> {
     this.#saves.add(save);
     const forget = (): void => { this.#saves.delete(save); };
     save.then(forget, forget);
@@ -142,10 +181,13 @@ export class HeldCheckpoint implements Checkpoint {
   async destroy(): Promise<void> {
     if (this.#isGone) return;
     this.#isGone = true;
+    const held = heldAs(this.#core);
+    for (const [key, checkpoint] of held) if (checkpoint === this) held.delete(key);
     // They read the frozen memory.
     await Promise.allSettled(this.#saves);
     this.#core.frozenRoots.delete(this.#parts.frozen.root);
     this.#core.releaseRoot(this.#parts.frozen.root);
+    this.#parts.family.image?.leave(this);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -201,7 +243,7 @@ function stopped<T>({ thread }: HostCore, record: DomainRecord, whileStopped: (s
  * @throws ZazenError ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_BUSY; ZAZEN_DOMAIN_SHUTDOWN when it shuts down just now
  */
 export function takeCheckpoint(
-  core: HostCore, record: DomainRecord, parts: Pick<CheckpointParts, 'origin' | 'family'>,
+  core: HostCore, record: DomainRecord, parts: Pick<CheckpointParts, 'origin' | 'family' | 'hotFrames'>,
   saveDevices: () => DeviceState,
 ): HeldCheckpoint {
   const { origin } = parts;

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import fc from 'fast-check';
 import { SeededRandom } from '../base/random.ts';
+import { BootFiles } from './boot-images.ts';
 import { planDomain } from './domain-spec.ts';
 import type { DomainPlan } from './domain-spec.ts';
 import { formatSize, parseSize } from './size.ts';
@@ -21,10 +22,13 @@ header.writeBigUInt64LE(4096n, 0x10);
 writeFileSync(kernel, header);
 const initrd = join(dir, 'initrd');
 writeFileSync(initrd, 'cpio?'); // of a length that is no multiple of four
+const large = join(dir, 'large');
+writeFileSync(large, '');
+truncateSync(large, 2 ** 30);
 
 /** Nothing is fetched: kernel and initramfs are files, unless the spec says otherwise. */
 function plan(spec: DomainSpec): Promise<DomainPlan> {
-  return planDomain({ kernel, initrd, ...spec }, { random: new SeededRandom(1), cacheDir: join(dir, 'cache') });
+  return planDomain({ kernel, initrd, ...spec }, { files: new BootFiles(), random: new SeededRandom(1), cacheDir: join(dir, 'cache') });
 }
 
 test('sizes: units are powers of 1024, no unit is MiB, numbers are bytes, all in whole pages', () => {
@@ -51,7 +55,7 @@ test('sizes: units are powers of 1024, no unit is MiB, numbers are bytes, all in
 
 test('the defaults', async () => {
   const made = await plan({});
-  assert.deepEqual({ ...made, kernel: made.kernel.imageSize, initramfs: made.initramfs!.length }, {
+  assert.deepEqual({ ...made, kernel: made.kernel.imageSize, initramfs: made.initramfs!.sizeBytes }, {
     name: undefined, uuid: made.uuid, memoryBytes: 400 * 2 ** 20, vcpus: 1, cmdline: 'console=hvc0', paused: false,
     kernel: 4096, initramfs: 5, exec: undefined,
   });
@@ -80,7 +84,7 @@ test('a long command goes into an archive after the initramfs, at a multiple of 
   const command = `echo ${'x'.repeat(100_000)}`;
   const made = await plan({ exec: { command, tty: 'raw' } });
   assert.ok(made.cmdline.length < 200 && !made.cmdline.includes('zazen.exec'));
-  const initramfs = Buffer.from(made.initramfs!);
+  const initramfs = Buffer.from(made.initramfs!.bytes!);
   assert.equal(initramfs.toString('latin1', 0, 14), `cpio?${'\0'.repeat(3)}070701`);
   assert.ok(initramfs.includes('etc/zazen/command\0') && initramfs.includes(command));
 });
@@ -105,6 +109,10 @@ const refused: readonly (readonly [DomainSpec, string])[] = [
   [{ terminal: { rows: 24, columns: 80, type: 'a b' } }, 'ZAZEN_SPEC_TERMINAL'],
   [{ initrd: join(dir, 'absent') }, 'ZAZEN_INITRD_UNREADABLE'],
   [{ initrd: dir }, 'ZAZEN_INITRD_UNREADABLE'],
+  [{ initrd: '/dev/zero' }, 'ZAZEN_INITRD_UNREADABLE'],
+  [{ kernel: '/dev/zero' }, 'ZAZEN_KERNEL_UNREADABLE'],
+  [{ kernel: large }, 'ZAZEN_KERNEL_TOO_LARGE'],
+  [{ initrd: large }, 'ZAZEN_INITRD_TOO_LARGE'],
   [{ kernel: join(dir, 'absent') }, 'ZAZEN_KERNEL_UNREADABLE'],
   [{ kernel: initrd }, 'ZAZEN_KERNEL_NOT_A_KERNEL'],
 ];
@@ -121,5 +129,5 @@ for (const [spec, code] of refused) {
 
 test('an aborted create reads nothing', async () => {
   const signal = AbortSignal.abort(new Error('enough'));
-  await assert.rejects(planDomain({ kernel, initrd }, { random: new SeededRandom(1), signal }), /enough/);
+  await assert.rejects(planDomain({ kernel, initrd }, { files: new BootFiles(), random: new SeededRandom(1), signal }), /enough/);
 });

@@ -1,12 +1,10 @@
 // From what the caller asks for to what is built: checks a DomainSpec, fills in its defaults, gets the kernel and the
 // initramfs into memory and writes the kernel command line.
 
-import { readFile } from 'node:fs/promises';
 import { ZazenError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
 import { commandOverlay, prepareGuest } from '../guest/initramfs.ts';
-import { loadKernel } from '../guest/kernel.ts';
-import type { Kernel } from '../guest/kernel.ts';
+import type { BootContents, BootFiles, BootKernel } from './boot-images.ts';
 import { parseSize } from './size.ts';
 import type { CreateOptions, DomainSpec, ExecTty, TerminalSpec } from './types.ts';
 
@@ -17,8 +15,8 @@ export interface DomainPlan {
   readonly uuid: string;
   readonly memoryBytes: number;
   readonly vcpus: number;
-  readonly kernel: Kernel;
-  readonly initramfs: Uint8Array | undefined;
+  readonly kernel: BootKernel;
+  readonly initramfs: BootContents | undefined;
   readonly cmdline: string;
   readonly paused: boolean;
   /** For `attachGuestCommand`. */
@@ -27,6 +25,8 @@ export interface DomainPlan {
 
 export interface PlanOptions extends CreateOptions {
   random: Random;
+  /** What is planned is good until this is disposed of. */
+  files: BootFiles;
   cacheDir?: string | undefined;
 }
 
@@ -43,8 +43,8 @@ const refuse = (code: string, message: string, hint?: string): never => {
 };
 
 /**
- * Errors: ZAZEN_SPEC_NAME, _UUID, _SIZE, _VCPUS, _CMDLINE, _EXEC, _TERMINAL; ZAZEN_INITRD_UNREADABLE; those of
- * loadKernel and prepareGuest.
+ * Errors: ZAZEN_SPEC_NAME, _UUID, _SIZE, _VCPUS, _CMDLINE, _EXEC, _TERMINAL; those of BootFiles and
+ * prepareGuest.
  */
 export async function planDomain(spec: DomainSpec, options: PlanOptions): Promise<DomainPlan> {
   const { name, vcpus = 1 } = spec;
@@ -58,11 +58,9 @@ export async function planDomain(spec: DomainSpec, options: PlanOptions): Promis
   const exec = planExec(spec, options.random);
   const cmdline = composeCmdline(spec, exec);
   options.signal?.throwIfAborted();
-  const files = await readFiles(spec, options);
-  const initramfs = exec?.overlay && files.initramfs ? append(files.initramfs, exec.overlay) : files.initramfs;
   return {
-    name, uuid, memoryBytes, vcpus, cmdline, initramfs,
-    kernel: files.kernel,
+    name, uuid, memoryBytes, vcpus, cmdline,
+    ...await readFiles(spec, memoryBytes, exec?.overlay, options),
     paused: spec.paused ?? false,
     exec: exec && { nonce: exec.nonce, tty: exec.tty },
   };
@@ -122,45 +120,21 @@ function terminalWords(terminal: TerminalSpec | undefined): string[] {
   return [`zazen.winsize=${rows}x${columns}`, `zazen.term=${type}`];
 }
 
-interface BootFiles {
-  kernel: Kernel;
-  initramfs: Uint8Array | undefined;
-}
-
-async function readFiles(spec: DomainSpec, { cacheDir, log, signal }: PlanOptions): Promise<BootFiles> {
+async function readFiles(
+  spec: DomainSpec, memoryBytes: number, overlay: Uint8Array | undefined, { files, cacheDir, log, signal }: PlanOptions,
+): Promise<Pick<DomainPlan, 'kernel' | 'initramfs'>> {
   const { kernel: kernelName = 'debian', initrd = 'default' } = spec;
   const flavour = kernelName === 'debian-generic' ? 'generic' : 'cloud';
   const isDebian = kernelName === 'debian' || kernelName === 'debian-generic';
+  const readInitramfs = (path: string): Promise<BootContents> => files.initramfs(path, memoryBytes, overlay);
   // A wrong path should be told at once, so what the caller named is read before anything is fetched.
-  const given = isDebian ? undefined : await loadKernel(kernelName);
-  const named = initrd === 'default' || initrd === 'none' ? undefined : await readInitrd(initrd);
+  const given = isDebian ? undefined : await files.kernel(kernelName, memoryBytes);
+  const named = initrd === 'default' || initrd === 'none' ? undefined : await readInitramfs(initrd);
   if (given !== undefined && initrd !== 'default') return { kernel: given, initramfs: named };
   const guest = await prepareGuest({ flavour, cacheDir, log, signal });
   signal?.throwIfAborted();
-  const kernel = given ?? await loadKernel(guest.kernelPath);
-  return { kernel, initramfs: initrd === 'default' ? await readInitrd(guest.initramfsPath) : named };
-}
-
-async function readInitrd(path: string): Promise<Uint8Array> {
-  let bytes: Uint8Array;
-  try {
-    bytes = await readFile(path);
-  } catch (cause) {
-    throw new ZazenError('ZAZEN_INITRD_UNREADABLE', `${path}: cannot read the initramfs: ${(cause as Error).message}`, {
-      cause, hint: 'give the path of a cpio archive, or leave it out to use the default one',
-    });
-  }
-  if (bytes.length === 0) refuse('ZAZEN_INITRD_UNREADABLE', `${path}: the initramfs is empty`);
-  return bytes;
-}
-
-/** Linux reads archive after archive, each of which starts at a multiple of four bytes. */
-function append(initramfs: Uint8Array, overlay: Uint8Array): Uint8Array {
-  const at = Math.ceil(initramfs.length / 4) * 4;
-  const joined = new Uint8Array(at + overlay.length);
-  joined.set(initramfs);
-  joined.set(overlay, at);
-  return joined;
+  const kernel = given ?? await files.kernel(guest.kernelPath, memoryBytes);
+  return { kernel, initramfs: initrd === 'default' ? await readInitramfs(guest.initramfsPath) : named };
 }
 
 function randomHex(random: Random, words: number): string {
@@ -168,7 +142,6 @@ function randomHex(random: Random, words: number): string {
 }
 
 /** RFC 9562, version 4. */
-/** Version 4. */
 export function randomUuid(random: Random): string {
   const hex = randomHex(random, 4);
   const variant = ((Number.parseInt(hex[16]!, 16) & 3) | 8).toString(16);

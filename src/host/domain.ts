@@ -2,13 +2,14 @@
 // hypervisor's; this is the end of them in the main thread.
 
 import type { Duplex } from 'node:stream';
-import { DOMAIN } from '../abi/domain-record.ts';
+import { DOMAIN, STALL_LOST_PAGE } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { VCPU_SCHEDULE, VCPU_STATE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { ZazenError } from '../base/errors.ts';
 import { consoleLogEnd, readConsoleLog } from '../hypervisor/console-io.ts';
 import { domainPath } from '../lifecycle/store-entries.ts';
+import { framesInTlbs } from '../lifecycle/working-set.ts';
 import { HeldCheckpoint, rollBackMemory, takeCheckpoint } from './checkpoint.ts';
 import type { Family } from './checkpoint.ts';
 import { attachGuestCommand } from './guest-command.ts';
@@ -17,9 +18,10 @@ import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts
 import { EventLog } from './event-log.ts';
 import type { DomainPlan } from './domain-spec.ts';
 import type { HostCore } from './host-core.ts';
+import type { ImageUser } from './loaded-images.ts';
 import type {
   Checkpoint, Domain, DomainEvent, DomainEventBody, DomainState, DomainStats, GuestCommand, RollbackStats, SaveOptions,
-  SaveStats, ShutdownReason,  VcpuStats,
+  SaveStats, ShutdownReason, TransferOptions,  VcpuStats,
 } from './types.ts';
 
 /** By SHUTDOWN_* of Xen's sched.h; a soft reset has no meaning here. */
@@ -41,7 +43,7 @@ export interface HostedDomainParts {
   readonly devices?: DeviceState;
 }
 
-export class HostedDomain implements Domain {
+export class HostedDomain implements Domain, ImageUser {
   readonly id: number;
   readonly name: string;
   readonly uuid: string;
@@ -56,6 +58,8 @@ export class HostedDomain implements Domain {
   readonly #devices: GuestDevices;
   #stopped = Promise.withResolvers<ShutdownReason | 'destroyed'>();
   #paused = true;
+  /** It is paused because a page of its image could not be read. */
+  #isPageLost = false;
   #shutdownReason: ShutdownReason | undefined;
   #destroyed: Promise<void> | undefined;
   #lastStats: DomainStats | undefined;
@@ -78,7 +82,12 @@ export class HostedDomain implements Domain {
     // What a fork's original has said was heard there.
     this.#logCursor = consoleLogEnd(ends.domain);
     this.#devices = new GuestDevices(core, ends, this.#identity, parts.devices);
+    this.#family.image?.join(this);
     if (exec !== undefined) this.exec = attachGuestCommand(this.#devices.console.stream, exec);
+  }
+
+  get p2mRoot(): number {
+    return this.#ends.domain.get(DOMAIN.at.p2mRoot);
   }
 
   /** To be called once, when vCPU 0 is ready to run. */
@@ -102,7 +111,8 @@ export class HostedDomain implements Domain {
   notice(): void {
     if (this.#destroyed !== undefined) return;
     this.#takeLog();
-    if (this.#core.thread.scheduling.takeStall(this.id)) this.#stalled();
+    const stall = this.#core.thread.scheduling.takeStall(this.id);
+    if (stall !== 0) this.#stalled(stall);
     const shutdown = this.#ends.domain.get(DOMAIN.at.shutdown);
     if (shutdown === 0 || this.#shutdownReason !== undefined) return;
     this.#core.thread.scheduling.waitUntilStopped(this.id);
@@ -115,17 +125,28 @@ export class HostedDomain implements Domain {
     this.#stopped.resolve(this.#shutdownReason);
   }
 
-  /** Paused for want of frames, once more than by the user. */
-  #stalled(): void {
+  /** Paused for want of a frame, once more than by the user. */
+  #stalled(why: number): void {
     const { scheduling } = this.#core.thread;
-    // Frames of a destroyed domain are on their way: no reason to trouble anybody. If they do not suffice, it stalls again.
-    const goesOn = this.#core.releaseStep();
-    if (!goesOn) {
+    const problem = why >= STALL_LOST_PAGE ? this.#lossOf(why - STALL_LOST_PAGE) : this.#outOfFrames();
+    if (problem !== undefined) {
       scheduling.waitUntilStopped(this.id);
-      this.#emit({ type: 'stalled', message: 'the host has no memory left for it; free some, then unpause it' });
+      this.#emit({ type: 'stalled', ...problem });
     }
-    if (goesOn || this.#paused) scheduling.unpauseDomain(this.id);
+    if (problem === undefined || this.#paused) scheduling.unpauseDomain(this.id);
     else this.#paused = true;
+  }
+
+  #outOfFrames(): { code: string; message: string } | undefined {
+    // Frames of a destroyed domain are on their way: no reason to trouble anybody. If they do not suffice, it stalls again.
+    if (this.#core.releaseStep()) return undefined;
+    return { code: 'ZAZEN_HOST_OUT_OF_MEMORY', message: 'the host has no memory left for it; free some, then unpause it' };
+  }
+  #lossOf(gfn: number): { code: string; message: string } | undefined {
+    const loss = this.#family.image?.lossOf(gfn);
+    if (loss === undefined) return undefined;
+    this.#isPageLost = true;
+    return { code: loss.code, message: `${loss.message}; put the file right, then unpause it` };
   }
 
   #takeLog(): void {
@@ -175,9 +196,20 @@ export class HostedDomain implements Domain {
   async unpause(): Promise<void> {
     this.#assertAlive();
     if (!this.#paused) return;
+    if (this.#isPageLost) {
+      this.#isPageLost = false;
+      await this.#family.image?.lookAgain();
+      this.#assertAlive();
+    }
+    if (!this.#paused) return;
     this.#paused = false;
     this.#core.thread.scheduling.unpauseDomain(this.id);
     this.#emit({ type: 'unpaused' });
+  }
+
+  async load(options: TransferOptions = {}): Promise<void> {
+    this.#assertAlive();
+    await this.#family.image?.complete(options);
   }
 
   async shutdown({ reason = 'poweroff' }: { reason?: 'poweroff' | 'reboot' } = {}): Promise<void> {
@@ -190,21 +222,25 @@ export class HostedDomain implements Domain {
   }
 
   async checkpoint(): Promise<Checkpoint> {
+    return this.#checkpoint({});
+  }
+  #checkpoint(more: { hotFrames?: ReadonlySet<number> }): HeldCheckpoint {
     this.#assertAlive();
     if (this.#shutdownReason !== undefined) {
       throw new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${this.name} has shut down`);
     }
     this.#takeLog();
-    const parts = { origin: this.#identity, family: this.#family };
+    const parts = { origin: this.#identity, family: this.#family, ...more };
     return takeCheckpoint(this.#core, this.#ends.domain, parts, () => this.#devices.save());
   }
 
   async save(path: string, options: SaveOptions = {}): Promise<SaveStats> {
-    await using checkpoint = await this.checkpoint();
+    const hotFrames = framesInTlbs(this.#core.thread.machine, this.#vcpuAddresses);
+    await using checkpoint = this.#checkpoint({ hotFrames });
     return await checkpoint.save(path, options);
   }
-  dumpCore(path: string, options: SaveOptions = {}): Promise<SaveStats> {
-    return this.save(path, options);
+  dumpCore(path: string, { onProgress, signal }: TransferOptions = {}): Promise<SaveStats> {
+    return this.save(path, { onProgress, signal });
   }
 
   async rollback(checkpoint: Checkpoint): Promise<RollbackStats> {
@@ -238,6 +274,7 @@ export class HostedDomain implements Domain {
     this.#devices.close();
     for (const address of this.#vcpuAddresses) thread.scheduling.detach(address);
     this.#core.release(this, domain, this.#vcpuAddresses);
+    this.#family.image?.leave(this);
     this.#emit({ type: 'destroyed' });
     this.#events.end();
     this.#stopped.resolve('destroyed');
@@ -267,6 +304,7 @@ export class HostedDomain implements Domain {
       hypercalls: sum(address => machine.u32[(address + vcpuRecord.at.hypercalls) / 4]!),
       unknownSystemRegisters: sum(address => Number(machine.u64[(address + vcpuRecord.at.unknownSystemRegisters) / 8]!)),
       consoleOutBytes: outputBytes, consoleInBytes: inputBytes,
+      ...(this.#family.image === undefined ? {} : { image: this.#family.image.stats() }),
     };
   }
 }

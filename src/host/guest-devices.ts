@@ -1,7 +1,6 @@
 // The host's half of what every guest has: its console, its connection to the store, and what the store says of it.
 // Lives as long as the domain; a checkpoint takes its state, rollback puts it back, a fork starts from it.
 
-import { isDeepStrictEqual } from 'node:util';
 import { DOMAIN } from '../abi/domain-record.ts';
 import { ConsoleBackend } from '../devices/console/backend.ts';
 import type { ConsoleState } from '../devices/console/backend.ts';
@@ -128,7 +127,7 @@ export class GuestDevices {
     return state.ring !== this.#ring || state.connectionChanges !== this.#ring.connection.changes
       || !store.isUnchanged(domainPath(state.domainId), state.domainNodes)
       || !store.isUnchanged(vmPath(this.#identity.uuid), state.vmNodes)
-      || !isDeepStrictEqual(store.saveDomain(state.domainId), state.storeDomain);
+      || !store.isDomainUnchanged(state.domainId, state.storeDomain);
   }
 
   #restoreStore(state: DeviceState): void {
@@ -165,10 +164,7 @@ function writeEntries(core: HostCore, record: DomainRecord, identity: DomainIden
   const { store } = core;
   const domainId = record.domid;
   writeDomainEntries(store, { ...identity, domainId });
-  writeConsoleEntries({ domainId, ...core.consoleOf(record) }, (path, value) => {
-    store.write(path, value);
-    store.setPerms(path, ['n0', `r${domainId}`]);
-  });
+  writeConsoleEntries({ domainId, ...core.consoleOf(record) }, (path, value) => store.write(path, value));
 }
 
 /** What the store says of who a domain is. */

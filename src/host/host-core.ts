@@ -1,7 +1,8 @@
 // The host's insides, shared by host.ts (the public face) and domain.ts: the machine, the main thread's hypervisor, the
 // store, the ends of event channels, and the pCPU workers.
 
-import { Worker } from 'node:worker_threads';
+import { MessageChannel, Worker } from 'node:worker_threads';
+import type { MessagePort } from 'node:worker_threads';
 import { FRAME_BYTES, MACHINE_HEADER, SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
@@ -16,12 +17,17 @@ import { HostPorts } from '../hypervisor/host-ports.ts';
 import { getHvmParam } from '../hypervisor/hvm-params.ts';
 import { HypervisorThread, MAIN_THREAD } from '../hypervisor/thread.ts';
 import { Heap } from '../memory/heap.ts';
+import { PageLoader } from '../memory/image-pages.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { audit } from '../memory/audit.ts';
 import type { AuditReport } from '../memory/audit.ts';
 import { Store } from '../xenstore/store.ts';
 import type { HostedDomain, HostedDomainParts } from './domain.ts';
+import { FrameCaches } from './frame-caches.ts';
+import type { PostedImage } from './image-source.ts';
+import { LoadedImages } from './loaded-images.ts';
 import type { PCpuWorkerData } from './pcpu-loop.ts';
+import type { TranslatorWorkerData } from './translator-worker.ts';
 
 /** What this thread takes apart in one go when all pCPUs are busy, about 100 µs of work, and how often it looks. */
 const RELEASE_STEP_FRAMES = 512;
@@ -49,10 +55,16 @@ export class HostCore {
   makeHosted: (parts: HostedDomainParts) => HostedDomain = () => unreachable('the core has no host yet');
   /** p2m trees of checkpoints. */
   readonly frozenRoots = new Set<number>();
+  /** What the host can do without when memory is short. */
+  readonly caches = new FrameCaches();
+  /** What domains were restored from. */
+  readonly images = new LoadedImages(this);
   readonly #workers: Worker[] = [];
+  #translator: Worker | undefined;
   /** Numbers of vCPU records that no domain has. */
   readonly #freeVcpus: number[] = [];
   #releaseWatch: NodeJS.Timeout | undefined;
+  #isClosing = false;
   #closed = false;
   #housekeeping: NodeJS.Timeout | undefined;
   #workersEnded: Promise<unknown> = Promise.resolve();
@@ -65,6 +77,8 @@ export class HostCore {
     this.random = random;
     this.log = log;
     this.thread = new HypervisorThread(machine, MAIN_THREAD, clock);
+    this.thread.heap.reclaim = () => this.caches.giveUpOldest();
+    this.thread.p2m.loader = new PageLoader(this.thread.heap, this.thread.p2m, this.images);
     const { channels, grants } = this.thread.hypercalls;
     this.builder = new DomainBuilder(this.thread.environment, channels, grants);
     if (!this.builder.initializeHost()) {
@@ -80,10 +94,12 @@ export class HostCore {
     const { machine } = this.thread;
     const { addressType, sizeBytes, pcpuCount } = machine.parameters;
     // What this process was started with need not suit a worker: `--input-type`, or the options of the test runner.
-    const execArgv: string[] = [];
-    const ready = Array.from({ length: pcpuCount }, (_, pcpu) => {
-      const workerData: PCpuWorkerData = { memory: machine.memory, pcpu };
-      const worker = new Worker(new URL('./pcpu-worker.ts', import.meta.url), { workerData, execArgv, name: `pcpu${pcpu}` });
+    const execArgv: string[] = process.env['ZPROF'] ? ['--cpu-prof', '--cpu-prof-dir=/tmp/prof'] : [];
+    const channels = Array.from({ length: pcpuCount }, () => new MessageChannel());
+    const ready = channels.map(({ port1: translator }, pcpu) => {
+      const workerData: PCpuWorkerData = { memory: machine.memory, pcpu, translator };
+      const worker = new Worker(new URL('./pcpu-worker.ts', import.meta.url),
+        { workerData, execArgv, name: `pcpu${pcpu}`, transferList: [translator] });
       this.#workers.push(worker);
       return new Promise<void>((resolve, reject) => {
         worker.once('message', () => resolve());
@@ -93,6 +109,7 @@ export class HostCore {
     this.#workersEnded = Promise.all(this.#workers.map(worker => new Promise<void>(resolve => {
       worker.once('exit', () => resolve());
     })));
+    this.#startTranslator(channels.map(({ port2 }) => port2), execArgv);
     // While the workers load their code, the interpreter is made.
     const interpreter = await WebAssembly.compile(buildInterpreter(
       { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, MACHINE_HEADER.at.pairLock));
@@ -104,6 +121,15 @@ export class HostCore {
     this.#housekeeping = setInterval(() => this.#keepHouse(), HOUSEKEEPING_MILLIS).unref();
   }
 
+  /** Ends with the host: it holds nothing that anybody waits for. */
+  #startTranslator(ports: MessagePort[], execArgv: string[]): void {
+    const workerData: TranslatorWorkerData = { memory: this.thread.machine.memory, ports };
+    this.#translator = new Worker(new URL('./translator-worker.ts', import.meta.url),
+      { workerData, execArgv, name: 'translator', transferList: ports });
+    this.#translator.on('error', error => { throw error; });
+    this.#translator.unref();
+  }
+
   /**
    * Guests set their watchdogs in whole seconds. And frames that a busy pCPU or this thread has freed wake nobody, so
    * that freeing costs nothing; here somebody sees that they are scrubbed.
@@ -112,6 +138,7 @@ export class HostCore {
     const { hypercalls: { sched, domains }, heap, scheduling } = this.thread;
     for (const id of this.domains.keys()) sched.checkWatchdogs(domains.record(id));
     if (heap.hasIdleWork) scheduling.wakeIdlePcpus();
+    this.images.keepHouse();
   }
 
   /** Hears what guests tell the host, until the host closes. */
@@ -125,8 +152,16 @@ export class HostCore {
     }
   }
 
+  postToWorkers(image: PostedImage): void {
+    for (const worker of this.#workers) worker.postMessage(image);
+  }
+
+  /** From here on nothing new is made; what there is can be taken apart. */
+  beginClose(): void {
+    this.#isClosing = true;
+  }
   assertOpen(): void {
-    if (this.#closed) throw new ZazenError('ZAZEN_HOST_CLOSED', 'the host has been closed');
+    if (this.#isClosing) throw new ZazenError('ZAZEN_HOST_CLOSED', 'the host has been closed');
   }
   assertNameFree(name: string): void {
     if (!this.#isNameTaken(name)) return;
@@ -185,7 +220,7 @@ export class HostCore {
     const seen = tearDown.steps;
     this.#releaseWatch ??= setTimeout(() => {
       this.#releaseWatch = undefined;
-      if (tearDown.steps === seen) this.releaseStep();
+      if (tearDown.steps === seen) tearDown.step(RELEASE_STEP_FRAMES);
       if (tearDown.isPending) this.#watchRelease();
     }, RELEASE_WATCH_MILLIS).unref();
   }
@@ -200,16 +235,22 @@ export class HostCore {
   }
   /** Finishes giving memory back as far as it takes to have so many bytes free, if there are that many. */
   makeRoom(bytes: number): void {
+    const { heap } = this.thread;
+    const { tearDown } = heap;
+    if (heap.listedFrames * FRAME_BYTES >= bytes) return;
     const free = (): number => {
-      const { total, used } = this.thread.heap.stats();
+      const { total, used } = heap.stats();
       return (total - used) * FRAME_BYTES;
     };
+    while (free() < bytes && tearDown.isPending) this.releaseStep();
+    // What the caches have would be lost for nothing if it were not enough.
+    if (free() + this.caches.frames * FRAME_BYTES < bytes) return;
     while (free() < bytes && this.releaseStep());
   }
-  /** Gives back some of the memory of domains that are gone. @returns false if there is none */
+  /** Gives back some of the memory of domains that are gone, or of the caches. @returns false if there is none */
   releaseStep(): boolean {
     const { tearDown } = this.thread.heap;
-    const any = tearDown.isPending;
+    const any = tearDown.isPending || this.caches.giveUpOldest() || this.images.detach();
     tearDown.step(RELEASE_STEP_FRAMES);
     return any;
   }
@@ -222,8 +263,8 @@ export class HostCore {
         ...[...this.domains.keys()].map(id => this.thread.hypercalls.domains.record(id))];
       const claims = records.map(record => this.builder.claims(record));
       report = audit(this.thread.heap, {
-        roots: [...claims.flatMap(claim => [...claim.roots]), ...this.frozenRoots],
-        held: claims.flatMap(claim => [...claim.held]),
+        roots: [...claims.flatMap(claim => [...claim.roots]), ...this.frozenRoots, ...this.caches.roots()],
+        held: [...claims.flatMap(claim => [...claim.held]), ...this.images.inFlight()],
         pins: claims.flatMap(claim => [...claim.pins]),
       });
     });
@@ -232,10 +273,12 @@ export class HostCore {
 
   async close(): Promise<void> {
     this.#closed = true;
+    await this.images.close();
     clearInterval(this.#housekeeping);
     clearTimeout(this.#releaseWatch);
     this.thread.scheduling.close();
     this.ports.ring();
     await this.#workersEnded;
+    await this.#translator?.terminate();
   }
 }

@@ -6,9 +6,14 @@ import { PCPU } from '../abi/scheduler.ts';
 import { systemClock } from '../base/clock.ts';
 import { ZazenError } from '../base/errors.ts';
 import { systemRandom } from '../base/random.ts';
-import { loadDomain } from '../lifecycle/build.ts';
+import { BOOT_IMAGE_ALIGN } from '../lifecycle/boot-image.ts';
+import type { BootImage } from '../lifecycle/boot-image.ts';
+import { checkHostMemory, layoutDomain, loadDomain, outOfMemory } from '../lifecycle/build.ts';
+import type { AddressRange } from '../lifecycle/guest-device-tree.ts';
 import type { NewDomain } from '../hypervisor/domain.ts';
 import type { AuditReport } from '../memory/audit.ts';
+import { BootFiles, BootImages } from './boot-images.ts';
+import type { BootContents } from './boot-images.ts';
 import { HeldCheckpoint } from './checkpoint.ts';
 import { HostedDomain } from './domain.ts';
 import { checkName, planDomain } from './domain-spec.ts';
@@ -16,8 +21,9 @@ import type { DomainPlan } from './domain-spec.ts';
 import { HostCore } from './host-core.ts';
 import { loadCheckpoint } from './image-files.ts';
 import { parseSize } from './size.ts';
+import { warmUpLater } from './warm-up.ts';
 import type {
-  Checkpoint, CreateOptions, Domain, DomainSpec, Host as HostInterface, HostOptions, HostStats, HostStore, RestoreOptions, SaveOptions, StartHost,
+  Checkpoint, CreateOptions, Domain, DomainSpec, Host as HostInterface, HostOptions, HostStats, HostStore, LoadOptions, RestoreOptions, StartHost,
 } from './types.ts';
 
 const DEFAULT_MEMORY = '2GiB';
@@ -34,6 +40,7 @@ const closed = (): ZazenError => new ZazenError('ZAZEN_HOST_CLOSED', 'the host h
 class RunningHost implements HostInterface {
   readonly #core: HostCore;
   readonly #cacheDir: string | undefined;
+  readonly #bootImages: BootImages;
   readonly #startMillis = performance.now();
   readonly #loads = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
@@ -42,28 +49,34 @@ class RunningHost implements HostInterface {
     this.#core = core;
     core.makeHosted = parts => new HostedDomain(core, parts);
     this.#cacheDir = cacheDir;
+    this.#bootImages = new BootImages(core);
   }
 
   async create(spec: DomainSpec = {}, options: CreateOptions = {}): Promise<Domain> {
     this.#assertOpen();
     const core = this.#core;
     if (spec.name !== undefined) core.assertNameFree(spec.name);
-    const plan = await planDomain(spec, { log: core.log, ...options, random: core.random, cacheDir: this.#cacheDir });
+    using files = new BootFiles(this.#bootImages);
+    const plan = await planDomain(spec, {
+      log: core.log, ...options, random: core.random, cacheDir: this.#cacheDir, files,
+    });
     options.signal?.throwIfAborted();
     this.#assertOpen();
     if (plan.name !== undefined) core.assertNameFree(plan.name);
-    return this.#build(plan);
+    return this.#build(plan, files);
   }
 
-  async loadCheckpoint(path: string, options: SaveOptions = {}): Promise<Checkpoint> {
+  async loadCheckpoint(path: string, options: LoadOptions = {}): Promise<Checkpoint> {
     this.#assertOpen();
     return this.#loaded(path, options);
   }
-  async #loaded(path: string, options: SaveOptions): Promise<HeldCheckpoint> {
+  async #loaded(path: string, options: LoadOptions): Promise<HeldCheckpoint> {
     const loading = loadCheckpoint(this.#core, path, options);
     this.#loads.add(loading);
     try {
-      const checkpoint = new HeldCheckpoint(this.#core, await loading);
+      const { parts, done } = await loading;
+      const checkpoint = new HeldCheckpoint(this.#core, parts);
+      done();
       if (this.#closing === undefined) return checkpoint;
       await checkpoint.destroy();
       throw closed();
@@ -88,7 +101,7 @@ class RunningHost implements HostInterface {
     if (this.#closing !== undefined) throw closed();
   }
 
-  #build(plan: DomainPlan): HostedDomain {
+  #build(plan: DomainPlan, files: BootFiles): HostedDomain {
     const core = this.#core;
     const { thread } = core;
     core.makeRoom(plan.memoryBytes);
@@ -106,12 +119,12 @@ class RunningHost implements HostInterface {
     try {
       thread.gic.resetDomain(domain.domid, vcpuAddresses);
       for (const address of vcpuAddresses) thread.scheduling.attach(address);
-      const entry = this.#load(plan, made);
+      const entry = this.#load(plan, files, made);
       thread.timers.setTime(domain.domid, 0);
       core.builder.setWallClock(domain, thread.clock.wallMillis());
       const name = plan.name ?? core.freeName(`domain-${domain.domid}`);
       const hosted = core.makeHosted({
-        identity: { ...plan, name }, ends: made, vcpuAddresses, family: Symbol(name), exec: plan.exec,
+        identity: { ...plan, name }, ends: made, vcpuAddresses, family: { image: undefined }, exec: plan.exec,
       });
       core.domains.set(domain.domid, hosted);
       thread.scheduling.start(vcpuAddresses[0]!, () =>
@@ -128,11 +141,25 @@ class RunningHost implements HostInterface {
     }
   }
 
-  #load(plan: DomainPlan, { domain }: NewDomain): { entryAddress: number; deviceTreeAddress: number } {
-    const { thread, random } = this.#core;
-    const { entryAddress, deviceTree } = loadDomain(thread.p2m, thread.heap, domain, {
-      kernel: plan.kernel, initrd: plan.initramfs, commandLine: plan.cmdline, memoryBytes: plan.memoryBytes,
-      vcpuCount: plan.vcpus,
+  #load(
+    plan: DomainPlan, files: BootFiles, { domain }: NewDomain,
+  ): { entryAddress: number; deviceTreeAddress: number } {
+    const { thread: { p2m, heap }, random } = this.#core;
+    const { kernel, initramfs, memoryBytes } = plan;
+    const sizes = {
+      kernel: { image: kernel, textOffset: kernel.textOffset, imageSize: kernel.imageSize }, initrd: initramfs,
+      commandLine: plan.cmdline, memoryBytes, vcpuCount: plan.vcpus,
+    };
+    const layout = layoutDomain(sizes);
+    checkHostMemory(heap, memoryBytes);
+    const place = (contents: BootContents, { address }: AddressRange): BootImage => {
+      const image = files.image(contents, address % BOOT_IMAGE_ALIGN);
+      if (image === undefined) throw outOfMemory(heap, memoryBytes);
+      return image;
+    };
+    const { entryAddress, deviceTree } = loadDomain(p2m, heap, domain, {
+      ...sizes, kernel: { ...sizes.kernel, image: place(kernel, layout.kernel) },
+      initrd: initramfs && place(initramfs, layout.initrd!),
     }, random);
     return { entryAddress, deviceTreeAddress: deviceTree.address };
   }
@@ -155,6 +182,7 @@ class RunningHost implements HostInterface {
       dirtyBytes: dirty * FRAME_BYTES,
       scrubbingBytes: scrubbing * FRAME_BYTES,
       sharedBytes: shared * FRAME_BYTES,
+      cachedBytes: this.#core.caches.frames * FRAME_BYTES,
       releasingBytes: this.#core.releasingFrames() * FRAME_BYTES,
       pcpus: Array.from({ length: machine.parameters.pcpuCount }, (_, id) => ({
         id, busyMillis: machine.f64[(machine.pcpuAddress(id) + PCPU.at.busyNanos) / 8]! / NANOS_PER_MILLI,
@@ -175,6 +203,7 @@ class RunningHost implements HostInterface {
     return this.#closing ??= this.#close();
   }
   async #close(): Promise<void> {
+    this.#core.beginClose();
     await Promise.all(this.domains().map(domain => domain.destroy()));
     await this.#core.close();
   }
@@ -194,6 +223,7 @@ async function start(options: HostOptions = {}): Promise<HostInterface> {
     clock: options.clock ?? systemClock, random: options.random ?? systemRandom, log: options.log ?? (() => {}),
   });
   await core.startWorkers();
+  warmUpLater();
   return new RunningHost(core, options.cacheDir);
 }
 

@@ -1,11 +1,16 @@
 // Checkpoints in files: what a checkpoint has beside the domain's own state, as sections of an image, and back.
 
-import { openImage } from '../image/image.ts';
 import type { Image } from '../image/image.ts';
 import { imageError } from '../image/format.ts';
-import type { StateSection } from '../image/format.ts';
-import { thawImage } from '../lifecycle/restore.ts';
+import type { ParentReference, StateSection } from '../image/format.ts';
+import { ParentImage } from '../image/parent-image.ts';
+import type { DomainState } from '../lifecycle/domain-state.ts';
+import { decodeState } from '../lifecycle/image-state.ts';
+import { outOfMemory } from '../lifecycle/restore.ts';
 import { saveFrozen } from '../lifecycle/save.ts';
+import { workingSetSection } from '../lifecycle/working-set.ts';
+import { HOST_ACCOUNT } from '../memory/heap.ts';
+import { OUT_OF_FRAMES, PAGE_LOST } from '../memory/p2m.ts';
 import type { ConnectionState } from '../xenstore/connection.ts';
 import { dumpNodes } from '../xenstore/dump.ts';
 import type { TreeDump } from '../xenstore/dump.ts';
@@ -15,7 +20,9 @@ import { checkName, checkUuid } from './domain-spec.ts';
 import type { CheckpointParts } from './checkpoint.ts';
 import type { DeviceState, DomainIdentity } from './guest-devices.ts';
 import type { HostCore } from './host-core.ts';
-import type { RestoreOptions, SaveOptions, SaveStats } from './types.ts';
+import { formatSize } from './size.ts';
+import type { LoadedImage } from './loaded-images.ts';
+import type { LoadOptions, SaveOptions, SaveStats } from './types.ts';
 
 const HISTORY_BYTES_MAX = 2 ** 20;
 /** Where nodes of an image stand while they become a snapshot; nobody watches it. */
@@ -30,16 +37,49 @@ interface SavedDevices {
   readonly vmNodes: TreeDump | null;
 }
 
+/** With the parent opened. */
+export interface SaveToParent extends Omit<SaveOptions, 'parent'> {
+  readonly parent?: ParentImage | undefined;
+  /** Of the checkpoint that was saved as the parent, if it is held; it must be until this is over. */
+  readonly parentRoot?: number | undefined;
+}
+
+export interface Saved {
+  readonly reference: ParentReference;
+  readonly stats: SaveStats;
+}
+
 /** @throws ZazenError ZAZEN_IMAGE_*; the signal's reason */
-export async function saveCheckpoint(core: HostCore, parts: CheckpointParts, path: string, options: SaveOptions): Promise<SaveStats> {
-  const { frozen, devices, origin } = parts;
+export async function saveCheckpoint(
+  core: HostCore, parts: CheckpointParts, path: string, options: SaveToParent,
+): Promise<Saved> {
+  const { frozen, devices, origin, family } = parts;
+  await family.image?.completeFrozen(frozen.root, { signal: options.signal });
   const { name, uuid, memoryBytes, vcpus } = origin;
-  const { reference: _reference, ...stats } = await saveFrozen(core.thread.machine, {
-    path, frozen, sections: deviceSections(devices, origin),
+  const { machine, heap } = core.thread;
+  const workingSet = () => workingSetSection(machine, heap.frames, frozen, parts.hotFrames ?? new Set());
+  const { reference, ...stats } = await saveFrozen(machine, {
+    path, frozen, sections: () => [...deviceSections(devices, origin), workingSet()],
     domain: { name, uuid, memoryBytes, vcpus },
-    onProgress: options.onProgress, signal: options.signal,
+    parent: options.parent, parentRoot: options.parentRoot, onProgress: options.onProgress, signal: options.signal,
   });
-  return stats;
+  return { reference, stats };
+}
+
+/**
+ * The image that one of this guest is to build on.
+ * @throws ZazenError ZAZEN_IMAGE_*; _PARENT when it is of a guest of another shape, or its chain is full
+ */
+export async function openParent(path: string, { memoryBytes, vcpus }: DomainIdentity): Promise<ParentImage> {
+  const parent = await ParentImage.open(path);
+  const { domain } = parent.header;
+  if (domain['memoryBytes'] === memoryBytes && domain['vcpus'] === vcpus) return parent;
+  const size = (bytes: unknown): string => typeof bytes === 'number' ? formatSize(bytes) : 'an unknown size';
+  const count = (cpus: unknown): string => typeof cpus === 'number' ? String(cpus) : 'some';
+  const shape = (bytes: unknown, cpus: unknown): string => `${size(bytes)} of memory and ${count(cpus)} vCPUs`;
+  throw imageError('PARENT', path,
+    `is of a guest with ${shape(domain['memoryBytes'], domain['vcpus'])}, and this one has ${shape(memoryBytes, vcpus)}`,
+    { hint: 'take an image of the same guest, or save without a parent' });
 }
 
 function deviceSections(devices: DeviceState, { name, uuid, memoryBytes, vcpus }: DomainIdentity): StateSection[] {
@@ -55,22 +95,64 @@ function deviceSections(devices: DeviceState, { name, uuid, memoryBytes, vcpus }
   ];
 }
 
+interface ImageContents {
+  readonly state: DomainState;
+  readonly devices: DeviceState;
+  readonly identity: DomainIdentity;
+}
+/** Many domains may be restored from one image. */
+const contentsOfImages = new WeakMap<LoadedImage, ImageContents>();
+
+function contentsOf(core: HostCore, loaded: LoadedImage): ImageContents {
+  const known = contentsOfImages.get(loaded);
+  if (known !== undefined) return known;
+  const contents = { ...decodeDevices(core, loaded.image), state: decodeState(loaded.image) };
+  contentsOfImages.set(loaded, contents);
+  return contents;
+}
+
+export interface LoadedCheckpoint {
+  readonly parts: CheckpointParts;
+  /** To be called when the checkpoint has joined the users of its image, or is given up. */
+  readonly done: () => void;
+}
+
 /**
  * A checkpoint as it was saved. Its origin has the name and UUID that the restored domain is to have.
  * @throws ZazenError ZAZEN_IMAGE_*, ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_STORE_*; the signal's reason
  */
-export async function loadCheckpoint(core: HostCore, path: string, options: RestoreOptions): Promise<CheckpointParts> {
+export async function loadCheckpoint(core: HostCore, path: string, options: LoadOptions): Promise<LoadedCheckpoint> {
   const start = performance.now();
-  const image = await openImage(path);
+  const holder = { p2mRoot: 0 };
+  const image = await core.images.open(path, holder);
+  const done = (): void => image.leave(holder);
   try {
-    const { devices, identity } = decodeDevices(core, image);
-    const frozen = await thawImage(core.thread, image, options);
-    return {
-      frozen, devices, origin: { ...identity, id: devices.domainId }, family: Symbol(identity.name),
+    const { state, devices, identity } = contentsOf(core, image);
+    if (options.lazy === false) await image.complete(options);
+    readHeldPages(core, image, state);
+    options.signal?.throwIfAborted();
+    const root = core.thread.p2m.share(image.root, HOST_ACCOUNT);
+    if (root === 0) throw outOfMemory(path);
+    if (options.readAhead !== false) image.loadBeside();
+    const parts = {
+      frozen: { root, state }, devices, origin: { ...identity, id: devices.domainId }, family: { image },
       stats: { stopMicros: 0, downtimeMicros: 0, totalMicros: (performance.now() - start) * 1000 },
     };
-  } finally {
-    await image.close();
+    return { parts, done };
+  } catch (error) {
+    done();
+    throw error;
+  }
+}
+
+/** Pages that the hypervisor works on are there before the domain is made: what is wrong with them is said here. */
+function readHeldPages({ thread }: HostCore, image: LoadedImage, { held }: DomainState): void {
+  for (const { gfn, bytes } of held) {
+    if (bytes !== undefined) continue;
+    const mfn = thread.p2m.frameForRead(image.root, gfn);
+    if (mfn === OUT_OF_FRAMES) throw outOfMemory(image.path);
+    if (mfn === PAGE_LOST) throw image.lossOf(gfn) ?? outOfMemory(image.path);
+    if (mfn < 0) throw imageError('FORMAT', image.path, `has no memory where the hypervisor had page ${gfn}`);
   }
 }
 

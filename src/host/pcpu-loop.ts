@@ -1,9 +1,15 @@
 // What a pCPU's worker thread does: puts the CPU and the hypervisor together over the machine memory it was given, and
 // runs vCPUs until the host closes.
 
+import { receiveMessageOnPort } from 'node:worker_threads';
+import type { MessagePort } from 'node:worker_threads';
+import { STALL_LOST_PAGE, STALL_OUT_OF_FRAMES } from '../abi/domain-record.ts';
 import { RUNSTATE } from '../abi/xen-shared-info.ts';
 import { systemClock } from '../base/clock.ts';
 import { Engine } from '../cpu/engine.ts';
+import { RegionClient } from '../cpu/jit/region-client.ts';
+import type { RegionChannel } from '../cpu/jit/region-client.ts';
+import type { RegionMessage } from '../cpu/jit/region-parcels.ts';
 import { DomainCpuHost } from '../hypervisor/cpu-host.ts';
 import { notifyHostOf } from '../hypervisor/event-delivery.ts';
 import { GicCpuInterface } from '../hypervisor/gic-cpu-interface.ts';
@@ -13,23 +19,38 @@ import { PCpu } from '../hypervisor/pcpu.ts';
 import { enterRunstate, publishRunstate } from '../hypervisor/runstate.ts';
 import { Psci } from '../hypervisor/psci.ts';
 import { HypervisorThread } from '../hypervisor/thread.ts';
+import { PageLoader } from '../memory/image-pages.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
+import { PostedImages } from './image-source.ts';
 
 export interface PCpuWorkerData {
   readonly memory: WebAssembly.Memory;
   readonly pcpu: number;
+  /** To the translator's thread: records go out, parcels come in. */
+  readonly translator: MessagePort;
+}
+
+function regionChannel(port: MessagePort): RegionChannel {
+  return {
+    request: records => port.postMessage(records),
+    receive: () => receiveMessageOnPort(port)?.message as RegionMessage | undefined,
+  };
 }
 
 /**
  * @param interpreter compiled by the host, from `buildInterpreter`
- * @param ready called before the first vCPU is looked for; this function returns when the host closes
+ * @param port to the host, which is told when the first vCPU is about to be looked for, and posts images (image-source.ts)
+ * @returns when the host closes
  */
-export function runPcpu({ memory, pcpu }: PCpuWorkerData, interpreter: WebAssembly.Module, ready: () => void): void {
+export function runPcpu(
+  { memory, pcpu, translator }: PCpuWorkerData, interpreter: WebAssembly.Module, port: MessagePort,
+): void {
   const machine = MachineMemory.attach(memory);
   const thread = new HypervisorThread(machine, pcpu, systemClock, {
     copyFromGuest: (vcpu, va, sizeBytes) => engine.data.copyFromGuest(vcpu, va, sizeBytes),
     copyToGuest: (vcpu, va, bytes) => engine.data.copyToGuest(vcpu, va, bytes),
   });
+  thread.p2m.loader = new PageLoader(thread.heap, thread.p2m, new PostedImages(machine, port));
   const { gic, timers, scheduling, safePoints, hypercalls, environment } = thread;
   const psci = new Psci({
     gic, timers, scheduling,
@@ -43,7 +64,7 @@ export function runPcpu({ memory, pcpu }: PCpuWorkerData, interpreter: WebAssemb
     flushDecodeCache: () => flushDecodeCache(),
     flushOthers: (domid, vcpu) => safePoints.flushTlbs(domid, vcpu.address),
   });
-  const engine = new Engine(machine, host, interpreter, pcpu);
+  const engine = new Engine(machine, host, interpreter, { pcpu, regions: new RegionClient(machine, regionChannel(translator)) });
   /** No vCPU has an entry in its exec TLB for a slot that is given back: all of them flush before they run on. */
   function flushDecodeCache(): void {
     safePoints.stopWorld(() => {
@@ -58,10 +79,11 @@ export function runPcpu({ memory, pcpu }: PCpuWorkerData, interpreter: WebAssemb
     enterRunstate(caller.domain, caller.vcpuId, runstate, systemClock.monotonicNanos());
     if (runstate === RUNSTATE.running) publishRunstate(environment, caller);
   };
-  ready();
+  port.postMessage('ready');
   new PCpu(engine, {
     pcpu, machine, scheduling, safePoints, timers, onRunstate, clock: systemClock,
     idleWork: new HeapIdleWork(thread.heap, scheduling, safePoints),
+    stallReason: () => host.lostGfn === undefined ? STALL_OUT_OF_FRAMES : STALL_LOST_PAGE + host.lostGfn,
     onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
   }).runLoop();
 }

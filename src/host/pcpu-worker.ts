@@ -9,4 +9,4 @@ const port = parentPort;
 enableCompileCache();
 const received = new Promise<WebAssembly.Module>(resolve => { port.once('message', resolve); });
 const { runPcpu } = await import('./pcpu-loop.ts');
-runPcpu(workerData, await received, () => port.postMessage('ready'));
+runPcpu(workerData, await received, port);

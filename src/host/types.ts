@@ -97,8 +97,12 @@ export type DomainEventBody =
   | { readonly type: 'rolledBack' }
   /** The guest runs no more; its memory is kept until it is destroyed. */
   | { readonly type: 'shutdown'; readonly reason: ShutdownReason }
-  /** A vCPU cannot go on because of the host, for instance for want of frames; the domain is paused. */
-  | { readonly type: 'stalled'; readonly message: string }
+  /**
+   * A vCPU cannot go on because of the host, and the domain is paused. ZAZEN_HOST_OUT_OF_MEMORY: there is no frame for it;
+   * ZAZEN_IMAGE_*: it needs a page of the image that it was restored from, which the message names, and which cannot be
+   * read. When that is put right, `unpause` goes on as if nothing had happened.
+   */
+  | { readonly type: 'stalled'; readonly code: string; readonly message: string }
   /** Always the last one. */
   | { readonly type: 'destroyed' };
 
@@ -125,7 +129,7 @@ export interface DomainStats {
   readonly state: DomainState;
   /** Guest RAM as the guest sees it. */
   readonly memoryBytes: number;
-  /** Frames that the domain owns now, tables included: what it has touched. */
+  /** Frames that were taken for it, tables included: what it has written. Those of its kernel file are the host's. */
   readonly residentBytes: number;
   readonly vcpus: readonly VcpuStats[];
   /** Sums over the vCPUs. */
@@ -137,6 +141,28 @@ export interface DomainStats {
   readonly unknownSystemRegisters: number;
   readonly consoleOutBytes: number;
   readonly consoleInBytes: number;
+  /** When it was restored. */
+  readonly image?: ImageLoadStats;
+}
+
+/** Of the image that a domain was restored from, for all domains that were; bytes and pages since it was opened. */
+export interface ImageLoadStats {
+  readonly path: string;
+  /** Pages that are not zero, and how many of them are in memory. */
+  readonly pageCount: number;
+  readonly pagesDone: number;
+  /** Nothing has to be read any more; the file is closed. */
+  readonly isComplete: boolean;
+  /** What the saved guest was using, and is read first. */
+  readonly workingSetPages: number;
+  /** Read because a guest touched them, or others near them, and in how many requests. */
+  readonly touchedPages: number;
+  readonly touchRequests: number;
+  readonly bytesRead: number;
+  /** False where the file system refused O_DIRECT. */
+  readonly direct: boolean;
+  /** Why the rest is not being read. */
+  readonly failure?: string;
 }
 
 export interface HostStats {
@@ -148,8 +174,10 @@ export interface HostStats {
   readonly cleanBytes: number;
   readonly dirtyBytes: number;
   readonly scrubbingBytes: number;
-  /** In use by more than one domain or checkpoint. */
+  /** In use by more than one domain or checkpoint; of what they share by sharing a table, the table alone counts. */
   readonly sharedBytes: number;
+  /** Kernels and the like that the host keeps for the next domain. In use, but given up when memory is needed. */
+  readonly cachedBytes: number;
   /** Still charged to domains that were destroyed and whose memory is being given back. */
   readonly releasingBytes: number;
   readonly pcpus: readonly { readonly id: number; readonly busyMillis: number }[];
@@ -237,16 +265,30 @@ export interface SaveProgress {
   readonly pageCount: number;
 }
 
-export interface SaveOptions {
-  readonly onProgress?: (progress: SaveProgress) => void;
-  readonly signal?: AbortSignal;
+export interface TransferOptions {
+  /** About a hundred times, whatever the size. */
+  readonly onProgress?: ((progress: SaveProgress) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface SaveOptions extends TransferOptions {
+  /**
+   * Path of an image of the same guest, or of a fork's or a restored one's: pages that it has already are left to it, and
+   * the new file is of use only together with it. What differs is found by comparing trees where the checkpoint that was
+   * saved there is still held, else by comparing checksums. Errors beside those of `save`: ZAZEN_IMAGE_*; _PARENT when it is
+   * of a guest of another size, or the last of a chain as long as one may be.
+   */
+  readonly parent?: string;
 }
 
 export interface SaveStats {
   readonly pagesWritten: number;
   readonly zeroPages: number;
-  /** What the disk got; holes take no place. */
+  /** Left to the parent. */
+  readonly parentPages: number;
+  /** What the disk got; holes take no place. In so many requests. */
   readonly bytesWritten: number;
+  readonly requests: number;
   readonly fileBytes: number;
   /** False where the file system refused O_DIRECT and the page cache was used. */
   readonly direct: boolean;
@@ -256,7 +298,18 @@ export interface SaveStats {
   readonly millis: number;
 }
 
-export interface RestoreOptions extends SaveOptions {
+/** How an image becomes memory. Progress is told when it is not lazy. */
+export interface LoadOptions extends TransferOptions {
+  /**
+   * Default true: nothing waits for the image to be read; a page is read when it is touched, and meanwhile all others are,
+   * one after the other. False: all pages are read first.
+   */
+  readonly lazy?: boolean;
+  /** False: only pages that are touched are read, until somebody asks for all of them (`Domain.load`, saving). */
+  readonly readAhead?: boolean;
+}
+
+export interface RestoreOptions extends LoadOptions {
   /** Default: those of the saved domain; a UUID that another domain has is replaced by a random one. */
   readonly name?: string;
   readonly uuid?: string;
@@ -288,6 +341,12 @@ export interface Domain extends AsyncDisposable {
   /** When it resolves, no vCPU runs. Paused twice is paused. Errors: ZAZEN_DOMAIN_GONE, also of the next two. */
   pause(): Promise<void>;
   unpause(): Promise<void>;
+  /**
+   * Resolves when all memory that the domain was restored with has been read; reads what is missing as fast as it goes. At
+   * once for a domain that was not restored. Errors: ZAZEN_IMAGE_* and ZAZEN_HOST_OUT_OF_MEMORY, neither of which
+   * concerns the guest before it needs such a page; ZAZEN_DOMAIN_GONE; `signal.reason`.
+   */
+  load(options?: TransferOptions): Promise<void>;
   /** Asks the guest, by `control/shutdown` in the store; does not wait for it: see `waitForShutdown`. */
   shutdown(options?: { reason?: 'poweroff' | 'reboot' }): Promise<void>;
   /** When the guest has stopped, by itself or by being destroyed; at once if it has already. */
@@ -300,7 +359,7 @@ export interface Domain extends AsyncDisposable {
   /** A checkpoint into a file (see Checkpoint.save); the domain goes on. Errors: of both. */
   save(path: string, options?: SaveOptions): Promise<SaveStats>;
   /** The same file by another name: every image is a core dump, for gdb and its like. */
-  dumpCore(path: string, options?: SaveOptions): Promise<SaveStats>;
+  dumpCore(path: string, options?: TransferOptions): Promise<SaveStats>;
   /**
    * Puts the domain back to a checkpoint of itself, of a fork, or of what it is a fork of; it keeps its identity. Also
    * when it has shut down; `console` is a new stream then. A paused domain stays paused. Whoever reads its console
@@ -327,13 +386,14 @@ export interface Host extends AsyncDisposable {
    */
   create(spec?: DomainSpec, options?: CreateOptions): Promise<Domain>;
   /**
-   * A domain that goes on where an image was saved. All pages are read first. Errors: ZAZEN_IMAGE_* (the file is missing,
+   * A domain that goes on where an image was saved, while its pages are still being read (`lazy`). The file may be
+   * unlinked or replaced meanwhile, not altered: see the event `stalled`. Errors: ZAZEN_IMAGE_* (the file is missing,
    * torn, altered, of another version), ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_LIMIT, ZAZEN_DOMAIN_NAME_TAKEN,
    * ZAZEN_SPEC_NAME, _UUID, ZAZEN_HOST_CLOSED; `signal.reason`.
    */
   restore(path: string, options?: RestoreOptions): Promise<Domain>;
   /** The same as a checkpoint, to fork any number of domains from that share what they do not change. */
-  loadCheckpoint(path: string, options?: SaveOptions): Promise<Checkpoint>;
+  loadCheckpoint(path: string, options?: LoadOptions): Promise<Checkpoint>;
   /** Live ones, by id. */
   domains(): Domain[];
   stats(): HostStats;

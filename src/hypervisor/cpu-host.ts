@@ -3,13 +3,12 @@
 
 import { sysreg } from '../a64/system-registers.ts';
 import { DOMAIN } from '../abi/domain-record.ts';
-import { P2M_KIND } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { XEN_HYPERCALL_TAG } from '../abi/xen.ts';
-import { OUT_OF_FRAMES } from '../cpu/host.ts';
+import { NO_FRAME } from '../cpu/host.ts';
 import type { CpuHost } from '../cpu/host.ts';
 import type { VcpuState } from '../cpu/vcpu-state.ts';
-import { OUT_OF_FRAMES as P2M_OUT_OF_FRAMES, entryKind, entryValue } from '../memory/p2m.ts';
+import { OUT_OF_FRAMES, PAGE_LOST } from '../memory/p2m.ts';
 import { settleP2m } from './environment.ts';
 import type { Environment } from './environment.ts';
 import type { GicCpuInterface } from './gic-cpu-interface.ts';
@@ -39,6 +38,7 @@ export interface CpuHostParts {
 export class DomainCpuHost implements CpuHost {
   readonly #parts: CpuHostParts;
   readonly #callers = new Map<number, Caller>();
+  #lostGfn: number | undefined;
 
   constructor(parts: CpuHostParts) {
     this.#parts = parts;
@@ -50,17 +50,25 @@ export class DomainCpuHost implements CpuHost {
   }
 
   frameForRead(vcpu: VcpuState, guestFrame: number): number {
-    const entry = this.#parts.environment.p2m.lookup(this.#root(vcpu), guestFrame);
-    const kind = entryKind(entry);
-    return kind === P2M_KIND.frame || kind === P2M_KIND.zero ? entryValue(entry) : 0;
+    const mfn = this.#parts.environment.p2m.frameForRead(this.#root(vcpu), guestFrame);
+    return mfn > 0 ? mfn : this.#noFrame(mfn, guestFrame);
   }
 
   frameForWrite(vcpu: VcpuState, guestFrame: number): number {
     const { environment, gic } = this.#parts;
     const mfn = environment.p2m.frameForWrite(this.#root(vcpu), guestFrame);
     if (environment.p2m.stale) settleP2m(environment, gic.domidOf(vcpu.address));
-    if (mfn > 0) return mfn;
-    return mfn === P2M_OUT_OF_FRAMES ? OUT_OF_FRAMES : 0;
+    return mfn > 0 ? mfn : this.#noFrame(mfn, guestFrame);
+  }
+
+  #noFrame(answer: number, guestFrame: number): number {
+    if (answer !== OUT_OF_FRAMES && answer !== PAGE_LOST) return 0;
+    this.#lostGfn = answer === PAGE_LOST ? guestFrame : undefined;
+    return NO_FRAME;
+  }
+  /** What the last NO_FRAME was about: a guest frame that cannot be read from its image; undefined: want of frames. */
+  get lostGfn(): number | undefined {
+    return this.#lostGfn;
   }
 
   mmioLoad(vcpu: VcpuState, physicalAddress: number, sizeBytes: number): boolean {

@@ -13,7 +13,7 @@ import {
   gnttabGetVersion, gnttabMapGrantRef, gnttabQuerySize, gnttabSetVersion, gnttabSetupTable, gnttabSwapGrantRef,
   gnttabUnmapAndReplace, gnttabUnmapGrantRef,
 } from '../abi/xen-grant-table.ts';
-import { IN_IMAGE, OUT_OF_FRAMES } from '../memory/p2m.ts';
+import { OUT_OF_FRAMES, PAGE_LOST } from '../memory/p2m.ts';
 import type { Environment } from './environment.ts';
 import { settleP2m } from './environment.ts';
 import { isSelf } from './event-channel-op.ts';
@@ -92,7 +92,7 @@ function openSide(context: Context, args: GuestStruct, at: number, isGrant: bool
   const mfn = write ? p2m.pinForWrite(root, gfn) : p2m.pinForRead(root, gfn);
   settleP2m(context.environment, caller.domain.domid);
   if (mfn > 0) return { mfn, done: () => heap.unpin(mfn) };
-  return write && (mfn === OUT_OF_FRAMES || mfn === IN_IMAGE) ? GNTST.eagain : GNTST.bad_page;
+  return write && (mfn === OUT_OF_FRAMES || mfn === PAGE_LOST) ? GNTST.eagain : GNTST.bad_page;
 }
 
 function copyStatus(context: Context, args: GuestStruct): number {

@@ -10,7 +10,7 @@ import {
   GNTST, GRANTS_PER_FRAME, GRANT_FRAMES_MAX, GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_TYPE_MASK, GTF_WRITING,
   grantEntryV1,
 } from '../abi/xen-grant-table.ts';
-import { IN_IMAGE, READ_ONLY } from '../memory/p2m.ts';
+import { PAGE_LOST, READ_ONLY } from '../memory/p2m.ts';
 import type { DomainRecord, DomainTable } from './domain-record.ts';
 import { settleP2m } from './environment.ts';
 import type { Environment } from './environment.ts';
@@ -200,7 +200,7 @@ export class GrantTables {
     const mfn = p2m.pinForWrite(root, gfn);
     if (mfn > 0) return mfn;
     if (mfn === READ_ONLY) return (write ? 0 : p2m.pinForRead(root, gfn)) || GNTST.bad_page;
-    return mfn === 0 || mfn === IN_IMAGE ? GNTST.eagain : GNTST.bad_page;
+    return mfn === 0 || mfn === PAGE_LOST ? GNTST.eagain : GNTST.bad_page;
   }
 
   #unuse(domain: DomainRecord, { ref, write }: GrantMapping): void {

@@ -7,7 +7,7 @@ import { DOMAIN, HELD_FRAME, NO_GFN } from '../abi/domain-record.ts';
 import { FRAME, FRAME_MAPPING, GFN_LIMIT, P2M_KIND } from '../abi/machine-memory.ts';
 import { ERRNO } from '../abi/xen.ts';
 import { assert } from '../base/assert.ts';
-import { OUT_OF_FRAMES, entryKind, entryValue } from '../memory/p2m.ts';
+import { OUT_OF_FRAMES, PAGE_LOST, entryKind, entryValue } from '../memory/p2m.ts';
 import type { DomainRecord } from './domain-record.ts';
 import type { Environment } from './environment.ts';
 
@@ -30,7 +30,7 @@ export function holdGuestFrame(environment: Environment, record: DomainRecord, a
   assert(heldMfn(environment, at) === 0, 'a frame is held there already');
   if (!(gfn < GFN_LIMIT)) return -ERRNO.EINVAL;
   const mfn = environment.p2m.pinForWrite(record.get(DOMAIN.at.p2mRoot), gfn);
-  if (mfn <= 0) return mfn === OUT_OF_FRAMES ? -ERRNO.ENOMEM : -ERRNO.EINVAL;
+  if (mfn <= 0) return mfn === OUT_OF_FRAMES || mfn === PAGE_LOST ? -ERRNO.ENOMEM : -ERRNO.EINVAL;
   writeHeldFrame(environment, at, mfn, gfn);
   return 0;
 }

@@ -5,6 +5,7 @@
 // A slice is about a millisecond of instructions at the rate seen lately, or less when a timer is due before. Between
 // slices others get their turn. What others want of a vCPU they say by its `pending` word, which ends a slice early.
 
+import { STALL_OUT_OF_FRAMES } from '../abi/domain-record.ts';
 import { PCPU, VCPU_REQUEST, VCPU_SCHEDULE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { RUNSTATE } from '../abi/xen-shared-info.ts';
@@ -57,7 +58,9 @@ export interface PCpuOptions {
   readonly safePoints: SafePoints;
   readonly timers: Timers;
   readonly clock: Clock;
-  /** A domain was paused for want of frames, in the pCPU's thread: tells the host. */
+  /** What DOMAIN.at.stalled is to say of the vCPU that has just stopped for want of a frame. */
+  readonly stallReason?: () => number;
+  /** A domain was paused for want of a frame, in the pCPU's thread: tells the host. */
   readonly onStall?: (domid: number) => void;
   /** A vCPU changes its state, one of RUNSTATE: called in this thread, at a safe point. */
   readonly onRunstate?: (vcpuAddress: number, runstate: number) => void;
@@ -125,7 +128,7 @@ export class PCpu {
     for (;;) {
       const reason = this.#runSlice(vcpu, turnEnd);
       if (reason === undefined) return this.#putBack(vcpuAddress);
-      if (reason === 'outOfFrames') this.#stall(vcpuAddress);
+      if (reason === 'noFrame') this.#stall(vcpuAddress);
       const requests = scheduling.takeRequests(vcpuAddress);
       if ((requests & VCPU_REQUEST.offline) !== 0) return scheduling.putOffline(vcpuAddress);
       if ((requests & VCPU_REQUEST.block) !== 0) return this.#block(vcpuAddress, true);
@@ -193,9 +196,9 @@ export class PCpu {
   }
 
   #stall(vcpuAddress: number): void {
-    const { scheduling, onStall } = this.#options;
+    const { scheduling, onStall, stallReason } = this.#options;
     const domid = scheduling.table.domidOf(vcpuAddress);
-    if (scheduling.stallDomain(domid)) onStall?.(domid);
+    if (scheduling.stallDomain(domid, stallReason?.() ?? STALL_OUT_OF_FRAMES)) onStall?.(domid);
   }
 
   /** It may write to the guest's memory, so it counts as code. */

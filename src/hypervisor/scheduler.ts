@@ -15,15 +15,20 @@ import { SCHEDULER, PCPU, VCPU_REQUEST, VCPU_SCHEDULE, VCPU_STATE } from '../abi
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { assert } from '../base/assert.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
-import { backOff, spinLock, spinUnlock } from '../memory/spin.ts';
+import { canSleep, spinLock, spinUnlock } from '../memory/spin.ts';
 import type { Scheduler } from './environment.ts';
 import { VcpuTable } from './vcpu-table.ts';
 
 const S = SCHEDULER.at;
 const V = VCPU_SCHEDULE.at;
 type VcpuField = keyof typeof V;
-/** How often to look whether a domain has stopped before sleeping between looks: about 100 µs. */
-const STOP_SPINS = 2000;
+/**
+ * How often to look whether a domain has stopped before sleeping until it has: some 80 µs. A vCPU that is in emitted code
+ * takes less; one whose thread is off its core may be waiting for the very core that the looking would take.
+ */
+const STOP_SPINS = 1500;
+/** How long a waiter sleeps at most. Not less: each look takes a core away, perhaps from the vCPU that it waits for. */
+const STOP_WAIT_MILLIS = 10;
 
 /** What a checkpoint keeps of a vCPU's run state. */
 export interface SavedSchedule {
@@ -73,7 +78,9 @@ export class VcpuScheduling implements Scheduler {
     this.machine.f64[(this.#schedule(vcpuAddress) + offset) / 8] = nanos;
   }
   #moveState(vcpuAddress: number, from: number, to: number): boolean {
-    return Atomics.compareExchange(this.machine.u32, this.#index(vcpuAddress, 'state'), from, to) === from;
+    if (Atomics.compareExchange(this.machine.u32, this.#index(vcpuAddress, 'state'), from, to) !== from) return false;
+    if (from === VCPU_STATE.running || from === VCPU_STATE.starting) this.#tellStopWaiters();
+    return true;
   }
   #word(field: keyof typeof S): number {
     return (this.#header + S[field]) >>> 2;
@@ -334,20 +341,21 @@ export class VcpuScheduling implements Scheduler {
   }
 
   /**
-   * Pauses a domain that cannot go on for want of frames, for the host to decide. By its pCPU.
+   * Pauses a domain that cannot go on for want of a frame, for the host to decide. By its pCPU.
+   * @param why what DOMAIN.at.stalled is to say
    * @returns false if the host is to hear of it already
    */
-  stallDomain(domid: number): boolean {
+  stallDomain(domid: number, why: number): boolean {
     const stalled = this.#stalledIndex(domid);
     // The mark says that there is a pause to take over, so the pause comes first.
     this.pauseDomain(domid);
-    if (Atomics.compareExchange(this.machine.u32, stalled, 0, 1) === 0) return true;
+    if (Atomics.compareExchange(this.machine.u32, stalled, 0, why) === 0) return true;
     this.unpauseDomain(domid);
     return false;
   }
-  /** @returns whether the domain was stalled; if so, the pause is the caller's now, to be ended by `unpauseDomain` */
-  takeStall(domid: number): boolean {
-    return Atomics.exchange(this.machine.u32, this.#stalledIndex(domid), 0) !== 0;
+  /** @returns why the domain was stalled, 0: it was not; if so, the pause is the caller's now, to be ended by `unpauseDomain` */
+  takeStall(domid: number): number {
+    return Atomics.exchange(this.machine.u32, this.#stalledIndex(domid), 0);
   }
   #stalledIndex(domid: number): number {
     return (this.machine.domainAddress(domid) + DOMAIN.at.stalled) >>> 2;
@@ -368,9 +376,25 @@ export class VcpuScheduling implements Scheduler {
     for (let attempt = 0; !this.isStopped(domid); attempt++) {
       const count = this.table.vcpuCount(domid);
       for (let index = 0; index < count; index++) this.kick(this.table.vcpuOf(domid, index));
-      // A sleep is longer than what is waited for, nearly always.
-      backOff(Math.max(0, attempt - STOP_SPINS));
+      if (attempt < STOP_SPINS || !canSleep) Atomics.pause();
+      else this.#sleepUntilStop(domid);
     }
+  }
+
+  /** Gives the core away until some vCPU is let go of, or for a while. */
+  #sleepUntilStop(domid: number): void {
+    const { i32, u32 } = this.machine;
+    const bell = this.#word('stopBell');
+    Atomics.add(u32, this.#word('stopWaiters'), 1);
+    // Announced first, then looked: whoever lets go changes the vCPU's state first, then looks for who waits.
+    const heard = Atomics.load(i32, bell);
+    if (!this.isStopped(domid)) Atomics.wait(i32, bell, heard, STOP_WAIT_MILLIS);
+    Atomics.sub(u32, this.#word('stopWaiters'), 1);
+  }
+  #tellStopWaiters(): void {
+    if (Atomics.load(this.machine.u32, this.#word('stopWaiters')) === 0) return;
+    Atomics.add(this.machine.i32, this.#word('stopBell'), 1);
+    Atomics.notify(this.machine.i32, this.#word('stopBell'));
   }
 
   // ---- pCPUs

@@ -170,13 +170,13 @@ export class TestMachine {
     return this.levels.get(`${guest.made.domain.vcpuAddress(vcpuId)}:31`) ?? false;
   }
 
-  /** Every frame is accounted for. */
-  audit(): void {
+  /** Every frame is accounted for. @param roots of trees that are no domain's */
+  audit(roots: readonly number[] = []): void {
     const claims = Array.from({ length: 8 }, (_, domid) => this.hypercalls.domains.record(domid))
       .filter((record) => record.get(DOMAIN.at.state) !== DOMAIN_STATE.free)
       .map((record) => this.builder.claims(record));
     const report = audit(this.heap, {
-      roots: claims.flatMap((claim) => [...claim.roots]),
+      roots: [...claims.flatMap((claim) => [...claim.roots]), ...roots],
       held: claims.flatMap((claim) => [...claim.held]),
       pins: claims.flatMap((claim) => [...claim.pins]),
       readClean: true,

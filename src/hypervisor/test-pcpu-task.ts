@@ -10,6 +10,10 @@ export interface PcpuTask {
 }
 
 /** Words of the shared counters. */
-export const COUNTERS = { hops: 0, ticks: 1, served: 2, errors: 3, worldStopped: 4 } as const;
+export const COUNTERS = {
+  hops: 0, ticks: 1, served: 2, errors: 3, worldStopped: 4,
+  /** Set by the test: a vCPU that runs stays where it is until some thread sleeps until it stops. And how many do. */
+  hold: 5, held: 6,
+} as const;
 /** A quarter of a millisecond. */
 export const TIMER_PERIOD_TICKS = 15_625;

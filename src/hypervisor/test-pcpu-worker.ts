@@ -3,6 +3,7 @@
 
 import { workerData } from 'node:worker_threads';
 import { sysreg } from '../a64/system-registers.ts';
+import { SCHEDULER } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { systemClock } from '../base/clock.ts';
 import type { ExitReason } from '../cpu/host.ts';
@@ -24,6 +25,14 @@ const gic = new Gic(machine, vcpu => scheduling.interrupted(vcpu));
 const timers = new Timers(gic, scheduling, systemClock);
 const safePoints = new SafePoints(machine, task.pcpu);
 const at = vcpuRecord.at;
+
+/** A long call from code, as it seems to the others; not for ever, if nobody comes to wait for it. */
+function holdUntilAwaited(): void {
+  const waiters = (machine.region('scheduler').offsetBytes + SCHEDULER.at.stopWaiters) / 4;
+  const nothing = new Int32Array(new SharedArrayBuffer(4));
+  Atomics.add(counters, COUNTERS.held, 1);
+  for (let millis = 0; millis < 10_000 && Atomics.load(machine.u32, waiters) === 0; millis++) Atomics.wait(nothing, 0, 0, 1);
+}
 
 function serve(vcpu: VcpuState): void {
   const intid = gic.acknowledge(vcpu.address);
@@ -50,6 +59,7 @@ const engine = {
     // Two pCPUs in one vCPU, or code running while the world is stopped, would be counted here.
     if (Atomics.add(machine.u32, (vcpu.address + at.tpidrEl0) / 4, 1) !== 0) Atomics.add(counters, COUNTERS.errors, 1);
     if (Atomics.load(counters, COUNTERS.worldStopped) !== 0) Atomics.add(counters, COUNTERS.errors, 1);
+    if (Atomics.load(counters, COUNTERS.hold) !== 0) holdUntilAwaited();
     Atomics.store(machine.u32, (vcpu.address + at.pending) / 4, 0);
     engine.obeyFlushRequest(vcpu);
     let left = instructions;

@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import { sysreg } from '../a64/system-registers.ts';
 import { PCPU_MAX } from '../abi/machine-memory.ts';
-import { PCPU } from '../abi/scheduler.ts';
+import { PCPU, SCHEDULER } from '../abi/scheduler.ts';
 import { GUEST_TIMER_VIRT_PPI } from '../abi/xen.ts';
 import { systemClock } from '../base/clock.ts';
 import { Gic } from './gic.ts';
@@ -110,6 +110,28 @@ test('pausing stops a domain and only it; unpausing goes on where it was', async
   } finally {
     await fleet.close();
   }
+});
+
+test('who waits for a vCPU that takes long to stop sleeps, and is woken when it has stopped', async () => {
+  const fleet = new Fleet([1]);
+  const { scheduling, machine } = fleet;
+  const field = (name: 'stopWaiters' | 'stopBell') =>
+    Atomics.load(machine.u32, (machine.region('scheduler').offsetBytes + SCHEDULER.at[name]) / 4);
+  fleet.sendTokens(fleet.rigs[0]!, 1);
+  fleet.waitFor('hops', 100);
+  for (let round = 1; round <= 20; round++) {
+    Atomics.store(fleet.counters, COUNTERS.hold, 1);
+    fleet.waitFor('held', 1);
+    Atomics.store(fleet.counters, COUNTERS.hold, 0);
+    scheduling.pauseDomain(1);
+    scheduling.waitUntilStopped(1);
+    assert.ok(scheduling.isStopped(1));
+    assert.ok(field('stopBell') >= round, 'the bell was rung');
+    assert.equal(field('stopWaiters'), 0);
+    scheduling.unpauseDomain(1);
+    fleet.waitFor('hops', 10);
+  }
+  await fleet.close();
 });
 
 test('the world stops for one at a time while vCPUs flush each other\'s TLBs', async () => {

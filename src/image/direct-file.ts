@@ -82,19 +82,6 @@ export class DirectFile {
     return total;
   }
 
-  /** As `read`, without leaving the calling thread: for a pCPU that waits for one page. */
-  readSync(buffers: readonly Uint8Array[], offset: number): number {
-    let total = 0;
-    for (let left = buffers; left.length > 0;) {
-      const bytesRead = readvSync(this.#handle.fd, left, offset + total);
-      if (bytesRead === 0) break;
-      total += bytesRead;
-      left = skipBytes(left, bytesRead);
-      if (bytesRead % 512 !== 0) break;
-    }
-    return total;
-  }
-
   async close(): Promise<void> {
     await this.#handle.close();
   }
@@ -118,6 +105,19 @@ export class DirectFile {
     this.#isDirect = false;
     await old.close(); // waits for requests under way
   }
+}
+
+/** As `DirectFile.read`, without leaving the calling thread, of a descriptor that any thread of the process has opened. */
+export function readSync(fd: number, buffers: readonly Uint8Array[], offset: number): number {
+  let total = 0;
+  for (let left = buffers; left.length > 0;) {
+    const bytesRead = readvSync(fd, left, offset + total);
+    if (bytesRead === 0) break;
+    total += bytesRead;
+    left = skipBytes(left, bytesRead);
+    if (bytesRead % 512 !== 0) break;
+  }
+  return total;
 }
 
 function skipBytes(buffers: readonly Uint8Array[], bytes: number): readonly Uint8Array[] {
@@ -164,13 +164,19 @@ export class Scratch implements PageMemory {
     this.hasher = new PageHasher(this);
   }
 
-  /** A Wasm memory takes gigabytes of address space, so that used ones are kept. */
+  /** A Wasm memory takes gigabytes of address space, so that used ones are kept; to be given back. */
+  static take(): Scratch {
+    return Scratch.#idle.pop() ?? new Scratch();
+  }
+  static give(scratch: Scratch): void {
+    Scratch.#idle.push(scratch);
+  }
   static async use<T>(work: (scratch: Scratch) => Promise<T>): Promise<T> {
-    const scratch = Scratch.#idle.pop() ?? new Scratch();
+    const scratch = Scratch.take();
     try {
       return await work(scratch);
     } finally {
-      Scratch.#idle.push(scratch);
+      Scratch.give(scratch);
     }
   }
 

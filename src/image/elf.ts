@@ -5,8 +5,8 @@ import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { array, struct, u16, u32, u64, u8 } from '../abi/struct.ts';
 import { assert } from '../base/assert.ts';
 import type { Digest } from './checksum.ts';
-import { BANKS_MAX, BLOCK_BYTES, IMAGE_MAGIC, findBankFault, layoutImage } from './format.ts';
-import type { Bank, VcpuRegisters } from './format.ts';
+import { BANKS_MAX, BLOCK_BYTES, IMAGE_MAGIC, findBankFault, findWindowFault, layoutImage } from './format.ts';
+import type { Bank, KernelWindow, VcpuRegisters } from './format.ts';
 
 const EHDR = struct('Elf64_Ehdr', {
   ident: array(u8, 16), type: u16, machine: u16, version: u32, entry: u64, phoff: u64, shoff: u64, flags: u32,
@@ -28,10 +28,12 @@ const SUPERBLOCK = struct('superblock', {
 }, { sizeBytes: 56 });
 /** The superblock ends with the head, far behind the last program header. */
 const SUPERBLOCK_OFFSET = BLOCK_BYTES - SUPERBLOCK.sizeBytes;
-assert(EHDR.sizeBytes + (BANKS_MAX + 1) * PHDR.sizeBytes <= SUPERBLOCK_OFFSET, 'no room for the program headers');
+assert(EHDR.sizeBytes + (BANKS_MAX + 2) * PHDR.sizeBytes <= SUPERBLOCK_OFFSET, 'no room for the program headers');
 
 export interface Head {
   readonly banks: readonly Bank[];
+  /** Not in images of version 1. */
+  readonly kernelWindow?: KernelWindow | undefined;
   /** Before padding to a whole block. */
   readonly notesBytes: number;
   readonly notesDigest: Digest;
@@ -41,7 +43,8 @@ const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffse
 
 /** Fills a zeroed block, all but the head's own digest. */
 export function encodeHead(block: Uint8Array, head: Head, version: number, fileBytes: number): void {
-  const { bankOffsets, notesOffset } = layoutImage(head.banks);
+  const { banks, kernelWindow } = head;
+  const { bankOffsets, notesOffset } = layoutImage(banks);
   const view = viewOf(block);
   block.set(ELF_IDENT);
   view.setUint16(EHDR.at.type, ET_CORE, true);
@@ -50,21 +53,30 @@ export function encodeHead(block: Uint8Array, head: Head, version: number, fileB
   view.setUint32(EHDR.at.phoff, EHDR.sizeBytes, true);
   view.setUint16(EHDR.at.ehsize, EHDR.sizeBytes, true);
   view.setUint16(EHDR.at.phentsize, PHDR.sizeBytes, true);
-  view.setUint16(EHDR.at.phnum, head.banks.length + 1, true);
-  const segment = (index: number, fields: Partial<Record<keyof typeof PHDR.at, number>>): void => {
+  view.setUint16(EHDR.at.phnum, banks.length + (kernelWindow === undefined ? 1 : 2), true);
+  const segment = (index: number, fields: Partial<Record<keyof typeof PHDR.at, number | bigint>>): void => {
     const base = EHDR.sizeBytes + index * PHDR.sizeBytes;
     const { type = 0, flags = 0, ...wide } = fields;
-    view.setUint32(base + PHDR.at.type, type, true);
-    view.setUint32(base + PHDR.at.flags, flags, true);
+    view.setUint32(base + PHDR.at.type, Number(type), true);
+    view.setUint32(base + PHDR.at.flags, Number(flags), true);
     for (const [field, value] of Object.entries(wide)) {
       view.setBigUint64(base + PHDR.at[field as keyof typeof PHDR.at], BigInt(value), true);
     }
   };
   segment(0, { type: PT_NOTE, offset: notesOffset, filesz: head.notesBytes, align: 4 });
-  head.banks.forEach(({ guestAddress, sizeBytes }, i) => segment(i + 1, {
-    type: PT_LOAD, flags: PF_RWX, offset: bankOffsets[i]!, vaddr: guestAddress, paddr: guestAddress,
-    filesz: sizeBytes, memsz: sizeBytes, align: FRAME_BYTES,
-  }));
+  const load = (index: number, offset: number, vaddr: number | bigint, paddr: number, sizeBytes: number): void =>
+    segment(index, {
+      type: PT_LOAD, flags: PF_RWX, offset, vaddr, paddr, filesz: sizeBytes, memsz: sizeBytes, align: FRAME_BYTES,
+    });
+  banks.forEach(({ guestAddress, sizeBytes }, i) => {
+    load(i + 1, bankOffsets[i]!, guestAddress, guestAddress, sizeBytes);
+  });
+  if (kernelWindow !== undefined) {
+    const { virtualAddress, guestAddress, sizeBytes } = kernelWindow;
+    const bank = banks.findLastIndex((one) => one.guestAddress <= guestAddress);
+    const offset = bankOffsets[bank]! + guestAddress - banks[bank]!.guestAddress;
+    load(banks.length + 1, offset, virtualAddress, guestAddress, sizeBytes);
+  }
   const at = (field: keyof typeof SUPERBLOCK.at) => SUPERBLOCK_OFFSET + SUPERBLOCK.at[field];
   block.set(new TextEncoder().encode(IMAGE_MAGIC), at('magic'));
   view.setUint32(at('version'), version, true);
@@ -111,25 +123,32 @@ export function decodeSuperblock(block: Uint8Array): Superblock | undefined {
 }
 
 /**
- * The banks that the program headers of a head name. The head is right if it is, bit for bit, the one that the writer
- * makes of what was read: so nothing in it goes unchecked.
+ * The banks, and the window to the kernel, that the program headers of a head name. The head is right if it is, bit
+ * for bit, the one that the writer makes of what was read: so nothing in it goes unchecked.
  */
-export function decodeBanks(block: Uint8Array, superblock: Superblock): { banks: readonly Bank[]; fault?: string } {
+export function decodeBanks(block: Uint8Array, superblock: Superblock): {
+  banks: readonly Bank[]; kernelWindow?: KernelWindow | undefined; fault?: string;
+} {
   const { version, fileBytes, notesBytes, notesDigest, headDigest } = superblock;
   const view = viewOf(block);
   const segments = view.getUint16(EHDR.at.phnum, true);
-  if (segments < 1 || segments > BANKS_MAX + 1) return { banks: [], fault: 'its number of segments is out of range' };
-  const banks = Array.from({ length: segments - 1 }, (_, i) => {
+  if (segments < 1 || segments > BANKS_MAX + 2) return { banks: [], fault: 'its number of segments is out of range' };
+  const loads = Array.from({ length: segments - 1 }, (_, i) => {
     const base = EHDR.sizeBytes + (i + 1) * PHDR.sizeBytes;
-    const wide = (field: 'vaddr' | 'filesz') => Number(view.getBigUint64(base + PHDR.at[field], true));
-    return { guestAddress: wide('vaddr'), sizeBytes: wide('filesz') };
+    const wide = (field: 'vaddr' | 'paddr' | 'filesz') => view.getBigUint64(base + PHDR.at[field], true);
+    return { virtualAddress: wide('vaddr'), guestAddress: Number(wide('paddr')), sizeBytes: Number(wide('filesz')) };
   });
-  const fault = findBankFault(banks);
+  const last = loads.at(-1);
+  const hasWindow = version >= 2 && last !== undefined && last.virtualAddress !== BigInt(last.guestAddress);
+  const kernelWindow = hasWindow ? loads.pop() : undefined;
+  const banks = loads.map(({ guestAddress, sizeBytes }) => ({ guestAddress, sizeBytes }));
+  const fault = findBankFault(banks) ?? (kernelWindow && findWindowFault(kernelWindow, banks));
   if (fault !== undefined) return { banks: [], fault };
   const again = new Uint8Array(BLOCK_BYTES);
-  encodeHead(again, { banks, notesBytes, notesDigest }, version, fileBytes);
+  encodeHead(again, { banks, kernelWindow, notesBytes, notesDigest }, version, fileBytes);
   setHeadDigest(again, headDigest);
-  return again.every((byte, i) => byte === block[i]) ? { banks } : { banks: [], fault: 'its head contradicts itself' };
+  const isRight = again.every((byte, i) => byte === block[i]);
+  return isRight ? { banks, kernelWindow } : { banks: [], fault: 'its head contradicts itself' };
 }
 
 export interface Note {

@@ -16,7 +16,7 @@ import { ZazenError } from '../base/errors.ts';
 
 export const BLOCK_BYTES = FRAME_BYTES;
 /** Raised by every change that an older reader must not overlook; readers take this version and all before it. */
-export const IMAGE_VERSION = 1;
+export const IMAGE_VERSION = 2;
 export const IMAGE_MAGIC = 'ZAZENIMG';
 
 // Limits, so that no file can make its reader allocate without measure.
@@ -38,6 +38,17 @@ export type JsonValue = string | number | boolean | null | readonly JsonValue[] 
 
 /** A bank of guest memory; both are multiples of 4096. */
 export interface Bank {
+  readonly guestAddress: number;
+  readonly sizeBytes: number;
+}
+
+/**
+ * Where the guest's kernel has part of its image in its own address space, so that readers which know that kernel find
+ * its page tables and with them all else. The addresses and the size are multiples of 4096.
+ */
+export interface KernelWindow {
+  /** In the upper half of the address space. */
+  readonly virtualAddress: bigint;
   readonly guestAddress: number;
   readonly sizeBytes: number;
 }
@@ -138,6 +149,19 @@ export function findBankFault(banks: readonly Bank[]): string | undefined {
     if (end > 2 ** 48 || pages > PAGES_MAX) return 'a guest of this size is more than an image can hold';
   }
   return undefined;
+}
+
+/** Says what is wrong with a window to the memory of `banks`, or undefined. */
+export function findWindowFault(window: KernelWindow, banks: readonly Bank[]): string | undefined {
+  const { virtualAddress, guestAddress, sizeBytes } = window;
+  const isWhole = (bytes: number) => Number.isSafeInteger(bytes) && bytes % FRAME_BYTES === 0;
+  if (sizeBytes <= 0 || !isWhole(guestAddress) || !isWhole(sizeBytes) || virtualAddress % BigInt(FRAME_BYTES) !== 0n) {
+    return 'the window to the kernel is not made of whole pages';
+  }
+  const isKernels = virtualAddress >= 2n ** 63n && virtualAddress + BigInt(sizeBytes) <= 2n ** 64n;
+  const end = guestAddress + sizeBytes;
+  const isMemory = banks.some((one) => guestAddress >= one.guestAddress && end <= one.guestAddress + one.sizeBytes);
+  return isKernels && isMemory ? undefined : 'the window to the kernel shows what is not there';
 }
 
 export const alignToBlock = (bytes: number): number => Math.ceil(bytes / BLOCK_BYTES) * BLOCK_BYTES;

@@ -11,7 +11,7 @@ import { ZazenError } from '../base/errors.ts';
 import { PageHasher } from './checksum.ts';
 import { decodeNotes, decodeSuperblock, encodeHead, encodeNotes, setHeadDigest } from './elf.ts';
 import type { Head, Note } from './elf.ts';
-import { BLOCK_BYTES, alignToBlock, layoutImage } from './format.ts';
+import { BLOCK_BYTES, IMAGE_VERSION, alignToBlock, layoutImage } from './format.ts';
 import { openImage } from './image.ts';
 import { NOTES_MAX, ZAZEN_NOTE } from './notes.ts';
 import { BASE_GFN, bankOf, fillFrame, makeFolder, makeMachine, makeRequest, makeVcpu, runsOf } from './test-images.ts';
@@ -20,12 +20,15 @@ import { writeImage } from './writer.ts';
 const folder = makeFolder();
 const template = join(folder, 'template.core');
 const PAGES = 8;
+const WINDOW = {
+  virtualAddress: 0xffff_8000_0801_0000n, guestAddress: (BASE_GFN + 11) * FRAME_BYTES, sizeBytes: 2 * FRAME_BYTES,
+};
 const guest = makeMachine(32 * FRAME_BYTES);
 fillFrame(guest, 1, 1);
 await writeImage(makeRequest({
   path: template, machine: guest, banks: [bankOf(3), bankOf(PAGES - 3, BASE_GFN + 10)], vcpus: [makeVcpu(1, true)],
   pages: runsOf([1, undefined, 1]), sections: [{ name: 'a', bytes: Uint8Array.of(1, 2, 3, 4, 5) }],
-  vmcoreinfo: Uint8Array.of(65, 10),
+  vmcoreinfo: Uint8Array.of(65, 10), kernelWindow: WINDOW,
 }));
 const good = readFileSync(template);
 const superblock = decodeSuperblock(good.subarray(0, BLOCK_BYTES))!;
@@ -54,7 +57,8 @@ function forge(path: string, notes: Uint8Array, head: Partial<Head> = {}): void 
   const block = new Uint8Array(BLOCK_BYTES);
   const layout = layoutImage(head.banks ?? banks);
   const fileBytes = layout.notesOffset + alignToBlock(notes.length);
-  encodeHead(block, { banks, notesBytes: notes.length, notesDigest: notesDigest(notes), ...head }, 1, fileBytes);
+  encodeHead(block, { banks, notesBytes: notes.length, notesDigest: notesDigest(notes), ...head },
+    IMAGE_VERSION, fileBytes);
   seal(path, block, good.subarray(BLOCK_BYTES, superblock.notesOffset), notes);
 }
 
@@ -101,9 +105,12 @@ test('mutated notes under right digests', async () => {
   assert.ok(outcomes.has('accepted') && outcomes.has('ZAZEN_IMAGE_FORMAT'), [...outcomes].join(' '));
 });
 
+/** Of three program headers before it; the kernel may have put its image anywhere. */
+const WINDOW_ADDRESS_WORD = (64 + 3 * 56 + 16) / 4;
+
 test('mutated heads under right digests', async () => {
   await fc.assert(fc.asyncProperty(
-    fc.array(fc.tuple(fc.oneof(fc.nat(63), fc.integer({ min: 1010, max: 1021 })), value),
+    fc.array(fc.tuple(fc.oneof(fc.nat(WINDOW_ADDRESS_WORD - 1), fc.integer({ min: 1010, max: 1021 })), value),
       { minLength: 1, maxLength: 2 }),
     async (changes) => {
       const block = Buffer.from(good.subarray(0, BLOCK_BYTES));
@@ -122,6 +129,21 @@ test('banks that no guest has', async () => {
   for (const banksGiven of wrong) {
     forge(path, notesArea, { banks: banksGiven });
     assert.equal(await exercise(path), 'ZAZEN_IMAGE_FORMAT');
+  }
+});
+
+test('windows that show no memory, or where no kernel is', async () => {
+  const { virtualAddress, guestAddress } = WINDOW;
+  const wrong: [Partial<typeof WINDOW>, string][] = [
+    [{}, 'accepted'], [{ sizeBytes: 7 * FRAME_BYTES }, 'ZAZEN_IMAGE_FORMAT'], [{ sizeBytes: 0 }, 'ZAZEN_IMAGE_FORMAT'],
+    [{ guestAddress: guestAddress + 1 }, 'ZAZEN_IMAGE_FORMAT'], [{ sizeBytes: 100 }, 'ZAZEN_IMAGE_FORMAT'],
+    [{ virtualAddress: virtualAddress + 1n }, 'ZAZEN_IMAGE_FORMAT'],
+    [{ virtualAddress: 2n ** 62n }, 'ZAZEN_IMAGE_FORMAT'],
+    [{ virtualAddress: 2n ** 64n - 4096n }, 'ZAZEN_IMAGE_FORMAT'],
+  ];
+  for (const [part, outcome] of wrong) {
+    forge(path, notesArea, { kernelWindow: { ...WINDOW, ...part } });
+    assert.equal(await exercise(path), outcome, Object.entries(part).join());
   }
 });
 

@@ -10,12 +10,13 @@ import fc from 'fast-check';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { SeededRandom } from '../base/random.ts';
 import type { FileSystem } from './direct-file.ts';
+import { IMAGE_VERSION } from './format.ts';
 import { openImage } from './image.ts';
 import {
   BASE, BASE_GFN, bankOf, fillFrame, frameOf, makeFolder, makeMachine, makeRequest, makeVcpu, readBack, runsOf,
 } from './test-images.ts';
 import { writeImage } from './writer.ts';
-import type { PageRun } from './writer.ts';
+import type { PageRun } from './page-writer.ts';
 
 const folder = makeFolder();
 
@@ -50,7 +51,7 @@ test('everything that was given comes back, and the file has holes for zero page
   assert.throws(() => image.section('none'), { code: 'ZAZEN_IMAGE_FORMAT' });
   assert.deepEqual(image.vmcoreinfo, vmcoreinfo);
   assert.deepEqual(image.header.domain, { name: 'web', vcpus: 2, ok: true });
-  assert.deepEqual([image.header.createdMillis, image.version, image.storedPages], [12345, 1, 4]);
+  assert.deepEqual([image.header.createdMillis, image.version, image.storedPages], [12345, IMAGE_VERSION, 4]);
   assert.deepEqual(image.reference, written.reference);
   const states = [0, 500, 503, 1000, 5000, 5001].map((k) => image.pageState(BASE_GFN + k));
   assert.deepEqual(states, ['zero', 'stored', 'zero', undefined, 'zero', 'stored']);
@@ -125,12 +126,30 @@ test('large and scattered memories are split into requests', async () => {
   const frameAt = (k: number) => k < 2500 ? k : k ^ 1; // then no two neighbours follow each other
   const runs = [{ gfn: BASE_GFN, count: 2500, mfn: 0 }, ...runsOf(Array.from({ length: pages - 2500 }, (_, k) =>
     frameAt(2500 + k)), BASE_GFN + 2500)];
-  const written = await writeImage(makeRequest({ path, machine, banks: [bankOf(pages)], pages: runs }));
+  const progress: number[] = [];
+  const written = await writeImage(makeRequest({
+    path, machine, banks: [bankOf(pages)], pages: runs, onProgress: ({ pagesDone }) => progress.push(pagesDone),
+  }));
   assert.equal(written.pagesWritten, pages);
   assert.equal(written.requests, 5 + 2); // 1024 pages each, notes, head
+  assert.deepEqual(progress, [1024, 2048, 3072, 4096, 5000]);
   await using image = await openImage(path);
   const back = await readBack(image, machine, pages, BASE_GFN, pages);
   for (let k = 0; k < pages; k++) assert.equal(back[k * FRAME_BYTES], 1 + (frameAt(k) % 255));
+});
+
+test('progress is told about a hundred times, in however many pieces the pages lie', async () => {
+  const machine = makeMachine(65536);
+  fillFrame(machine, 1, 1);
+  const pages = Array.from({ length: 20_000 }, (_, k) => k % 20 === 0 ? 1 : undefined); // no gap is bridged
+  const progress: number[] = [];
+  const { requests } = await writeImage(makeRequest({
+    path: join(folder, 'progress.core'), machine, banks: [bankOf(pages.length)], pages: runsOf(pages),
+    onProgress: ({ pagesDone }) => progress.push(pagesDone),
+  }));
+  assert.equal(requests, 1000 + 2);
+  assert.ok(progress.length >= 90 && progress.length <= 110, String(progress.length));
+  assert.deepEqual([progress.at(-1), progress], [pages.length, progress.toSorted((a, b) => a - b)]);
 });
 
 test('pages above 4 GiB of a 64-bit machine are written and read', async () => {
@@ -257,7 +276,7 @@ test('what is no image is refused: garbage, other files, newer versions', async 
   assert.equal(await judge(join(folder, 'none')), 'ZAZEN_IMAGE_OPEN');
   await makeSmall(path);
   const bytes = readFileSync(path);
-  bytes.writeUInt32LE(2, 4096 - 56 + 8);
+  bytes.writeUInt32LE(IMAGE_VERSION + 1, 4096 - 56 + 8);
   writeFileSync(path, bytes);
   assert.equal(await judge(path), 'ZAZEN_IMAGE_VERSION');
 });
@@ -341,11 +360,17 @@ test('a save that fails at any step leaves the name as it was and nothing else',
     const old = before ? readFileSync(path) : undefined;
     const log: string[] = [];
     await writeImage({ ...request, path: join(folder, 'counted.core'), files: failing(() => undefined, log) });
-    assert.ok(log.length >= 9, log.join());
+    assert.ok(log.length >= 10, log.join());
     const lastStep = log.indexOf('rename'); // after it, the new file has its name
-    for (let step = 0; step < log.length; step++) {
+    const failingAt = (step: number) => {
       let count = 0;
-      const files = failing(() => count++ === step ? fault('EIO') : undefined);
+      return failing(() => count++ === step ? fault('EIO') : undefined);
+    };
+    // The one before it only saves time.
+    await writeImage({ ...request, path: join(folder, 'counted.core'), files: failingAt(lastStep - 1) });
+    for (let step = 0; step < log.length; step++) {
+      if (step === lastStep - 1) continue;
+      const files = failingAt(step);
       const kind = step === 0 ? 'ZAZEN_IMAGE_CREATE' : 'ZAZEN_IMAGE_WRITE';
       await assert.rejects(writeImage({ ...request, path, files }), { code: kind }, log[step]!);
       if (step <= lastStep) {

@@ -2,33 +2,26 @@
 // order and from any number of readers at once; each is checked before the call returns. Until then the frames that
 // they are read into must be nobody's: after an error they hold anything.
 
+import type { BigIntStats } from 'node:fs';
 import * as nodeFiles from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
-import { FRAME_BYTES } from '../abi/machine-memory.ts';
-import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
-import { PageHasher } from './checksum.ts';
 import type { PageMemory } from './checksum.ts';
-import { REQUEST_BYTES, RequestQueue } from './direct-file.ts';
-import type { FileSystem } from './direct-file.ts';
-import { BRIDGE_PAGES, CHAIN_MAX, imageError } from './format.ts';
-import type { Bank, ImageHeader, PageState, PageStretch, ParentReference, VcpuRegisters } from './format.ts';
+import { RequestQueue } from './direct-file.ts';
+import type { DirectFile, FileSystem } from './direct-file.ts';
+import { CHAIN_MAX, imageError } from './format.ts';
+import type { Bank, ImageHeader, KernelWindow, PageState, ParentReference, VcpuRegisters } from './format.ts';
 import { openImageFile } from './open-file.ts';
 import type { ImageFile } from './open-file.ts';
-import { findAlteredPages, verifyPages } from './verify.ts';
+import { StoredPages, buffersOf } from './stored-pages.ts';
+import type { StoredRun } from './stored-pages.ts';
+import { verifyPages } from './verify.ts';
 import type { VerifyOptions, VerifyResult } from './verify.ts';
 
 export interface OpenImageOptions {
   /** False: the file alone, of which only the pages that it stores itself can be read. Default true. */
   readonly parents?: boolean;
   readonly files?: FileSystem;
-}
-
-/** Guest pages gfn … gfn+count-1, none of them zero, all stored in `image`: this one or one of its parents. */
-export interface StoredRun {
-  readonly gfn: number;
-  readonly count: number;
-  readonly image: Image;
 }
 
 /**
@@ -81,32 +74,18 @@ async function openParent(
   return parent;
 }
 
-const hashers = new WeakMap<WebAssembly.Memory, PageHasher>();
-
-function hasherOf(machine: PageMemory): PageHasher {
-  const known = hashers.get(machine.memory);
-  if (known !== undefined) return known;
-  const hasher = new PageHasher(machine);
-  hashers.set(machine.memory, hasher);
-  return hasher;
-}
-
-/** Pages of one image file on their way into machine memory by one request. */
-interface PageRead {
-  readonly image: Image;
-  readonly gfn: number;
-  readonly mfns: Uint32Array;
-}
-
-const REQUEST_PAGES = REQUEST_BYTES / FRAME_BYTES;
-
 export class Image {
   readonly #file: ImageFile;
   readonly parent: Image | undefined;
+  /** Where the pages are, for readers in any thread. */
+  readonly pages: StoredPages;
 
   constructor(file: ImageFile, parent: Image | undefined) {
     this.#file = file;
     this.parent = parent;
+    const { path, banks, map, content } = file;
+    this.pages = new StoredPages({ path, banks, pageMap: map.bytes, checksums: content.checksums },
+      () => file.file.handle.fd, parent?.pages);
   }
 
   get path(): string { return this.#file.path; }
@@ -114,13 +93,14 @@ export class Image {
   get fileBytes(): number { return this.#file.fileBytes; }
   get header(): ImageHeader { return this.#file.content.header; }
   get banks(): readonly Bank[] { return this.#file.banks; }
+  get kernelWindow(): KernelWindow | undefined { return this.#file.kernelWindow; }
   get vcpus(): readonly VcpuRegisters[] { return this.#file.content.vcpus; }
   get vmcoreinfo(): Uint8Array | undefined { return this.#file.content.vmcoreinfo; }
   /** State sections by name, in the order of writing. */
   get sections(): ReadonlyMap<string, Uint8Array> { return this.#file.content.sections; }
   get pageCount(): number { return this.#file.map.pageCount; }
   /** Pages stored in this very file. */
-  get storedPages(): number { return this.#file.content.checksums.length / 2; }
+  get storedPages(): number { return this.pages.storedPages; }
   /** Sixteen hexadecimal digits that stand for the whole contents. */
   get digest(): string { return this.#file.digest; }
   /** False where the file system refused O_DIRECT. */
@@ -149,25 +129,9 @@ export class Image {
     return counts;
   }
 
-  /**
-   * The pages that are not zero, parents' pages included, in ascending order; of the whole guest or a range.
-   * @throws ZazenError ZAZEN_IMAGE_PARENT
-   */
-  *runs(gfn = 0, count = Infinity): Generator<StoredRun> {
-    for (const stretch of this.#file.map.stretches(gfn, count)) {
-      if (stretch.state === 'stored') yield { gfn: stretch.gfn, count: stretch.count, image: this };
-      if (stretch.state !== 'parent') continue;
-      yield* this.#parentOf(stretch.gfn, stretch.count).runs(stretch.gfn, stretch.count);
-    }
-  }
-
-  #parentOf(gfn: number, count: number): Image {
-    if (this.parent === undefined) throw imageError('PARENT', this.path, 'was opened without its parent');
-    const first = this.parent.#file.map.pageOf(gfn);
-    if (first < 0 || this.parent.#file.map.pageOf(gfn + count - 1) !== first + count - 1) {
-      throw imageError('PARENT', this.path, `looks for page ${gfn} in its parent, which has no such memory`);
-    }
-    return this.parent;
+  /** See StoredPages.runs. */
+  runs(gfn = 0, count = Infinity): Generator<StoredRun> {
+    return this.pages.runs(gfn, count);
   }
 
   /**
@@ -178,11 +142,12 @@ export class Image {
   async readPages(machine: PageMemory, gfn: number, mfns: Uint32Array): Promise<void> {
     const queue = new RequestQueue();
     try {
-      for (const read of this.#plan(machine, gfn, mfns)) {
+      for (const read of this.pages.plan(machine, gfn, mfns)) {
+        const { pages } = read;
         await queue.add(async () => {
-          const bytesRead = await read.image.#file.file.read(buffersOf(machine, read), read.image.#offsetOf(read))
-            .catch((cause: unknown) => read.image.#readFailed(read, cause));
-          read.image.#check(machine, read, bytesRead);
+          const bytesRead = await this.#fileOf(pages).read(buffersOf(machine, read), pages.offsetOf(read.gfn))
+            .catch((cause: unknown) => pages.readFailed(read.gfn, cause));
+          pages.check(machine, read, bytesRead);
         });
       }
     } finally {
@@ -190,62 +155,13 @@ export class Image {
     }
   }
 
-  /** As `readPages`, without leaving the calling thread: for a pCPU that waits for a few pages. */
+  /** As `readPages`, without leaving the calling thread. */
   readPagesSync(machine: PageMemory, gfn: number, mfns: Uint32Array): void {
-    for (const read of this.#plan(machine, gfn, mfns)) {
-      let bytesRead = 0;
-      try {
-        bytesRead = read.image.#file.file.readSync(buffersOf(machine, read), read.image.#offsetOf(read));
-      } catch (cause) {
-        read.image.#readFailed(read, cause);
-      }
-      read.image.#check(machine, read, bytesRead);
-    }
+    this.pages.readSync(machine, gfn, mfns);
   }
 
-  /** Fills zero pages at once, and gives what has to be read. */
-  *#plan(machine: PageMemory, gfn: number, mfns: Uint32Array): Generator<PageRead> {
-    const { map } = this.#file;
-    const first = map.pageOf(gfn);
-    assert(mfns.length === 0 || first >= 0 && map.pageOf(gfn + mfns.length - 1) === first + mfns.length - 1,
-      'pages to read lie outside of the guest');
-    for (const stretch of bridge(map.stretches(gfn, mfns.length))) {
-      const start = stretch.gfn - gfn;
-      const targets = mfns.subarray(start, start + stretch.count);
-      if (stretch.state === 'zero') {
-        for (const mfn of targets) machine.u8.fill(0, mfn * FRAME_BYTES, (mfn + 1) * FRAME_BYTES);
-      } else if (stretch.state === 'parent') {
-        yield* this.#parentOf(stretch.gfn, stretch.count).#plan(machine, stretch.gfn, targets);
-      } else {
-        for (let k = 0; k < stretch.count; k += REQUEST_PAGES) {
-          yield { image: this, gfn: stretch.gfn + k, mfns: targets.subarray(k, k + REQUEST_PAGES) };
-        }
-      }
-    }
-  }
-
-  #offsetOf({ gfn }: PageRead): number {
-    const { map, layout } = this.#file;
-    return layout.notesOffset - (map.pageCount - map.pageOf(gfn)) * FRAME_BYTES;
-  }
-
-  #readFailed({ gfn }: PageRead, cause: unknown): never {
-    const { code } = cause as NodeJS.ErrnoException;
-    if (code === undefined) throw cause;
-    throw imageError('READ', this.path, `page ${gfn} cannot be read (${code})`, { cause });
-  }
-
-  #check(machine: PageMemory, { gfn, mfns }: PageRead, bytesRead: number): void {
-    if (bytesRead < mfns.length * FRAME_BYTES) {
-      throw imageError('TRUNCATED', this.path, `is cut short before page ${gfn + Math.floor(bytesRead / FRAME_BYTES)}`);
-    }
-    const hasher = hasherOf(machine);
-    for (const { start, mfn, count } of frameStretches(mfns)) {
-      for (const bad of findAlteredPages(this.#file, hasher, gfn + start, mfn, count)) {
-        throw imageError('CHECKSUM', this.path, `page ${bad} is not what was written`,
-          { hint: 'the file was altered, or its disk fails' });
-      }
-    }
+  #fileOf(pages: StoredPages): DirectFile {
+    return this.pages === pages || this.parent === undefined ? this.#file.file : this.parent.#fileOf(pages);
   }
 
   /**
@@ -255,7 +171,7 @@ export class Image {
   async verify(options: VerifyOptions = {}): Promise<VerifyResult> {
     const own = await verifyPages(this.#file, options);
     if (this.parent === undefined) return own;
-    for (const { gfn, count, state } of this.#file.map.stretches()) if (state === 'parent') this.#parentOf(gfn, count);
+    for (const { gfn, count, state } of this.#file.map.stretches()) if (state === 'parent') this.pages.parentOf(gfn, count);
     const inherited = await this.parent.verify(options);
     return {
       bytesRead: own.bytesRead + inherited.bytesRead,
@@ -263,6 +179,11 @@ export class Image {
       problemCount: own.problemCount + inherited.problemCount,
       problems: [...own.problems, ...inherited.problems],
     };
+  }
+
+  /** Of the file that is open, whatever its name means by now. */
+  stat(): Promise<BigIntStats> {
+    return this.#file.file.handle.stat({ bigint: true });
   }
 
   async close(): Promise<void> {
@@ -273,40 +194,4 @@ export class Image {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
-}
-
-/** Joins stored stretches over short gaps of zero pages, which are then read, and checked, with them. */
-function* bridge(stretches: Iterable<PageStretch>): Generator<PageStretch> {
-  let stored: PageStretch | undefined;
-  let gap: PageStretch | undefined;
-  for (const stretch of stretches) {
-    if (stretch.state === 'stored') {
-      stored = stored === undefined ? stretch : { ...stored, count: stretch.gfn + stretch.count - stored.gfn };
-      gap = undefined;
-    } else if (stretch.state === 'zero' && stored !== undefined && gap === undefined && stretch.count <= BRIDGE_PAGES) {
-      gap = stretch;
-    } else {
-      if (stored !== undefined) yield stored;
-      if (gap !== undefined) yield gap;
-      stored = gap = undefined;
-      yield stretch;
-    }
-  }
-  if (stored !== undefined) yield stored;
-  if (gap !== undefined) yield gap;
-}
-
-/** Stretches of consecutive frames. */
-function* frameStretches(mfns: Uint32Array): Generator<{ start: number; mfn: number; count: number }> {
-  for (let start = 0; start < mfns.length;) {
-    let end = start + 1;
-    while (end < mfns.length && mfns[end] === mfns[end - 1]! + 1) end++;
-    yield { start, mfn: mfns[start]!, count: end - start };
-    start = end;
-  }
-}
-
-function buffersOf(machine: PageMemory, { mfns }: PageRead): Uint8Array[] {
-  return [...frameStretches(mfns)].map(({ mfn, count }) =>
-    machine.u8.subarray(mfn * FRAME_BYTES, (mfn + count) * FRAME_BYTES));
 }

@@ -3,7 +3,7 @@
 
 import { constants } from 'node:fs';
 import { BLOCK_BYTES, IMAGE_VERSION, alignToBlock, imageError, layoutImage } from './format.ts';
-import type { Bank, ImageLayout } from './format.ts';
+import type { Bank, ImageLayout, KernelWindow } from './format.ts';
 import { EMPTY_DIGEST, formatDigest } from './checksum.ts';
 import type { Digest } from './checksum.ts';
 import { DirectFile, Scratch } from './direct-file.ts';
@@ -22,6 +22,7 @@ export interface ImageFile {
   /** Of the head, and so of the whole contents. */
   readonly digest: string;
   readonly banks: readonly Bank[];
+  readonly kernelWindow?: KernelWindow | undefined;
   readonly layout: ImageLayout;
   readonly content: NotesContent;
   readonly map: PageMap;
@@ -47,7 +48,7 @@ export async function openImageFile(path: string, files: FileSystem): Promise<Im
 
 /** Head and notes of a file, checked; also to find out whether they are still what they were. */
 export async function readAreas(path: string, file: DirectFile, sizeBytes: number, scratch: Scratch) {
-  const { superblock, banks, digest } = await readHead(path, file, scratch);
+  const { superblock, banks, kernelWindow, digest } = await readHead(path, file, scratch);
   const { version, fileBytes } = superblock;
   const layout = layoutImage(banks);
   if (superblock.notesBytes > notesBytesMax(layout.pageCount)
@@ -66,7 +67,7 @@ export async function readAreas(path: string, file: DirectFile, sizeBytes: numbe
   if (!map.isWellFormed() || map.rank(map.pageCount) * 2 !== content.checksums.length) {
     throw imageError('FORMAT', path, 'its page map is malformed');
   }
-  return { version, fileBytes, digest: formatDigest(digest), banks, layout, content, map };
+  return { version, fileBytes, digest: formatDigest(digest), banks, kernelWindow, layout, content, map };
 }
 
 const readError = (path: string, what: string) => (cause: NodeJS.ErrnoException): never => {
@@ -77,7 +78,7 @@ const altered = (path: string, what: string) =>
   imageError('CHECKSUM', path, `${what} is not what was written`, { hint: 'the file was altered, or its disk fails' });
 
 async function readHead(path: string, file: DirectFile, scratch: Scratch): Promise<{
-  superblock: Superblock; banks: readonly Bank[]; digest: Digest;
+  superblock: Superblock; banks: readonly Bank[]; kernelWindow?: KernelWindow | undefined; digest: Digest;
 }> {
   const shared = scratch.blocks(0, 1);
   const bytesRead = await file.read([shared], 0).catch(readError(path, 'its head'));
@@ -93,9 +94,9 @@ async function readHead(path: string, file: DirectFile, scratch: Scratch): Promi
   const digest = scratch.hasher.digest(0, 1);
   if (digest.low !== headDigest.low || digest.high !== headDigest.high) throw altered(path, 'its head');
   if (version < 1) throw imageError('FORMAT', path, 'has no format version');
-  const { banks, fault } = decodeBanks(block, superblock);
+  const { banks, kernelWindow, fault } = decodeBanks(block, superblock);
   if (fault !== undefined) throw imageError('FORMAT', path, fault);
-  return { superblock, banks, digest };
+  return { superblock, banks, kernelWindow, digest };
 }
 
 /** The head's own digest, the last eight bytes of it, was zero when it was taken. */

@@ -9,7 +9,8 @@ import { SeededRandom } from '../base/random.ts';
 import type { PageMemory } from './checksum.ts';
 import type { Bank, VcpuRegisters } from './format.ts';
 import type { Image } from './image.ts';
-import type { PageRun, WriteImageRequest } from './writer.ts';
+import type { PageRun } from './page-writer.ts';
+import type { WriteImageRequest } from './writer.ts';
 
 /** A folder that is gone after the tests of the file. */
 export function makeFolder(): string {

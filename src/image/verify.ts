@@ -7,6 +7,7 @@ import { BLOCK_BYTES, imageError } from './format.ts';
 import { Scratch } from './direct-file.ts';
 import { readAreas } from './open-file.ts';
 import type { ImageFile } from './open-file.ts';
+import type { PageMap } from './page-map.ts';
 
 export interface VerifyOptions {
   /** Bytes of the current file of the chain. */
@@ -38,6 +39,7 @@ export async function verifyPages(image: ImageFile, options: VerifyOptions): Pro
     const { size } = await file.handle.stat();
     const areas = await readAreas(path, file, size, scratch);
     if (areas.digest !== digest) throw imageError('CHECKSUM', path, 'was replaced since it was opened');
+    const tables = { map, checksums: image.content.checksums };
     const problems: VerifyProblem[] = [];
     let problemCount = 0;
     let page = 0;
@@ -47,7 +49,7 @@ export async function verifyPages(image: ImageFile, options: VerifyOptions): Pro
         options.signal?.throwIfAborted();
         const count = Math.min(CHUNK_PAGES, endGfn - gfn);
         await readChunk(image, page, count, scratch);
-        for (const bad of findAlteredPages(image, scratch.hasher, gfn, 0, count)) {
+        for (const bad of findAlteredPages(tables, scratch.hasher, gfn, 0, count)) {
           if (problemCount++ < PROBLEMS_MAX) problems.push({ path, gfn: bad, message: describeProblem(image, bad) });
         }
         page += count;
@@ -74,7 +76,7 @@ async function readChunk({ path, file }: ImageFile, page: number, count: number,
  * consecutive frames: stored pages by their checksums; the places of all others are zero.
  */
 export function* findAlteredPages(
-  { map, content }: ImageFile, hasher: PageHasher, gfn: number, mfn: number, count: number,
+  { map, checksums }: { readonly map: PageMap; readonly checksums: Uint32Array }, hasher: PageHasher, gfn: number, mfn: number, count: number,
 ): Generator<number> {
   const found = new Uint32Array(2 * count);
   const zeroPages = hasher.hashPages(mfn, count, gfn, found, 0);
@@ -84,7 +86,6 @@ export function* findAlteredPages(
       if (!zeroPages[k]) yield gfn + k;
       continue;
     }
-    const { checksums } = content;
     if (found[2 * k] !== checksums[2 * rank] || found[2 * k + 1] !== checksums[2 * rank + 1]) yield gfn + k;
     rank++;
   }

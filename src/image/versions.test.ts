@@ -20,11 +20,20 @@ const VERSION_1 = (
   + 'ZmNrqh2d2N5+dC3M+k3a1+0Lf/szakxuJ6vXhdSOpN63owHh8nnz/99P7r39Vvv1nhAQAAgMQ/4ZUl9gBQAAA='
 );
 
-test('version 1', async () => {
-  const path = join(folder, 'version-1.core');
-  writeFileSync(path, gunzipSync(Buffer.from(VERSION_1, 'base64')));
+const VERSION_2 = (
+  'H4sIAAAAAAACA+3cTWsTQRzH8f9uUxPrU3yuz3Xw2EC2qTQsKCkllYJpSw5S9rbd3UIwTcHGi6HoUS+CCL4Vz559CV58B94UT5Vs/pNNWhBBvMTv'
+  + '5/LbWXZmHzIzMAvZl/XHq67jiJWTj5KVRGpyXE2qMjU8/jcHisjX3HjZFvvnyPc3isdONciylmwWj9SbG9YryKvDQylqPbt/brweAAAAAACTIFgO'
+  + '6utrjUeuXfNujq+q7Trcf/5z8+GbHx+as71Pd798fs+TAwAAAABg8gUAAAAAAGDi8QYEAAAAAIDJNy0ir53B/+pXNpr1P6nj/KNrse26mke/MTCt'
+  + 'eUIzr1nQPKk5o3lK87TmGc2zmuc07ScCzmte0LyoeUnzsuYVzauas5rXNK9r3tC8qXlL87bmHRleQG30/pyR+y26g+dhf5s8/mvOyPiwfdyOjyeN'
+  + 'fi9ZW1/dEFl+4M30x0mU9qcgCMIXSUdEeqYVG98seAuV0It2Sl4Ub5cWlyrVUrW8UyltR2HZi8Pk/mKYmHkTPUvCbhI3Wu12a9/43lI5M2/ivd2w'
+  + '1TF+z3TC3cT4Zq8dm4ODdHyupNeZnXe/G3aTv5kb3Km0XSedF7J2czofFNLtbP+9p1tvvzfffWOGBwAAADK/AG9/xEwAUAAA'
+);
+
+async function readOld(version: number, contents: string): Promise<void> {
+  const path = join(folder, `version-${version}.core`);
+  writeFileSync(path, gunzipSync(Buffer.from(contents, 'base64')));
   await using image = await openImage(path);
-  assert.deepEqual([image.version, image.header.createdMillis, image.header.domain], [1, 1.7e12, { name: 'old' }]);
+  assert.deepEqual([image.version, image.header.createdMillis, image.header.domain], [version, 1.7e12, { name: 'old' }]);
   assert.deepEqual(image.banks, [{ guestAddress: 0x4000_0000, sizeBytes: 3 * 4096 }]);
   assert.deepEqual(image.section('state'), Uint8Array.of(1, 2, 3));
   assert.deepEqual(image.vmcoreinfo, new TextEncoder().encode('A=1\n'));
@@ -36,4 +45,9 @@ test('version 1', async () => {
   const pages = await readBack(image, makeMachine(65536), 4, 0x40000, 3);
   assert.ok(pages.equals(Buffer.concat([Buffer.alloc(4096), Buffer.alloc(4096, 0x5a), Buffer.alloc(4096)])));
   assert.equal((await image.verify()).problemCount, 0);
-});
+  assert.deepEqual(image.kernelWindow, version === 1 ? undefined
+    : { virtualAddress: 0xffff_8000_0800_0000n, guestAddress: 0x4000_1000, sizeBytes: 8192 });
+}
+
+test('version 1', () => readOld(1, VERSION_1));
+test('version 2: the window to the kernel', () => readOld(2, VERSION_2));

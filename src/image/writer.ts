@@ -1,35 +1,30 @@
-// Writes an image: guest pages straight out of the machine memory in large requests, several of them in flight; then
-// the notes; then the head, without which a file is no image; then the name.
+// Writes an image: guest pages in large requests, several of them in flight (page-writer.ts); then the notes; then the
+// head, without which a file is no image; then the name.
 
 import * as nodeFiles from 'node:fs/promises';
 import { randomUUID } from 'node:crypto';
 import { basename, dirname, isAbsolute, join, relative, resolve } from 'node:path';
-import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
-import { EMPTY_DIGEST, PageHasher, formatDigest } from './checksum.ts';
+import { EMPTY_DIGEST, formatDigest } from './checksum.ts';
 import type { Digest, PageMemory } from './checksum.ts';
-import { REQUEST_BYTES, RequestQueue, Scratch } from './direct-file.ts';
+import { Scratch } from './direct-file.ts';
 import type { DirectFile, FileSystem } from './direct-file.ts';
 import { encodeHead, encodeNotes, encodeVcpu, setHeadDigest } from './elf.ts';
 import {
-  BLOCK_BYTES, BRIDGE_PAGES, IMAGE_VERSION, VCPUS_MAX, alignToBlock, findBankFault, imageError, layoutImage,
+  BLOCK_BYTES, IMAGE_VERSION, VCPUS_MAX, alignToBlock, findBankFault, findWindowFault, imageError,
+  layoutImage,
 } from './format.ts';
 import type {
-  Bank, ImageHeader, ImageLayout, JsonValue, ParentReference, StateSection, VcpuRegisters,
+  Bank, ImageHeader, ImageLayout, JsonValue, KernelWindow, ParentReference, StateSection, VcpuRegisters,
 } from './format.ts';
 import { ZAZEN_NOTE, encodeSection, notesBytesMax } from './notes.ts';
-import { PageMap } from './page-map.ts';
+import { PageWriter } from './page-writer.ts';
+import type { PageRun, ParentPages, WriteProgress } from './page-writer.ts';
 import { PartialFile } from './partial-file.ts';
 
-/**
- * Guest pages gfn … gfn+count-1: in consecutive machine frames from `mfn` on, or as they are in the parent image.
- * Frames must not change until the write is over.
- */
-export interface PageRun {
-  readonly gfn: number;
-  readonly count: number;
-  readonly mfn: number | 'parent';
+export interface LaterContent extends Pick<WriteImageRequest, 'vmcoreinfo' | 'kernelWindow'> {
+  readonly sections: readonly StateSection[];
 }
 
 export interface WriteImageRequest {
@@ -44,21 +39,21 @@ export interface WriteImageRequest {
   readonly domain: { readonly [key: string]: JsonValue };
   readonly vcpus: readonly VcpuRegisters[];
   /** The text of the guest kernel's VMCOREINFO. */
-  readonly vmcoreinfo?: Uint8Array;
+  readonly vmcoreinfo?: Uint8Array | undefined;
+  /** For readers that look at the guest with its kernel's eyes. */
+  readonly kernelWindow?: KernelWindow | undefined;
   readonly sections: readonly StateSection[];
+  /** What takes time to find, beside the above: asked for once, while pages are on their way to the disk. */
+  readonly later?: () => LaterContent;
   /** `Image.reference` of the parent, or `ImageWritten.reference`; needed if any run says 'parent'. */
-  readonly parent?: ParentReference;
+  readonly parent?: ParentReference | undefined;
+  /** Pages that the parent has like this are left to it, beside those of runs that say so. */
+  readonly parentPages?: ParentPages | undefined;
+  /** Told about a hundred times, the last time when all pages are done. */
   readonly onProgress?: (progress: WriteProgress) => void;
   readonly signal?: AbortSignal;
   readonly files?: FileSystem;
   readonly wallMillis?: () => number;
-}
-
-export interface WriteProgress {
-  /** Pages of the guest that are dealt with, of all of them. */
-  readonly pagesDone: number;
-  readonly pageCount: number;
-  readonly bytesWritten: number;
 }
 
 export interface ImageWritten {
@@ -129,168 +124,100 @@ function asImageError(path: string, cause: unknown, kind: 'CREATE' | 'WRITE'): u
   return imageError(kind, path, `cannot be ${kind === 'CREATE' ? 'created' : 'written'} (${code})`, { cause });
 }
 
-async function makeHeader({ path, parent, domain, wallMillis = Date.now }: WriteImageRequest): Promise<ImageHeader> {
+async function makeHeader(request: WriteImageRequest): Promise<ImageHeader> {
+  const { path, parent, parentPages, domain, wallMillis = Date.now } = request;
   const header = { id: randomUUID(), createdMillis: wallMillis(), domain };
   if (parent === undefined) return header;
   const real = (file: string) => nodeFiles.realpath(file).catch(() => resolve(file));
-  const [folder, parentPath] = await Promise.all([real(dirname(resolve(path))), real(parent.path)]);
-  if (join(folder, basename(path)) === parentPath) {
-    throw imageError('CREATE', path, 'would replace its own parent', { hint: 'give it another name' });
+  const folder = await real(dirname(resolve(path)));
+  const chain = await Promise.all((parentPages?.paths ?? [parent.path]).map(real));
+  if (chain.includes(join(folder, basename(path)))) {
+    throw imageError('CREATE', path, 'would replace an image that it builds on', { hint: 'give it another name' });
   }
-  const relativePath = relative(folder, parentPath);
+  const relativePath = relative(folder, chain[0]!);
   assert(!isAbsolute(relativePath), 'a relative path is absolute');
   return { ...header, parent: { ...parent, path: relativePath } };
 }
-
-/** Pages that follow each other in the file, to be written by one request. */
-interface Batch {
-  readonly offset: number;
-  pages: number;
-  readonly pieces: { mfn: number | 'zeros'; count: number }[];
-}
-
-const REQUEST_PAGES = REQUEST_BYTES / FRAME_BYTES;
-/**
- * A request costs as much time as some hundred kilobytes (docs/formats/image.md), so that a short gap is written as
- * zeros; but of all that is stored only an eighth may be such zeros, lest the file lose its holes.
- */
-const BRIDGE_SHARE = 8;
-const zeros = new Uint8Array(new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true }).buffer);
 
 class ImageWriting {
   readonly #request: WriteImageRequest;
   readonly #file: DirectFile;
   readonly #header: ImageHeader;
   readonly #layout: ImageLayout;
-  readonly #map: PageMap;
-  readonly #checksums: Uint32Array;
-  readonly #hasher: PageHasher;
-  readonly #queue = new RequestQueue();
-  #batch: Batch | undefined;
-  #pagesWritten = 0;
-  #parentPages = 0;
-  #bridgedPages = 0;
-  #bytesWritten = 0;
+  readonly #pages: PageWriter;
+  #stateBytes = 0;
+  #stateRequests = 0;
   #fileBytes = 0;
-  #requests = 0;
 
   constructor(request: WriteImageRequest, file: DirectFile, header: ImageHeader) {
     this.#request = request;
     this.#file = file;
     this.#header = header;
     this.#layout = layoutImage(request.banks);
-    this.#map = new PageMap(request.banks);
-    this.#checksums = new Uint32Array(2 * this.#layout.pageCount);
-    this.#hasher = new PageHasher(request.machine);
+    const { machine, banks, parentPages, onProgress, signal } = request;
+    this.#pages = new PageWriter({ file, machine, banks, parent: parentPages, onProgress, signal });
   }
 
   /** @returns the digest of the head */
   async run(): Promise<Digest> {
-    try {
-      await this.#file.handle.truncate(this.#layout.notesOffset); // so that no page's write has to move the end
-      await this.#writePages();
-    } finally {
-      await this.#queue.settle();
-    }
+    await this.#file.handle.truncate(this.#layout.notesOffset); // so that no page's write has to move the end
+    const content = await this.#writePages();
+    assert(this.#pages.parentPages === 0 || this.#request.parent !== undefined, 'pages of a parent that was not named');
     return Scratch.use(async (scratch) => {
-      const notes = encodeNotes(this.#notes());
+      const notes = encodeNotes(this.#notes(content));
       assert(notes.length <= notesBytesMax(this.#layout.pageCount), 'more state than an image can hold');
       const notesDigest = await this.#writeNotes(notes, scratch);
-      return this.#writeHead({ banks: this.#request.banks, notesBytes: notes.length, notesDigest }, scratch);
+      const { banks } = this.#request;
+      const { kernelWindow } = content;
+      assert(kernelWindow === undefined || findWindowFault(kernelWindow, banks) === undefined,
+        'a window to what is not there');
+      return this.#writeHead({ banks, kernelWindow, notesBytes: notes.length, notesDigest }, scratch);
     });
   }
 
   counts() {
+    const { pagesWritten, parentPages, bytesWritten, requests } = this.#pages;
     return {
-      pagesWritten: this.#pagesWritten,
-      parentPages: this.#parentPages,
-      zeroPages: this.#layout.pageCount - this.#pagesWritten - this.#parentPages,
-      bytesWritten: this.#bytesWritten,
+      pagesWritten, parentPages,
+      zeroPages: this.#layout.pageCount - pagesWritten - parentPages,
+      bytesWritten: bytesWritten + this.#stateBytes,
+      requests: requests + this.#stateRequests,
       fileBytes: this.#fileBytes,
-      requests: this.#requests,
     };
   }
 
-  async #writePages(): Promise<void> {
-    let nextGfn = 0;
-    for (const { gfn, count, mfn } of this.#request.pages) {
-      assert(gfn >= nextGfn && count > 0, 'runs of pages are out of order');
-      nextGfn = gfn + count;
-      const first = this.#map.pageOf(gfn);
-      assert(first >= 0 && this.#map.pageOf(nextGfn - 1) === first + count - 1, 'a run of pages is in no bank');
-      if (mfn === 'parent') {
-        assert(this.#request.parent !== undefined, 'pages of a parent that was not named');
-        for (let k = 0; k < count; k++) this.#map.mark(gfn + k, 'parent');
-        this.#parentPages += count;
-        continue;
-      }
-      for (let k = 0; k < count; k += REQUEST_PAGES) {
-        await this.#addPages(first + k, gfn + k, mfn + k, Math.min(REQUEST_PAGES, count - k));
-      }
+  async #write(block: Uint8Array, offset: number): Promise<void> {
+    await this.#file.write([block], offset);
+    this.#stateBytes += block.length;
+    this.#stateRequests++;
+  }
+
+  async #writePages(): Promise<LaterContent> {
+    const { pages, later, vmcoreinfo, kernelWindow, sections } = this.#request;
+    const writing = this.#pages.write(pages);
+    // Its failure is told below; meanwhile it is nobody's.
+    writing.catch(() => {});
+    let found: LaterContent | undefined;
+    try {
+      await new Promise(setImmediate);
+      found = later?.();
+    } finally {
+      await writing;
     }
-    await this.#flush();
+    return { vmcoreinfo, kernelWindow, ...found, sections: [...sections, ...found?.sections ?? []] };
   }
 
-  async #addPages(page: number, gfn: number, mfn: number, count: number): Promise<void> {
-    const checksums = new Uint32Array(2 * count);
-    const zeroPages = this.#hasher.hashPages(mfn, count, gfn, checksums, 0);
-    for (let k = 0; k < count; k++) {
-      if (zeroPages[k]) continue;
-      this.#checksums.set(checksums.subarray(2 * k, 2 * k + 2), 2 * this.#pagesWritten++);
-      this.#map.mark(gfn + k, 'stored');
-      const offset = BLOCK_BYTES + (page + k) * FRAME_BYTES;
-      if (this.#batch !== undefined && !this.#reach(this.#batch, offset)) await this.#flush();
-      this.#batch ??= { offset, pages: 0, pieces: [] };
-      this.#batch.pages++;
-      const piece = this.#batch.pieces.at(-1);
-      if (typeof piece?.mfn === 'number' && piece.mfn + piece.count === mfn + k) piece.count++;
-      else this.#batch.pieces.push({ mfn: mfn + k, count: 1 });
-    }
-    this.#request.signal?.throwIfAborted();
-    this.#request.onProgress?.({
-      pagesDone: page + count, pageCount: this.#layout.pageCount, bytesWritten: this.#bytesWritten,
-    });
-  }
-
-  /** Whether a page at this offset can go with the batch, which a short gap does not prevent. */
-  #reach(batch: Batch, offset: number): boolean {
-    const gap = (offset - batch.offset) / FRAME_BYTES - batch.pages;
-    if (batch.pages + gap >= REQUEST_PAGES || gap > BRIDGE_PAGES) return false;
-    if (gap === 0) return true;
-    if ((this.#bridgedPages + gap) * BRIDGE_SHARE > this.#pagesWritten) return false;
-    this.#bridgedPages += gap;
-    batch.pages += gap;
-    batch.pieces.push({ mfn: 'zeros', count: gap });
-    return true;
-  }
-
-  async #flush(): Promise<void> {
-    const batch = this.#batch;
-    if (batch === undefined) return;
-    this.#batch = undefined;
-    const { u8 } = this.#request.machine;
-    const buffers = batch.pieces.map(({ mfn, count }) => mfn === 'zeros' ? zeros.subarray(0, count * FRAME_BYTES)
-      : u8.subarray(mfn * FRAME_BYTES, (mfn + count) * FRAME_BYTES));
-    await this.#queue.add(() => this.#write(buffers, batch.offset));
-  }
-
-  async #write(buffers: readonly Uint8Array[], offset: number): Promise<void> {
-    await this.#file.write(buffers, offset);
-    this.#requests++;
-    for (const { length } of buffers) this.#bytesWritten += length;
-  }
-
-  #notes() {
-    const { vcpus, vmcoreinfo, sections } = this.#request;
+  #notes({ vmcoreinfo, sections }: LaterContent) {
+    const { vcpus } = this.#request;
     const { name, type } = ZAZEN_NOTE;
     const own = (kind: keyof typeof type, bytes: Uint8Array) => ({ name, type: type[kind], bytes });
-    const checksums = this.#checksums.subarray(0, 2 * this.#pagesWritten);
+    const { map, checksums } = this.#pages;
     return [
       ...vcpus.flatMap(encodeVcpu),
       ...(vmcoreinfo === undefined ? [] : [{ name: 'VMCOREINFO', type: 0, bytes: vmcoreinfo }]),
       own('header', new TextEncoder().encode(JSON.stringify(this.#header))),
       ...sections.map((section) => own('section', encodeSection(section))),
-      own('pageMap', this.#map.bytes),
+      own('pageMap', map.bytes),
       own('checksums', new Uint8Array(checksums.buffer, 0, checksums.byteLength)),
     ];
   }
@@ -304,7 +231,7 @@ class ImageWriting {
       scratch.u8.set(part);
       scratch.u8.fill(0, part.length, blocks * BLOCK_BYTES);
       digest = scratch.hasher.digest(0, blocks, digest);
-      await this.#write([scratch.blocks(0, blocks)], notesOffset + at);
+      await this.#write(scratch.blocks(0, blocks), notesOffset + at);
       this.#request.signal?.throwIfAborted();
     }
     this.#fileBytes = notesOffset + alignToBlock(notes.length);
@@ -317,7 +244,7 @@ class ImageWriting {
     encodeHead(block, head, IMAGE_VERSION, this.#fileBytes);
     const digest = scratch.hasher.digest(0, 1);
     setHeadDigest(block, digest);
-    await this.#write([block], 0);
+    await this.#write(block, 0);
     return digest;
   }
 }

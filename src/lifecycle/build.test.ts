@@ -6,9 +6,11 @@ import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
 import { SeededRandom } from '../base/random.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import { TestMachine } from '../hypervisor/test-domain.ts';
-import { Heap } from '../memory/heap.ts';
+import { HOST_ACCOUNT, Heap } from '../memory/heap.ts';
 import { P2m, entryKind, entryValue } from '../memory/p2m.ts';
-import { layoutDomain, loadDomain } from './build.ts';
+import { BOOT_IMAGE_ALIGN, makeBootImage } from './boot-image.ts';
+import type { BootImage } from './boot-image.ts';
+import { checkHostMemory, layoutDomain, loadDomain } from './build.ts';
 import type { DomainSpec } from './build.ts';
 import { hexOfCells, nodeAt, readDeviceTree } from './test-device-tree-reader.ts';
 
@@ -40,14 +42,56 @@ function pattern(sizeBytes: number, tag: number): Uint8Array {
   return bytes;
 }
 
-const defaultSpec: DomainSpec = {
-  kernel: { image: pattern(3 * MIB + 77, 1), textOffset: 0, imageSize: 5 * MIB },
-  initrd: pattern(MIB + 1234, 2),
+interface TestFile {
+  readonly bytes: Uint8Array;
+  readonly sizeBytes: number;
+}
+type FileSpec = DomainSpec<TestFile>;
+const file = (bytes: Uint8Array): TestFile => ({ bytes, sizeBytes: bytes.length });
+
+const defaultSpec: FileSpec = {
+  kernel: { image: file(pattern(3 * MIB + 77, 1)), textOffset: 0, imageSize: 5 * MIB },
+  initrd: file(pattern(MIB + 1234, 2)),
   commandLine: 'console=hvc0',
   memoryBytes: 64 * MIB,
   vcpuCount: 1,
 };
-const specOf = (more: Partial<DomainSpec> = {}): DomainSpec => ({ ...defaultSpec, ...more });
+const specOf = (more: Partial<FileSpec> = {}): FileSpec => ({ ...defaultSpec, ...more });
+
+type ImageSpec = DomainSpec<BootImage> & { readonly kernel: { readonly image: BootImage } };
+const rootsOf = ({ kernel, initrd }: ImageSpec) => [kernel.image.root, ...(initrd === undefined ? [] : [initrd.root])];
+
+/** The files in frames. */
+function imagesOf({ p2m, heap }: { p2m: P2m; heap: Heap }, spec: FileSpec): ImageSpec {
+  const layout = layoutDomain(spec);
+  const make = ({ bytes }: TestFile, address: number): BootImage => {
+    const image = makeBootImage(p2m, heap, bytes, address % BOOT_IMAGE_ALIGN);
+    assert.ok(image !== undefined && !p2m.stale);
+    return image;
+  };
+  return {
+    ...spec, kernel: { ...spec.kernel, image: make(spec.kernel.image, layout.kernel.address) },
+    initrd: spec.initrd && make(spec.initrd, layout.initrd!.address),
+  };
+}
+
+function releaseImages({ p2m, heap }: { p2m: P2m; heap: Heap }, spec: ImageSpec): void {
+  for (const root of rootsOf(spec)) p2m.release(root);
+  heap.tearDown.finish();
+}
+
+/** Writes into guest memory as a vCPU does. */
+function writeGuest({ memory, p2m }: TestMachine, domain: DomainRecord, address: number, byte: number): void {
+  const mfn = p2m.frameForWrite(rootOf(domain), Math.floor(address / FRAME_BYTES));
+  assert.ok(mfn > 0);
+  memory.frameBytes(mfn)[address % FRAME_BYTES] = byte;
+  p2m.releaseStale();
+}
+
+/** `deepEqual` takes a second for a megabyte. */
+function assertBytes(actual: Uint8Array, expected: Uint8Array): void {
+  assert.equal(Buffer.compare(actual, expected), 0);
+}
 
 function readGuest({ memory, p2m }: TestMachine, domain: DomainRecord, address: number, sizeBytes: number) {
   const bytes = new Uint8Array(sizeBytes);
@@ -63,24 +107,27 @@ function readGuest({ memory, p2m }: TestMachine, domain: DomainRecord, address: 
 }
 
 test('all is where the layout says, and only pages with something in them take frames', () => {
-  const machine = new TestMachine(72 * MIB);
+  const machine = new TestMachine(16 * MIB);
   const { heap, p2m } = machine;
   const domain = createDomain(machine);
-  const [framesBefore, pagesBefore] = [heap.chargedFrames(domain.domid), domain.get(DOMAIN.at.pages)];
+  const [hostBefore, pagesBefore] = [heap.chargedFrames(HOST_ACCOUNT), domain.get(DOMAIN.at.pages)];
   const spec = specOf();
-  const loaded = loadDomain(p2m, heap, domain, spec, random);
+  const [image, initrd] = [spec.kernel.image.bytes, spec.initrd!.bytes];
+  const images = imagesOf(machine, spec);
+  const imageFrames = heap.chargedFrames(HOST_ACCOUNT) - hostBefore;
+  const loaded = loadDomain(p2m, heap, domain, images, random);
   assert.ok(!p2m.stale);
   assert.equal(loaded.entryAddress, 0x4000_0000);
-  assert.deepEqual(readGuest(machine, domain, loaded.kernel.address, spec.kernel.image.length), spec.kernel.image);
-  assert.deepEqual(readGuest(machine, domain, loaded.initrd!.address, spec.initrd!.length), spec.initrd);
-  const tail = spec.kernel.imageSize - spec.kernel.image.length;
-  const bss = readGuest(machine, domain, loaded.kernel.address + spec.kernel.image.length, tail);
+  assertBytes(readGuest(machine, domain, loaded.kernel.address, image.length), image);
+  assertBytes(readGuest(machine, domain, loaded.initrd!.address, initrd.length), initrd);
+  const tail = spec.kernel.imageSize - image.length;
+  const bss = readGuest(machine, domain, loaded.kernel.address + image.length, tail);
   assert.ok(bss.every((byte) => byte === 0));
 
   const tree = readDeviceTree(readGuest(machine, domain, loaded.deviceTree.address, 2 * MIB));
   const chosen = nodeAt(tree, '/chosen').properties;
   assert.equal(chosen['linux,initrd-start'], hexOfCells(0, loaded.initrd!.address));
-  assert.equal(chosen['linux,initrd-end'], hexOfCells(0, loaded.initrd!.address + spec.initrd!.length));
+  assert.equal(chosen['linux,initrd-end'], hexOfCells(0, loaded.initrd!.address + initrd.length));
   assert.equal(nodeAt(tree, '/memory@40000000').properties['reg'], hexOfCells(0, 0x4000_0000, 0, 64 * MIB));
 
   assert.equal(domain.get(DOMAIN.at.pages) - pagesBefore, 64 * 256);
@@ -88,10 +135,56 @@ test('all is where the layout says, and only pages with something in them take f
   assert.equal(entryKind(p2m.lookup(rootOf(domain), maxGfn)), P2M_KIND.zero);
   assert.equal(p2m.lookup(rootOf(domain), maxGfn + 1), P2M_KIND.absent);
 
-  // Two thirds of the pages of the files, a page of device tree, and tables.
-  const filePages = Math.ceil(spec.kernel.image.length / FRAME_BYTES) + Math.ceil(spec.initrd!.length / FRAME_BYTES);
-  const frames = heap.chargedFrames(domain.domid) - framesBefore;
-  assert.ok(frames < (filePages * 2) / 3 + 16, `${frames} frames`);
+  // Two thirds of the pages of the files, and a root, a node and leaf nodes each.
+  const filePages = Math.ceil(image.length / FRAME_BYTES) + Math.ceil(initrd.length / FRAME_BYTES);
+  assert.ok(imageFrames <= (filePages * 2) / 3 + 8, `${imageFrames} frames`);
+  machine.audit(rootsOf(images));
+});
+
+test('domains share the files until they write, whatever their size, and see nothing of each other', () => {
+  const machine = new TestMachine(32 * MIB);
+  const { heap, p2m } = machine;
+  const spec = specOf();
+  const images = imagesOf(machine, spec);
+  const load = (memoryBytes: number) => {
+    const domain = createDomain(machine);
+    const before = heap.chargedFrames(domain.domid);
+    const loaded = loadDomain(p2m, heap, domain, { ...images, memoryBytes }, random);
+    const frames = heap.chargedFrames(domain.domid) - before;
+    assert.ok(frames <= 4, `${frames} frames`);
+    return { domain, ...loaded };
+  };
+  const assertOriginal = ({ domain, kernel, initrd }: ReturnType<typeof load>) => {
+    const { image } = spec.kernel;
+    assertBytes(readGuest(machine, domain, kernel.address, image.sizeBytes), image.bytes);
+    assertBytes(readGuest(machine, domain, initrd!.address, spec.initrd!.sizeBytes), spec.initrd!.bytes);
+    const around = readGuest(machine, domain, initrd!.address - 4 * FRAME_BYTES, 4 * FRAME_BYTES);
+    assert.ok(around.every((byte) => byte === 0));
+  };
+  const running = load(64 * MIB);
+  const writer = load(96 * MIB + FRAME_BYTES);
+  const sharedBefore = heap.stats().shared;
+  // All of it, what surrounds it included; the same pages by another domain, so that no order of copies matters.
+  for (const { domain, kernel, initrd } of [writer, load(64 * MIB)]) {
+    for (const { address, sizeBytes } of [kernel, initrd!]) {
+      for (let at = -3 * FRAME_BYTES; at < sizeBytes; at += FRAME_BYTES) {
+        if (address + at >= kernel.address) writeGuest(machine, domain, address + at, domain.domid);
+      }
+    }
+  }
+  assert.ok(heap.stats().shared <= sharedBefore);
+  assert.equal(readGuest(machine, writer.domain, writer.kernel.address, 1)[0], writer.domain.domid);
+  const later = load(128 * MIB);
+  for (const domain of [running, later]) assertOriginal(domain);
+  machine.audit(rootsOf(images));
+
+  // The images may go while domains use them; what these then have alone, they write in place.
+  releaseImages(machine, images);
+  for (const domain of [running, later]) assertOriginal(domain);
+  destroyDomain(machine, later.domain);
+  const used = heap.stats().used;
+  writeGuest(machine, running.domain, running.kernel.address, 1);
+  assert.equal(heap.stats().used, used);
   machine.audit();
 });
 
@@ -105,9 +198,10 @@ test('frames with old data in them do not show', () => {
   }
   for (const mfn of held) heap.release(mfn);
   const image = new Uint8Array(10_000).fill(1);
-  const kernel = { image, textOffset: 0x80, imageSize: MIB };
+  const kernel = { image: file(image), textOffset: 0x80, imageSize: MIB };
   const domain = createDomain(machine);
-  const loaded = loadDomain(p2m, heap, domain, specOf({ kernel, memoryBytes: 32 * MIB }), random);
+  const images = imagesOf(machine, specOf({ kernel, memoryBytes: 32 * MIB }));
+  const loaded = loadDomain(p2m, heap, domain, images, random);
   assert.equal(loaded.entryAddress, 0x4000_0080);
   const around = readGuest(machine, domain, 0x4000_0000, 4 * FRAME_BYTES);
   around.forEach((byte, i) => assert.equal(byte, i >= 0x80 && i < 0x80 + image.length ? 1 : 0));
@@ -121,14 +215,12 @@ test('whatever the sizes, nothing overlaps and the boot protocol is kept, or the
     initrdBytes: fc.oneof(fc.constant(0), fc.nat({ max: 80 * MIB })),
     memoryPages: fc.oneof(fc.nat({ max: 40_000 }), fc.integer({ min: 3 * 2 ** 18 - 5, max: 3 * 2 ** 18 + 5 })),
   });
-  // Views of one buffer: the contents do not matter here.
-  const bytes = new Uint8Array(80 * MIB);
   fc.assert(fc.property(sizes, ({ textOffset, imageBytes, bssBytes, initrdBytes, memoryPages }) => {
-    const kernel = { image: bytes.subarray(0, imageBytes), textOffset, imageSize: imageBytes + bssBytes };
+    const kernel = { image: { sizeBytes: imageBytes }, textOffset, imageSize: imageBytes + bssBytes };
     const memoryBytes = memoryPages * FRAME_BYTES;
     let layout;
     try {
-      layout = layoutDomain(specOf({ kernel, initrd: bytes.subarray(0, initrdBytes), memoryBytes }));
+      layout = layoutDomain({ ...defaultSpec, kernel, initrd: { sizeBytes: initrdBytes }, memoryBytes });
     } catch (error) {
       const { code, message } = error as { code: string; message: string };
       assert.match(code, /^ZAZEN_(MEMORY_SIZE|KERNEL_TOO_LARGE|INITRD_TOO_LARGE|MEMORY_TOO_SMALL)$/);
@@ -148,6 +240,12 @@ test('whatever the sizes, nothing overlaps and the boot protocol is kept, or the
     assert.equal((layout.kernel.address - textOffset) % (2 * MIB), 0);
     assert.equal(layout.deviceTree.address % (2 * MIB), 0);
     assert.equal((layout.initrd?.address ?? 0) % FRAME_BYTES, 0);
+    // Each has the 2 MiB that it is in to itself.
+    const blocks = placed.flatMap(({ address, sizeBytes }) => [address, address + Math.max(sizeBytes, 1) - 1])
+      .map((address) => Math.floor(address / BOOT_IMAGE_ALIGN));
+    for (let i = 2; i < blocks.length; i += 2) assert.ok(blocks[i]! > blocks[i - 1]!);
+    const ramEnd = 0x4000_0000 + layout.banks[0]!.sizeBytes;
+    for (const block of blocks) assert.ok((block + 1) * BOOT_IMAGE_ALIGN <= ramEnd);
   }), { seed, numRuns: 500 });
 });
 
@@ -159,7 +257,7 @@ test('memory beyond 3 GiB goes into the second bank', () => {
 });
 
 test('what cannot be is refused in one clear line', () => {
-  const refused = (more: Partial<DomainSpec>, code: string, message: RegExp) => {
+  const refused = (more: Partial<FileSpec>, code: string, message: RegExp) => {
     assert.throws(() => layoutDomain(specOf(more)), (error: { code: string; message: string; hint?: string }) => {
       assert.equal(error.code, code);
       assert.match(error.message, message);
@@ -181,21 +279,18 @@ test('what cannot be is refused in one clear line', () => {
   layoutDomain(specOf({ commandLine: 'x'.repeat(2047), vcpuCount: 128 }));
 });
 
-test('a guest larger than what the host has left is refused, and takes nothing', () => {
-  const machine = new TestMachine(32 * MIB);
-  const { heap, p2m } = machine;
-  const domain = createDomain(machine);
-  const before = heap.stats();
-  assert.throws(() => loadDomain(p2m, heap, domain, specOf(), random),
+test('a guest larger than what the host has left is refused', () => {
+  const { heap } = new TestMachine(32 * MIB);
+  checkHostMemory(heap, 16 * MIB);
+  assert.throws(() => checkHostMemory(heap, 64 * MIB),
     { code: 'ZAZEN_HOST_OUT_OF_MEMORY', message: /a guest of 64 MiB does not fit in the host, which has \d+ MiB left/ });
-  assert.deepEqual(heap.stats(), before);
 });
 
 test('when frames run out on the way, tearing the domain down brings all back', () => {
-  const machine = new TestMachine(28 * MIB);
+  const machine = new TestMachine(16 * MIB);
   const { memory, heap } = machine;
-  const kernel = { image: pattern(100_000, 1), textOffset: 0, imageSize: MIB };
-  const spec = specOf({ kernel, initrd: pattern(100_000, 2), memoryBytes: 23 * MIB });
+  const kernel = { image: file(pattern(3 * MIB, 1)), textOffset: 0, imageSize: 4 * MIB };
+  const spec = specOf({ kernel, initrd: file(pattern(100_000, 2)), memoryBytes: 32 * MIB });
   // The host says that there is enough until it is asked for it: as if other threads had taken it meanwhile.
   class ScarceHeap extends Heap {
     left = Infinity;
@@ -205,11 +300,12 @@ test('when frames run out on the way, tearing the domain down brings all back', 
   }
   const scarce = new ScarceHeap(memory, 65);
   const p2m = new P2m(scarce);
+  const images = imagesOf(machine, spec);
   const load = (left: number): void => {
     const domain = createDomain(machine);
     try {
       scarce.left = left;
-      loadDomain(p2m, scarce, domain, spec, random);
+      loadDomain(p2m, scarce, domain, images, random);
     } finally {
       assert.ok(!p2m.stale);
       destroyDomain(machine, domain);
@@ -218,13 +314,22 @@ test('when frames run out on the way, tearing the domain down brings all back', 
   };
   const domain = createDomain(machine);
   const before = heap.chargedFrames(domain.domid);
-  loadDomain(p2m, scarce, domain, spec, random);
+  loadDomain(p2m, scarce, domain, images, random);
   const needed = heap.chargedFrames(domain.domid) - before;
   destroyDomain(machine, domain);
 
-  for (const left of [0, 1, 2, 3, 4, 5, 20, needed - 3, needed - 2, needed - 1]) {
-    assert.throws(() => load(left), { code: 'ZAZEN_HOST_OUT_OF_MEMORY' });
-  }
+  for (let left = 0; left < needed; left++) assert.throws(() => load(left), { code: 'ZAZEN_HOST_OUT_OF_MEMORY' });
   load(needed);
+  releaseImages(machine, images);
+  machine.audit();
+
+  // The same for the image itself.
+  const used = heap.stats().used;
+  for (const left of [0, 1, 2, 3, 4, 100, 512]) {
+    scarce.left = left;
+    assert.equal(makeBootImage(p2m, scarce, kernel.image.bytes, 0), undefined);
+    heap.tearDown.finish();
+    assert.equal(heap.stats().used, used);
+  }
   machine.audit();
 });

@@ -9,12 +9,14 @@
 //              ├──────────────┤
 //              │ free         │
 //              ├──────────────┤
-//              │ initramfs    │ page-aligned, ending where the device tree begins
+//              │ initramfs    │ page-aligned, ending where the device tree begins, so that its place within 2 MiB
+//              │              │ depends on its own size alone
 //              ├──────────────┤ 2 MiB aligned
 //              │ device tree  │ at most 2 MiB
 //              └──────────────┘
 //
-// RAM is one range of untouched memory (the zero frame); only pages of the files that are not all zero take frames.
+// RAM is one range of untouched memory (the zero frame). Kernel and initramfs are boot images, whose frames are shared
+// with all domains that boot from them (boot-image.ts); the device tree is the domain's own.
 // Boot protocol (Linux: Documentation/arch/arm64/booting.rst): the kernel lies `textOffset` above a 2 MiB boundary and
 // starts at its first byte with the MMU off and interrupts masked, x0 = address of the device tree, x1-x3 = 0; initramfs
 // and kernel lie within one window of 32 GiB aligned to 1 GiB; the device tree is 8-byte aligned.
@@ -28,23 +30,26 @@ import type { Random } from '../base/random.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import type { Heap } from '../memory/heap.ts';
 import type { P2m } from '../memory/p2m.ts';
+import { mapBootImage, writePages } from './boot-image.ts';
+import type { BootImage } from './boot-image.ts';
 import { writeDeviceTree } from './device-tree.ts';
 import { guestDeviceTree } from './guest-device-tree.ts';
 import type { AddressRange } from './guest-device-tree.ts';
 
-export interface KernelImage {
+export interface KernelImage<Contents> {
   /** The raw Image. */
-  readonly image: Uint8Array;
+  readonly image: Contents;
   /** Where it goes, in bytes above a 2 MiB boundary. */
   readonly textOffset: number;
-  /** Bytes that it needs from there on; at least `image.length`. */
+  /** Bytes that it needs from there on; at least the image's own. */
   readonly imageSize: number;
 }
 
-export interface DomainSpec {
-  readonly kernel: KernelImage;
+/** To lay a domain out, sizes of the files are enough; to load it, they must be in frames. */
+export interface DomainSpec<Contents extends { readonly sizeBytes: number } = BootImage> {
+  readonly kernel: KernelImage<Contents>;
   /** Empty or left out: none. */
-  readonly initrd?: Uint8Array | undefined;
+  readonly initrd?: Contents | undefined;
   readonly commandLine: string;
   /** A multiple of 4 KiB. */
   readonly memoryBytes: number;
@@ -84,13 +89,13 @@ const mib = (bytes: number) => `${Math.ceil(bytes / MIB)} MiB`;
  * @throws ZazenError ZAZEN_MEMORY_SIZE, ZAZEN_VCPU_COUNT, ZAZEN_CMDLINE, ZAZEN_KERNEL_TOO_LARGE,
  *   ZAZEN_INITRD_TOO_LARGE, ZAZEN_MEMORY_TOO_SMALL
  */
-export function layoutDomain(spec: DomainSpec): DomainLayout {
+export function layoutDomain(spec: DomainSpec<{ readonly sizeBytes: number }>): DomainLayout {
   const { kernel, memoryBytes } = spec;
   checkNumbers(spec);
-  assert(kernel.imageSize >= kernel.image.length && kernel.textOffset >= 0, 'kernel is larger than it says');
+  assert(kernel.imageSize >= kernel.image.sizeBytes && kernel.textOffset >= 0, 'kernel is larger than it says');
   // All that the kernel is handed lies in the first bank.
   const bank0Bytes = Math.min(memoryBytes, GUEST_RAM0_SIZE);
-  const initrdBytes = spec.initrd?.length ?? 0;
+  const initrdBytes = spec.initrd?.sizeBytes ?? 0;
   const kernelEnd = kernel.textOffset + kernel.imageSize;
   const placedBytes = alignUp(kernelEnd, KERNEL_ALIGN) + alignUp(initrdBytes, FRAME_BYTES) + 2 * DEVICE_TREE_MAX_BYTES;
   const minimum = `it needs at least ${mib(placedBytes + WORKING_BYTES)} with this kernel and initramfs`;
@@ -121,7 +126,7 @@ export function layoutDomain(spec: DomainSpec): DomainLayout {
   };
 }
 
-function checkNumbers({ memoryBytes, vcpuCount, commandLine }: DomainSpec): void {
+function checkNumbers({ memoryBytes, vcpuCount, commandLine }: Omit<DomainSpec, 'kernel' | 'initrd'>): void {
   if (!Number.isSafeInteger(memoryBytes) || memoryBytes <= 0 || memoryBytes % FRAME_BYTES !== 0) {
     throw new ZazenError('ZAZEN_MEMORY_SIZE', `guest memory of ${memoryBytes} bytes is not a multiple of 4 KiB`,
       { hint: 'give a size like 400MiB' });
@@ -145,7 +150,7 @@ function checkNumbers({ memoryBytes, vcpuCount, commandLine }: DomainSpec): void
 }
 
 /**
- * Fills the memory of a new domain. If that fails, what it has is given back by tearing the domain down.
+ * Fills the memory of a new domain with nothing in it yet. If that fails, what it has is given back by tearing the domain down.
  * @param p2m of the calling thread, over `heap`, with nothing stale in it
  * @param domain from DomainBuilder.createDomain: it has a p2m with the rings in it, and no RAM
  * @param random where the guest's first entropy comes from
@@ -154,7 +159,6 @@ function checkNumbers({ memoryBytes, vcpuCount, commandLine }: DomainSpec): void
 export function loadDomain(p2m: P2m, heap: Heap, domain: DomainRecord, spec: DomainSpec, random: Random): LoadedDomain {
   assert(!p2m.stale, 'stale translations of other domains are still to be flushed');
   const layout = layoutDomain(spec);
-  checkHostMemory(heap, spec.memoryBytes);
   const { banks, initrd } = layout;
   const { commandLine, vcpuCount } = spec;
   const tree = writeDeviceTree(guestDeviceTree({ commandLine, vcpuCount, banks, initrd, random }));
@@ -163,9 +167,9 @@ export function loadDomain(p2m: P2m, heap: Heap, domain: DomainRecord, spec: Dom
   const root = domain.get(DOMAIN.at.p2mRoot);
   const complete = banks.every((bank) =>
     p2m.mapZeroRange(root, bank.address / FRAME_BYTES, bank.sizeBytes / FRAME_BYTES))
-    && writeGuest(p2m, heap, root, layout.kernel.address, spec.kernel.image)
-    && (initrd === undefined || writeGuest(p2m, heap, root, initrd.address, spec.initrd!))
-    && writeGuest(p2m, heap, root, layout.deviceTree.address, tree);
+    && mapBootImage(p2m, root, layout.kernel.address, spec.kernel.image)
+    && (initrd === undefined || mapBootImage(p2m, root, initrd.address, spec.initrd!))
+    && writePages(p2m, heap, root, layout.deviceTree.address, tree);
   // No TLB has seen this tree yet.
   p2m.releaseStale();
   if (!complete) throw outOfMemory(heap, spec.memoryBytes);
@@ -180,44 +184,18 @@ function freeBytes(heap: Heap): number {
   return (total - used) * FRAME_BYTES;
 }
 
-function outOfMemory(heap: Heap, memoryBytes: number): ZazenError {
+export function outOfMemory(heap: Heap, memoryBytes: number): ZazenError {
   return new ZazenError('ZAZEN_HOST_OUT_OF_MEMORY',
     `a guest of ${mib(memoryBytes)} does not fit in the host, which has ${Math.floor(freeBytes(heap) / MIB)} MiB left`,
     { hint: 'give the guest less memory, destroy another one, or start the host with more' });
 }
 
-/** Memory costs nothing before it is touched, but a guest that could never have it all must be refused at once. */
-function checkHostMemory(heap: Heap, memoryBytes: number): void {
-  if (memoryBytes > freeBytes(heap)) throw outOfMemory(heap, memoryBytes);
-}
-
-/** Copies bytes into zero guest memory, a frame for each page that needs one. @returns false when out of frames */
-function writeGuest(p2m: P2m, heap: Heap, root: number, address: number, bytes: Uint8Array): boolean {
-  for (let from = 0; from < bytes.length;) {
-    const offset = (address + from) % FRAME_BYTES;
-    const part = bytes.subarray(from, from + FRAME_BYTES - offset);
-    const gfn = (address + from - offset) / FRAME_BYTES;
-    if (!isZero(part) && !mapPage(p2m, heap, root, gfn, part, offset)) return false;
-    from += part.length;
-  }
-  return true;
-}
-
-/** Maps a new frame that has `part` at `offset` and zeros elsewhere. */
-function mapPage(p2m: P2m, heap: Heap, root: number, gfn: number, part: Uint8Array, offset: number): boolean {
-  const mfn = heap.allocate(heap.frames.owner(root), true);
-  if (mfn === 0) return false;
-  const frame = heap.memory.frameBytes(mfn);
-  frame.fill(0, 0, offset);
-  frame.set(part, offset);
-  frame.fill(0, offset + part.length);
-  if (p2m.mapFrame(root, gfn, mfn)) return true;
-  heap.release(mfn);
-  return false;
-}
-
-const ZERO_PAGE = new Uint8Array(FRAME_BYTES);
-
-function isZero(part: Uint8Array): boolean {
-  return Buffer.compare(part, ZERO_PAGE.subarray(0, part.length)) === 0;
+/**
+ * Memory costs nothing before it is touched, but a guest that could never have it all must be refused at once: before
+ * anything is allocated for it.
+ * @throws ZazenError ZAZEN_HOST_OUT_OF_MEMORY
+ */
+export function checkHostMemory(heap: Heap, memoryBytes: number): void {
+  if (memoryBytes <= heap.listedFrames * FRAME_BYTES || memoryBytes <= freeBytes(heap)) return;
+  throw outOfMemory(heap, memoryBytes);
 }

@@ -48,6 +48,7 @@ export interface SavedVcpu {
   readonly schedule: SavedSchedule;
 }
 
+/** When taken from a domain, all bytes are views of one buffer: an allocation for each costs more than the copying. */
 export interface DomainState {
   readonly domid: number;
   /** What the guest's counter said. */
@@ -89,24 +90,30 @@ function forEachHeld(
 /** Of a domain that is stopped, its virtual time included; with its lock. Allocates nothing but the copies. */
 export function saveDomain(thread: HypervisorThread, record: DomainRecord): DomainState {
   const { machine, gic, timers, p2m, scheduling } = thread;
-  const copy = (address: number, sizeBytes: number) => machine.u8.slice(address, address + sizeBytes);
-  const { domid } = record;
+  const { domid, vcpuCount } = record;
   const root = record.get(DOMAIN.at.p2mRoot);
   const held: SavedHeldFrame[] = [];
   forEachHeld(record, (vcpuId, offset, _address, mfn, gfn) => {
     const entry = gfn === NO_GFN ? 0 : p2m.lookup(root, gfn);
     const isMapped = entryKind(entry) === P2M_KIND.frame && entryValue(entry) === mfn;
-    held.push({ vcpuId, offset, gfn, bytes: isMapped ? undefined : copy(mfn * FRAME_BYTES, FRAME_BYTES) });
+    held.push({ vcpuId, offset, gfn, bytes: isMapped ? undefined : machine.frameBytes(mfn).slice() });
   });
-  const ports: (Uint8Array | undefined)[] = [];
-  for (let i = 0; i < PORT_FRAMES_MAX; i++) {
-    const mfn = record.get(DOMAIN.at.portFrames + 4 * i);
-    if (mfn !== 0) ports[i] = copy(mfn * FRAME_BYTES, FRAME_BYTES);
-  }
+  const portFrames = portFramesOf(record);
+  const portTables = portFrames.reduce((count, mfn) => count + Number(mfn !== 0), 0);
+  const all = new Uint8Array(DOMAIN.sizeBytes + GIC_DOMAIN.sizeBytes + vcpuCount * SAVED_VCPU_BYTES
+    + portTables * FRAME_BYTES + CONSOLE_LOG.sizeBytes);
+  let used = 0;
+  const copy = (address: number, sizeBytes: number) => {
+    const bytes = all.subarray(used, used + sizeBytes);
+    bytes.set(machine.u8.subarray(address, address + sizeBytes));
+    used += sizeBytes;
+    return bytes;
+  };
+  const ports = portFrames.map((mfn) => (mfn === 0 ? undefined : copy(mfn * FRAME_BYTES, FRAME_BYTES)));
   const gicDomain = gic.domainAt(domid);
   const vcpus: SavedVcpu[] = [];
   gic.lock(gicDomain);
-  for (let vcpuId = 0; vcpuId < record.vcpuCount; vcpuId++) {
+  for (let vcpuId = 0; vcpuId < vcpuCount; vcpuId++) {
     const entry = record.vcpuEntry(vcpuId);
     const address = record.vcpuAddress(vcpuId);
     vcpus.push({
@@ -126,6 +133,17 @@ export function saveDomain(thread: HypervisorThread, record: DomainRecord): Doma
     record: copy(record.address, DOMAIN.sizeBytes),
     consoleLog: copy(record.get(DOMAIN.at.consoleLog) * FRAME_BYTES, CONSOLE_LOG.sizeBytes),
   };
+}
+
+const SAVED_VCPU_BYTES = vcpuRecord.sizeBytes + GIC_VCPU.sizeBytes + VCPU_ENTRY.sizeBytes;
+
+/** Frames of the table of ports, up to the last one that there is; 0: none there. With the lock. */
+function portFramesOf(record: DomainRecord): number[] {
+  const { u32 } = record.memory;
+  const first = (record.address + DOMAIN.at.portFrames) / 4;
+  let end = first + PORT_FRAMES_MAX;
+  while (end > first && u32[end - 1] === 0) end--;
+  return Array.from(u32.subarray(first, end));
 }
 
 /**
@@ -241,7 +259,8 @@ export function revertDomain(
   const copies: number[] = [];
   let kept = 0;
   for (let i = 0; i < 2 * count; i += 2) {
-    const [entry, wanted] = [u32[places[i]!]!, u32[places[i + 1]!]!];
+    const entry = u32[places[i]!]!;
+    const wanted = u32[places[i + 1]!]!;
     if (entryKind(entry) === P2M_KIND.frame && held.has(entryValue(entry))) {
       if (entryKind(wanted) !== P2M_KIND.frame) return undefined;
       copies.push(entryValue(entry), entryValue(wanted));
@@ -263,9 +282,10 @@ export function revertDomain(
 function tablesOf(record: DomainRecord, state: DomainState): PreparedDomain | undefined {
   const { at } = DOMAIN;
   const tables = (field: number, count: number) => Array.from({ length: count }, (_, i) => record.get(field + 4 * i));
-  const portFrames = tables(at.portFrames, PORT_FRAMES_MAX);
+  const portFrames = portFramesOf(record);
   const held: number[] = [];
-  let matches = portFrames.every((mfn, i) => (mfn !== 0) === (state.ports[i] !== undefined))
+  let matches = portFrames.length === state.ports.length
+    && portFrames.every((mfn, i) => (mfn !== 0) === (state.ports[i] !== undefined))
     && record.get(at.grantFrames) === savedField(state, at.grantFrames);
   forEachHeld(record, (vcpuId, offset, _address, mfn, gfn) => {
     const saved = state.held[held.length];
@@ -282,7 +302,7 @@ function tablesOf(record: DomainRecord, state: DomainState): PreparedDomain | un
 }
 
 function savedField(state: DomainState, offset: number): number {
-  return new DataView(state.record.buffer).getUint32(offset, true);
+  return new DataView(state.record.buffer, state.record.byteOffset).getUint32(offset, true);
 }
 
 /** Fields of the record that belong to the domain as the host has it, or that are written anew. */

@@ -1,101 +1,244 @@
-// Restore: an image becomes a frozen domain again, from which domains are forked: one, or as many as are wanted. All
-// pages are read first, in large requests with several in flight; zero pages cost nothing.
+// Restore: an image becomes memory again. Its *template* is a p2m tree that has every page at once: zero pages are zero,
+// stored ones are places in the file, read when somebody touches them (memory/image-pages.ts) or when the loader comes to
+// them. A domain is a share of the template, so making it does not depend on what the image holds.
 
-import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { setTimeout as delay } from 'node:timers/promises';
+import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { HypervisorThread } from '../hypervisor/thread.ts';
 import type { Image } from '../image/image.ts';
 import { HOST_ACCOUNT } from '../memory/heap.ts';
-import type { FrozenDomain } from './checkpoint.ts';
-import { decodeState } from './image-state.ts';
+import { placeInTemplate } from '../memory/image-pages.ts';
+import type { PageStretch } from '../memory/image-pages.ts';
+import { entryKind } from '../memory/p2m.ts';
 
-/** Pages that are read at once: 4 MiB. Most pieces of a guest's memory are smaller. */
-const CHUNK_PAGES = 1024;
-const CHUNKS_IN_FLIGHT = 8;
+/** Loading beside a guest that runs: small requests, few at a time, so that its own reads wait for little. */
+const BESIDE = { readers: 2, pages: 128 } as const;
+/** Loading while somebody waits for the end of it. */
+const AWAITED = { readers: 8, pages: 1024 } as const;
+/** While guests read for themselves, loading beside them waits so long, so often at most, before each request. */
+const GIVE_WAY_MILLIS = 1;
+const GIVE_WAY_MAX = 4;
+/** Frames that loading beside a guest leaves to guests: 4 MiB. */
+const SPARED_FRAMES = 1024;
 
-export interface RestoreProgress {
+export interface LoadProgress {
   readonly pagesDone: number;
   readonly pageCount: number;
 }
 
-export interface RestoreOptions {
-  readonly onProgress?: ((progress: RestoreProgress) => void) | undefined;
+export interface LoadOptions {
+  readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * @returns whoever has it releases the root
- * @throws ZazenError ZAZEN_IMAGE_*, ZAZEN_HOST_OUT_OF_MEMORY, and then nothing is kept; the signal's reason
+ * @param number what image entries call the image
+ * @returns the root of the template, which is the caller's
+ * @throws ZazenError ZAZEN_IMAGE_PARENT, ZAZEN_HOST_OUT_OF_MEMORY, and then nothing is kept
  */
-export async function thawImage(thread: HypervisorThread, image: Image, options: RestoreOptions = {}): Promise<FrozenDomain> {
-  const state = decodeState(image);
-  const root = thread.p2m.create(HOST_ACCOUNT);
-  if (root === 0) throw outOfMemory(image);
+export function makeTemplate(thread: HypervisorThread, image: Image, number: number): number {
+  const { p2m } = thread;
+  const root = p2m.create(HOST_ACCOUNT);
+  if (root === 0) throw outOfMemory(image.path);
+  const check = (isMapped: boolean): void => { if (!isMapped) throw outOfMemory(image.path); };
   try {
     for (const { guestAddress, sizeBytes } of image.banks) {
-      const isMapped = thread.p2m.mapZeroRange(root, guestAddress / FRAME_BYTES, sizeBytes / FRAME_BYTES);
-      if (!isMapped) throw outOfMemory(image);
+      check(p2m.mapZeroRange(root, guestAddress / FRAME_BYTES, sizeBytes / FRAME_BYTES));
     }
-    await readPages(thread, image, root, options);
-    return { root, state };
+    for (const { gfn, count } of image.runs()) check(p2m.mapImageRange(root, gfn, count, number, gfn));
+    // Nobody has seen what was replaced.
+    p2m.releaseStale();
+    return root;
   } catch (error) {
-    thread.p2m.release(root);
+    p2m.release(root);
     throw error;
   }
 }
 
-function outOfMemory(image: Image): ZazenError {
-  return new ZazenError('ZAZEN_HOST_OUT_OF_MEMORY', `the host has no memory left for the guest of image ${image.path}`,
+export function outOfMemory(path: string): ZazenError {
+  return new ZazenError('ZAZEN_HOST_OUT_OF_MEMORY', `the host has no memory left for the guest of image ${path}`,
     { hint: 'destroy a domain or a checkpoint, or start the host with more memory' });
 }
 
-async function readPages(thread: HypervisorThread, image: Image, root: number, options: RestoreOptions): Promise<void> {
-  const chunks: Chunk[] = [];
-  for (const { gfn, count } of image.runs()) {
-    for (let done = 0; done < count; done += CHUNK_PAGES) {
-      chunks.push({ gfn: gfn + done, count: Math.min(CHUNK_PAGES, count - done) });
-    }
+/** Reads all of an image into its template, in the main thread, beside whoever touches pages first. */
+export class TemplateLoader {
+  readonly pageCount: number;
+  readonly #thread: HypervisorThread;
+  readonly #image: () => Image;
+  readonly #root: number;
+  readonly #first: readonly PageStretch[];
+  readonly #runs: readonly PageStretch[];
+  /** Counts reads by guests. */
+  readonly #touches: () => number;
+  /** Frames of reads under way: nobody's yet. */
+  readonly #inFlight = new Set<number>();
+  readonly #waiting = new Set<LoadOptions>();
+  #readers = 0;
+  #ended: PromiseWithResolvers<void> | undefined;
+  #chunks: Generator<PageStretch> | undefined;
+  #chunkPages: number = BESIDE.pages;
+  #pagesRead = 0;
+  #isPastFirst = false;
+  #touchesSeen = 0;
+  #isComplete = false;
+  #isStopped = false;
+  #failure: { readonly error: unknown } | undefined;
+
+  /**
+   * @param image asked anew for each request: it may be opened again
+   * @param first what to read before everything else
+   * @param touches counts the reads of guests that touch pages
+   */
+  constructor(
+    thread: HypervisorThread, image: () => Image, root: number, first: readonly PageStretch[], touches: () => number,
+  ) {
+    this.#thread = thread;
+    this.#image = image;
+    this.#root = root;
+    this.#first = first;
+    this.#runs = Array.from(image().runs(), ({ gfn, count }) => ({ gfn, count }));
+    this.#touches = touches;
+    this.pageCount = this.#runs.reduce((sum, { count }) => sum + count, 0);
   }
-  const pageCount = chunks.reduce((sum, chunk) => sum + chunk.count, 0);
-  let pagesDone = 0;
-  let next = 0;
-  /** The first failure ends all readers. */
-  const failures: unknown[] = [];
-  const readNext = async (): Promise<void> => {
+
+  get isComplete(): boolean { return this.#isComplete; }
+  /** Pages that this loader has read; others come by being touched. */
+  get pagesRead(): number { return this.#pagesRead; }
+  get inFlight(): Iterable<number> { return this.#inFlight; }
+  /** What has ended the last attempt. */
+  get failure(): unknown { return this.#failure?.error; }
+
+  /**
+   * Loads what is missing beside guests that run; when frames are short it ends without an error, and not complete.
+   * @throws ZazenError ZAZEN_IMAGE_READ, _TRUNCATED, _CHECKSUM
+   */
+  async load(): Promise<void> {
+    await this.#load(BESIDE);
+  }
+
+  /**
+   * Loads what is missing, as fast as it goes.
+   * @throws ZazenError as `load`, ZAZEN_HOST_OUT_OF_MEMORY; the signal's reason
+   */
+  async complete(options: LoadOptions = {}): Promise<void> {
+    this.#waiting.add(options);
     try {
-      for (let chunk = chunks[next++]; chunk !== undefined && failures.length === 0; chunk = chunks[next++]) {
+      while (!this.#isComplete && !this.#isStopped) {
         options.signal?.throwIfAborted();
-        await readChunk(thread, image, root, chunk);
-        pagesDone += chunk.count;
-        options.onProgress?.({ pagesDone, pageCount });
+        await this.#load(AWAITED);
+      }
+    } finally {
+      this.#waiting.delete(options);
+    }
+    options.signal?.throwIfAborted();
+  }
+
+  /** Ends all reading; when it resolves, no frame is in flight. */
+  async stop(): Promise<void> {
+    this.#isStopped = true;
+    await this.#ended?.promise;
+  }
+
+  async #load({ readers, pages }: typeof BESIDE | typeof AWAITED): Promise<void> {
+    if (this.#isComplete || this.#isStopped) return;
+    if (this.#ended === undefined) {
+      this.#failure = undefined;
+      this.#chunks = this.#missing();
+      this.#chunkPages = pages;
+      this.#ended = Promise.withResolvers();
+    }
+    this.#chunkPages = Math.max(this.#chunkPages, pages);
+    const { promise } = this.#ended;
+    // Each begins later: one that finds nothing to do ends at once, and must have been counted before.
+    for (; this.#readers < readers; this.#readers++) queueMicrotask(() => void this.#read());
+    await promise;
+    if (this.#failure !== undefined) throw this.#failure.error;
+  }
+
+  async #read(): Promise<void> {
+    try {
+      while (!this.#isStopped && this.#failure === undefined && !this.#isAborted && !this.#mustSpare) {
+        if (this.#isPastFirst) await this.#giveWay();
+        const { value: chunk, done } = this.#chunks!.next();
+        if (done === true) break;
+        await this.#readChunk(chunk);
+        this.#tell(Math.min(this.#pagesRead, this.pageCount));
       }
     } catch (error) {
-      failures.push(error);
+      this.#failure ??= { error };
     }
-  };
-  // All of them end before anything is given back: a read that is under way writes to its frames.
-  await Promise.all(Array.from({ length: CHUNKS_IN_FLIGHT }, readNext));
-  if (failures.length > 0) throw failures[0];
-}
+    if (--this.#readers === 0) this.#end();
+  }
 
-interface Chunk {
-  readonly gfn: number;
-  readonly count: number;
-}
-
-/** Reads pages into new frames and maps them. If it fails, none of its frames is kept but those that are mapped. */
-async function readChunk({ heap, p2m, machine }: HypervisorThread, image: Image, root: number, { gfn, count }: Chunk): Promise<void> {
-  const mfns = new Uint32Array(count);
-  let mapped = 0;
-  try {
-    for (let i = 0; i < count; i++) {
-      mfns[i] = heap.allocate(HOST_ACCOUNT, true);
-      if (mfns[i] === 0) throw outOfMemory(image);
+  /** Guests that read for themselves come first, unless somebody waits for all of it. */
+  async #giveWay(): Promise<void> {
+    for (let i = 0; i < GIVE_WAY_MAX && this.#waiting.size === 0 && !this.#isStopped; i++) {
+      const touches = this.#touches();
+      if (touches === this.#touchesSeen) return;
+      this.#touchesSeen = touches;
+      await delay(GIVE_WAY_MILLIS);
     }
-    await image.readPages(machine, gfn, mfns);
-    for (; mapped < count; mapped++) if (!p2m.mapFrame(root, gfn + mapped, mfns[mapped]!)) throw outOfMemory(image);
-  } catch (error) {
-    for (const mfn of mfns.subarray(mapped)) if (mfn !== 0) heap.release(mfn);
-    throw error;
+  }
+
+  /** Once all readers have ended; the next call begins anew, with what is still missing. */
+  #end(): void {
+    if (this.#failure === undefined && !this.#isStopped) this.#isComplete = this.#missing().next().done === true;
+    if (this.#isComplete) this.#tell(this.pageCount);
+    this.#ended!.resolve();
+    this.#ended = undefined;
+  }
+
+  #tell(pagesDone: number): void {
+    for (const { onProgress } of this.#waiting) onProgress?.({ pagesDone, pageCount: this.pageCount });
+  }
+
+  /** Whether all that wait have given up: those that load beside guests do not wait. */
+  get #isAborted(): boolean {
+    return this.#waiting.size > 0 && [...this.#waiting].every(({ signal }) => signal?.aborted === true);
+  }
+  get #mustSpare(): boolean {
+    if (this.#waiting.size > 0) return false;
+    const { total, used } = this.#thread.heap.stats();
+    return total - used < SPARED_FRAMES;
+  }
+
+  /** Stretches that are not in memory, as they are asked for. */
+  *#missing(): Generator<PageStretch> {
+    this.#isPastFirst = false;
+    for (const stretch of this.#first) yield* this.#missingIn(stretch);
+    this.#isPastFirst = true;
+    for (const stretch of this.#runs) yield* this.#missingIn(stretch);
+  }
+  *#missingIn({ gfn, count }: PageStretch): Generator<PageStretch> {
+    const { p2m } = this.#thread;
+    let first = gfn;
+    for (let page = gfn; page <= gfn + count; page++) {
+      const isMissing = page < gfn + count && entryKind(p2m.lookup(this.#root, page)) === P2M_KIND.image;
+      if (isMissing && page - first < this.#chunkPages) continue;
+      if (page > first) yield { gfn: first, count: page - first };
+      first = isMissing ? page : page + 1;
+    }
+  }
+
+  async #readChunk({ gfn, count }: PageStretch): Promise<void> {
+    const { heap, p2m, machine } = this.#thread;
+    const mfns = new Uint32Array(count);
+    let placed = 0;
+    try {
+      for (let i = 0; i < count; i++) {
+        mfns[i] = heap.allocate(HOST_ACCOUNT, true);
+        if (mfns[i] === 0) throw outOfMemory(this.#image().path);
+        this.#inFlight.add(mfns[i]!);
+      }
+      await this.#image().readPages(machine, gfn, mfns);
+      for (; placed < count; placed++) {
+        if (!placeInTemplate(heap, p2m, this.#root, gfn + placed, mfns[placed]!)) throw outOfMemory(this.#image().path);
+      }
+      this.#pagesRead += count;
+    } finally {
+      for (const mfn of mfns) this.#inFlight.delete(mfn);
+      for (const mfn of mfns.subarray(placed)) if (mfn !== 0) heap.release(mfn);
+    }
   }
 }

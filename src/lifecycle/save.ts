@@ -5,13 +5,16 @@ import { vcpuRecord } from '../abi/vcpu.ts';
 import { pstate } from '../cpu/exceptions.ts';
 import { VcpuState } from '../cpu/vcpu-state.ts';
 import { writeImage } from '../image/writer.ts';
-import type { ImageWritten, PageRun, WriteProgress } from '../image/writer.ts';
+import type { ImageWritten } from '../image/writer.ts';
+import type { ParentImage } from '../image/parent-image.ts';
+import type { PageRun, WriteProgress } from '../image/page-writer.ts';
 import { BANKS_MAX, imageError } from '../image/format.ts';
 import type { Bank, JsonValue, StateSection, VcpuRegisters } from '../image/format.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { p2mRanges } from '../memory/p2m-ranges.ts';
 import type { FrozenDomain } from './checkpoint.ts';
 import { stateSections } from './image-state.ts';
+import { findVmcoreinfo } from './vmcoreinfo.ts';
 
 export interface SaveRequest {
   readonly path: string;
@@ -19,7 +22,11 @@ export interface SaveRequest {
   /** Told by `zazen image info`. */
   readonly domain: { readonly [key: string]: JsonValue };
   /** Beside those of the domain's own state. */
-  readonly sections: readonly StateSection[];
+  readonly sections: () => readonly StateSection[];
+  /** An incremental image, which leaves unchanged pages to this one. */
+  readonly parent?: ParentImage | undefined;
+  /** Root of a tree that still is what was saved as the parent: then nothing but what differs from it is looked at. */
+  readonly parentRoot?: number | undefined;
   readonly onProgress?: ((progress: WriteProgress) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -29,13 +36,17 @@ export interface SaveRequest {
  * @throws ZazenError as `writeImage`
  */
 export function saveFrozen(machine: MachineMemory, request: SaveRequest): Promise<ImageWritten> {
-  const { path, frozen, domain, sections, onProgress, signal } = request;
+  const { path, frozen, domain, sections, parent, parentRoot, onProgress, signal } = request;
+  const banks = banksOf(path, machine, frozen.root);
   return writeImage({
-    path, machine, domain, onProgress, signal,
-    banks: banksOf(path, machine, frozen.root),
-    pages: storedRuns(machine, frozen.root),
+    path, machine, domain, onProgress, signal, parent: parent?.reference, parentPages: parent,
+    banks,
+    pages: pageRuns(machine, frozen.root, parentRoot),
     vcpus: frozen.state.vcpus.map(({ registers }) => registersOf(registers)),
-    sections: [...stateSections(frozen.state), ...sections],
+    sections: [],
+    later: () => ({
+      ...findVmcoreinfo(machine, frozen, banks), sections: [...stateSections(frozen.state), ...sections()],
+    }),
   });
 }
 
@@ -54,8 +65,10 @@ function banksOf(path: string, machine: MachineMemory, root: number): Bank[] {
   return banks;
 }
 
-function* storedRuns(machine: MachineMemory, root: number): Generator<PageRun> {
-  for (const { gfn, count, mfn } of p2mRanges(machine, root)) if (mfn !== 0) yield { gfn, count, mfn };
+function* pageRuns(machine: MachineMemory, root: number, parentRoot: number | undefined): Generator<PageRun> {
+  for (const { gfn, count, mfn, isInBase } of p2mRanges(machine, root, parentRoot)) {
+    if (mfn !== 0) yield { gfn, count, mfn: isInBase ? 'parent' : mfn };
+  }
 }
 
 /** For debuggers. The vCPU is out of emitted code, so `pcBase` is its PC. */

@@ -26,17 +26,17 @@ export function writeDomainEntries(store: Store, entries: StoreEntries): void {
   const vm = vmPath(uuid);
   const readable = ['n0', `r${domainId}`];
   const writable = [`n${domainId}`];
-  const write = (path: string, value: string): void => {
-    store.write(path, value);
+  // Nodes that the host makes have the permissions of what they are in.
+  const write = (path: string, value: string): void => store.write(path, value);
+  for (const path of [base, vm]) {
+    write(path, '');
     store.setPerms(path, readable);
-  };
-  write(base, '');
+  }
   for (const folder of OF_HOST) write(`${base}/${folder}`, '');
   for (const path of OF_GUEST) {
-    store.write(`${base}/${path}`, '');
+    write(`${base}/${path}`, '');
     store.setPerms(`${base}/${path}`, writable);
   }
-  write(vm, '');
   write(`${vm}/name`, name);
   write(`${vm}/uuid`, uuid);
   write(`${base}/vm`, vm);

@@ -149,6 +149,23 @@ test('pins keep a frame alive; a free frame cannot be pinned', () => {
   assertAudit(heap, { roots: [] });
 });
 
+test('unpinning many frames frees those that nobody else uses, when the batch is handed in or full', () => {
+  const memory = createMachine();
+  const heap = new Heap(memory, 0);
+  const frames = Array.from({ length: 100 }, () => heap.allocate(1));
+  for (const mfn of frames) {
+    heap.pin(mfn);
+    heap.release(mfn);
+  }
+  heap.pin(frames[0]!);
+  for (const mfn of [...frames, heap.zeroMfn]) heap.unpinLater(mfn);
+  assert.equal(heap.stats().dirty, 64, 'a full batch went back, the rest waits');
+  heap.flushReleases();
+  assert.equal(heap.stats().used, 1);
+  assert.equal(heap.chargedFrames(1), 1);
+  assertAudit(heap, { roots: [], pins: [frames[0]!] });
+});
+
 test('an untouched frame goes back clean, but dirty if somebody has it pinned', () => {
   const heap = new Heap(createMachine(), 0);
   const mfn = heap.allocate(1);

@@ -68,6 +68,8 @@ export class Heap {
   readonly zeroMfn: number;
   readonly lists: FreeLists;
   readonly tearDown: TearDown;
+  /** Asked when no frame is left: releases some tree that can be missed, and says whether there was one. */
+  reclaim: () => boolean = never;
   readonly #words: Uint32Array;
   readonly #at: number;
   readonly #agent: number;
@@ -124,6 +126,7 @@ export class Heap {
     if (mfn === 0) mfn = this.#takeCleanAndRefill();
     if (mfn === 0) mfn = this.#takeAndScrub(0, overwritten);
     if (mfn === 0) mfn = this.#takeScarce(overwritten);
+    while (mfn === 0 && this.reclaim()) mfn = this.#takeScarce(overwritten);
     return mfn === 0 ? 0 : this.#handOut(mfn, 1, owner);
   }
 
@@ -159,7 +162,15 @@ export class Heap {
 
   /** `release` for many frames: takes the heap lock once for 64 of them. Call `flushReleases` at the end. */
   releaseLater(mfn: number): void {
-    if (mfn === this.zeroMfn || !this.frames.dropMapping(mfn)) return;
+    if (mfn !== this.zeroMfn && this.frames.dropMapping(mfn)) this.#freeLater(mfn);
+  }
+
+  /** Likewise `unpin`. */
+  unpinLater(mfn: number): void {
+    if (mfn !== this.zeroMfn && this.frames.dropPin(mfn)) this.#freeLater(mfn);
+  }
+
+  #freeLater(mfn: number): void {
     this.#uncharge(mfn);
     this.#batch[this.#batchCount++] = mfn;
     if (this.#batchCount === FREE_BATCH) this.flushReleases();
@@ -221,6 +232,11 @@ export class Heap {
   /** Whether there is something to scrub or to take apart. */
   get hasIdleWork(): boolean {
     return this.tearDown.isWaiting || this.lists.count(DIRTY) !== 0;
+  }
+
+  /** So many frames at least are free; what `stats` adds to them (in caches, under scrubbing) takes long to count. */
+  get listedFrames(): number {
+    return this.lists.count(CLEAN) + this.lists.count(DIRTY);
   }
 
   /** Frames charged to an account. A frame stays with the account it was allocated for until it is free. */

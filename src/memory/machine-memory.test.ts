@@ -99,3 +99,29 @@ test('frames are zeroed and copied whole and nothing beside them, with both kind
     }
   }
 });
+
+test('differences of two frames are found one by one, wherever they are, with both kinds of addresses', () => {
+  for (const [addressType, sizeBytes] of [['i32', 4 * 2 ** 20], ['i64', 5 * 2 ** 30]] as const) {
+    const memory = createMachine({ sizeBytes, addressType });
+    const [a, b] = [memory.frameEnd - 1, memory.frameEnd - 3];
+    const found = () => {
+      const offsets: number[] = [];
+      for (let from = 0; from < FRAME_BYTES; from += 8) {
+        from = memory.nextDifference(a, b, from);
+        if (from < FRAME_BYTES) offsets.push(from);
+      }
+      return offsets;
+    };
+    assert.deepEqual(found(), []);
+    memory.u8.fill(0xa5, a * FRAME_BYTES, (a + 1) * FRAME_BYTES);
+    assert.equal(found().length, FRAME_BYTES / 8);
+    memory.copyFrame(b, a);
+    // First and last bytes of the frame, of a block, of a word; neighbours; the neighbouring frames do not count.
+    const bytes = [0, 7, 8, 63, 64, 1000, 2040, 2047, 2048, 4095];
+    for (const offset of bytes) memory.u8[b * FRAME_BYTES + offset]! ^= 0x80;
+    for (const beside of [a - 1, b - 1]) memory.u8.fill(beside & 0xff, beside * FRAME_BYTES, (beside + 1) * FRAME_BYTES);
+    assert.deepEqual(found(), [...new Set(bytes.map((offset) => offset - offset % 8))]);
+    assert.equal(memory.nextDifference(b, a, 72), 1000);
+    assert.equal(memory.nextDifference(b, a, 4088), 4088);
+  }
+});

@@ -104,4 +104,9 @@ export class MachineMemory {
   copyFrame(to: number, from: number): void {
     this.#operations.copy(to, from);
   }
+
+  /** Offset of the first 8 bytes that differ in two frames, from `fromBytes` (a multiple of 8) on; or FRAME_BYTES. */
+  nextDifference(a: number, b: number, fromBytes: number): number {
+    return this.#operations.nextDifference(a, b, fromBytes);
+  }
 }

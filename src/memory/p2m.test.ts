@@ -3,7 +3,8 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { GFN_LIMIT, P2M_KIND, P2M_READ_ONLY } from '../abi/machine-memory.ts';
 import { Heap } from './heap.ts';
-import { IN_IMAGE, NOT_MEMORY, OUT_OF_FRAMES, P2m, READ_ONLY, entryKind, entryValue } from './p2m.ts';
+import { PageLoader } from './image-pages.ts';
+import { NOT_MEMORY, OUT_OF_FRAMES, P2m, PAGE_LOST, READ_ONLY, entryKind, entryValue } from './p2m.ts';
 import { assertAudit, createMachine, mark, markOf, seed } from './test-memory.ts';
 
 const GIB_GFNS = 2 ** 18;
@@ -149,10 +150,11 @@ test('image ranges split to the right pages and give way to loaded ones', () => 
   for (const gfn of [100, 511, 512, 1000, GIB_GFNS - 1, GIB_GFNS, GIB_GFNS + 99]) {
     const entry = p2m.lookup(root, gfn);
     assert.deepEqual([entryKind(entry), entryValue(entry)], [P2M_KIND.image, 5000 + gfn - 100]);
-    assert.equal(p2m.imageOf(root, gfn), 3);
+    assert.deepEqual(p2m.imagePlace(root, gfn), { image: 3, entry });
   }
-  assert.equal(p2m.frameForWrite(root, 1000), IN_IMAGE);
-  assert.equal(p2m.imageOf(root, 99), undefined);
+  assert.equal(p2m.frameForWrite(root, 1000), PAGE_LOST);
+  assert.equal(p2m.pinForRead(root, 1000), 0);
+  assert.equal(p2m.imagePlace(root, 99), undefined);
   const shared = p2m.share(root, 2);
   const entry = p2m.lookup(root, 1000);
   const loaded = heap.allocate(1, true);
@@ -160,9 +162,16 @@ test('image ranges split to the right pages and give way to loaded ones', () => 
   assert.equal(p2m.replaceImagePage(root, 1000, entry, loaded), 'mapped');
   assert.equal(p2m.replaceImagePage(root, 1000, entry, 0), 'changed');
   assert.equal(p2m.replaceImagePage(root, 1001, p2m.lookup(root, 1001), 0), 'mapped');
-  assert.equal(p2m.frameForWrite(root, 1000), loaded);
-  assert.equal(entryKind(p2m.lookup(root, 1001)), P2M_KIND.zero);
-  assert.equal(p2m.lookup(shared, 1000), entry);
+  // In the node that both trees share: both have the page, and neither may write to it in place.
+  for (const tree of [root, shared]) {
+    assert.equal(entryValue(p2m.lookup(tree, 1000)), loaded);
+    assert.equal(entryKind(p2m.lookup(tree, 1001)), P2M_KIND.zero);
+  }
+  const own = p2m.frameForWrite(root, 1000);
+  assert.notEqual(own, loaded);
+  assert.equal(markOf(memory, own), 1);
+  assert.equal(p2m.frameForWrite(shared, 1000), loaded);
+  p2m.releaseStale();
   assert.equal(entryValue(p2m.lookup(root, 1002)), 5902);
   assertAudit(heap, { roots: [root, shared] });
 });
@@ -337,6 +346,81 @@ test('a walk whose node is replaced, freed and reused under it starts again', ()
   assertAudit(heap, { roots: [root], held });
 });
 
+// ---- Pages in images ------------------------------------------------------------------------------------------------
+
+/** Page p of image 7 has the mark 1000 + p; pages 0 to 2047 are stored. */
+function setUpImage(sizeBytes?: number) {
+  const { memory, heap, p2m } = setUp(sizeBytes);
+  const template = p2m.create(0);
+  assert.ok(p2m.mapImageRange(template, 0, 2048, 7, 0));
+  const reads: number[][] = [];
+  const image = { lost: new Set<number>(), clusterPages: 4 };
+  p2m.loader = new PageLoader(heap, p2m, { source: (number) => number !== 7 ? undefined : {
+    root: template,
+    cluster: (gfn) => ({ gfn: gfn - gfn % image.clusterPages, count: image.clusterPages }),
+    read: (gfn, mfns) => {
+      reads.push([gfn, mfns.length]);
+      mfns.forEach((mfn, i) => { memory.zeroFrame(mfn); mark(memory, mfn, 1000 + gfn + i); });
+      return !mfns.some((_, i) => image.lost.has(gfn + i));
+    },
+  } });
+  return { memory, heap, p2m, template, reads, image };
+}
+
+test('a page in an image is loaded by whoever touches it, once for all trees', () => {
+  const { memory, heap, p2m, template, reads } = setUpImage();
+  const trees = [1, 2, 3].map((owner) => p2m.share(template, owner));
+  const [first, second, third] = trees as [number, number, number];
+  assert.equal(markOf(memory, p2m.frameForRead(first, 5)), 1005);
+  assert.deepEqual(reads, [[4, 4]]);
+  // A node of its own, of which one page is there and the rest is not.
+  const written = p2m.frameForWrite(second, 6);
+  mark(memory, written, 1);
+  assert.equal(markOf(memory, p2m.frameForRead(third, 6)), 1006);
+  const pinned = p2m.pinForRead(second, 9);
+  assert.equal(markOf(memory, pinned), 1009);
+  assert.equal(p2m.frameForRead(third, 9), pinned);
+  heap.unpin(pinned);
+  assert.equal(p2m.frameForRead(second, 8), p2m.frameForRead(first, 8));
+  assert.deepEqual(reads, [[4, 4], [8, 4]]);
+  assert.equal(p2m.frameForRead(first, 2048), NOT_MEMORY);
+  p2m.releaseStale();
+  assertAudit(heap, { roots: [template, ...trees] });
+  for (const root of [template, ...trees]) releaseAll(heap, p2m, root);
+  assert.equal(heap.stats().used, 0);
+});
+
+test('a lost page hurts nobody who does not need it, and is found again', () => {
+  const { memory, heap, p2m, template, reads, image } = setUpImage();
+  const root = p2m.share(template, 1);
+  image.lost.add(6);
+  assert.equal(markOf(memory, p2m.frameForRead(root, 5)), 1005);
+  assert.deepEqual(reads.splice(0), [[4, 4], [5, 1]]);
+  for (const ask of [p2m.frameForRead.bind(p2m), p2m.frameForWrite.bind(p2m), p2m.pinForWrite.bind(p2m)]) {
+    assert.equal(ask(root, 6), PAGE_LOST);
+  }
+  assert.equal(p2m.pinForRead(root, 6), 0);
+  assertAudit(heap, { roots: [template, root] });
+  image.lost.clear();
+  assert.equal(markOf(memory, p2m.frameForRead(root, 6)), 1006);
+  assertAudit(heap, { roots: [template, root] });
+});
+
+test('out of frames while loading: what was there is there, and it goes on when there are frames again', () => {
+  const { memory, heap, p2m, template } = setUpImage();
+  const root = p2m.share(template, 1);
+  p2m.frameForRead(root, 0);
+  const taken: number[] = [];
+  for (let mfn = heap.allocate(2); mfn !== 0; mfn = heap.allocate(2)) taken.push(mfn);
+  assert.equal(p2m.frameForRead(root, 4), OUT_OF_FRAMES);
+  assert.equal(p2m.frameForWrite(root, 600), OUT_OF_FRAMES);
+  assert.equal(markOf(memory, p2m.frameForRead(root, 1)), 1001);
+  // One frame: enough for the page, not for its neighbours.
+  heap.release(taken.pop()!);
+  assert.equal(markOf(memory, p2m.frameForRead(root, 4)), 1004);
+  assertAudit(heap, { roots: [template, root], held: taken, readClean: false });
+});
+
 // ---- Against a model ------------------------------------------------------------------------------------------------
 
 /** GFNs around every boundary of the tree; the model follows these only. */
@@ -344,7 +428,9 @@ const GFNS = [
   0, 1, 2, 510, 511, 512, 513, 1023, 1024, GIB_GFNS - 1, GIB_GFNS, GIB_GFNS + 1, 3 * GIB_GFNS, GFN_LIMIT - 1,
 ];
 
-type Content = 'absent' | 'zero' | `image ${number} ${number}` | `mark ${number}`;
+/** A page of an image may be there or still to be loaded: that makes no difference to a tree. */
+type Content = 'absent' | 'zero' | `page ${number}` | `mark ${number}`;
+const PAGE_MARK = 2 ** 30;
 type Tree = { root: number; contents: Map<number, Content> };
 type Step =
   | { op: 'write' | 'load'; tree: number; gfn: number }
@@ -370,9 +456,19 @@ class Model {
   readonly heap = new Heap(this.memory, 0);
   readonly p2m = new P2m(this.heap);
   readonly trees: Tree[] = [];
+  readonly template = this.p2m.create(0);
   #tag = 1;
 
   constructor() {
+    assert.ok(this.p2m.mapImageRange(this.template, 0, GFN_LIMIT, 4, 0));
+    this.p2m.loader = new PageLoader(this.heap, this.p2m, { source: () => ({
+      root: this.template,
+      cluster: (g) => ({ gfn: g, count: 2 }),
+      read: (g, mfns) => {
+        mfns.forEach((mfn, i) => this.#markPage(mfn, g + i));
+        return true;
+      },
+    }) });
     this.trees.push({ root: this.p2m.create(1), contents: new Map(GFNS.map((g) => [g, 'absent'])) });
   }
 
@@ -380,9 +476,15 @@ class Model {
     const entry = this.p2m.lookup(root, g);
     const kind = entryKind(entry);
     if (kind === P2M_KIND.absent) return 'absent';
-    if (kind === P2M_KIND.image) return `image ${this.p2m.imageOf(root, g)!} ${entryValue(entry)}`;
+    if (kind === P2M_KIND.image) return `page ${entryValue(entry)}`;
     const tag = markOf(this.memory, entryValue(entry));
+    if (tag >= PAGE_MARK) return `page ${tag - PAGE_MARK}`;
     return tag === 0 ? 'zero' : `mark ${tag}`;
+  }
+
+  #markPage(mfn: number, page: number): void {
+    this.memory.zeroFrame(mfn);
+    mark(this.memory, mfn, PAGE_MARK + page);
   }
 
   step(step: Step): void {
@@ -415,7 +517,6 @@ class Model {
     const mfn = this.p2m.frameForWrite(root, g);
     const old = contents.get(g)!;
     if (old === 'absent') assert.equal(mfn, NOT_MEMORY);
-    else if (old.startsWith('image')) assert.equal(mfn, IN_IMAGE);
     else {
       assert.ok(mfn > 0);
       assert.equal(this.read({ root, contents }, g), old);
@@ -424,30 +525,27 @@ class Model {
     }
   }
 
-  #load({ root, contents }: Tree, g: number): void {
+  #load({ root }: Tree, g: number): void {
     const entry = this.p2m.lookup(root, g);
-    if (entryKind(entry) !== P2M_KIND.image) return;
     if (g % 2 === 0) {
-      assert.equal(this.p2m.replaceImagePage(root, g, entry, 0), 'mapped');
-      contents.set(g, 'zero');
+      assert.equal(this.p2m.frameForRead(root, g) > 0, entryKind(entry) !== P2M_KIND.absent);
       return;
     }
+    if (entryKind(entry) !== P2M_KIND.image) return;
     const mfn = this.heap.allocate(1, true);
-    this.memory.zeroFrame(mfn);
-    mark(this.memory, mfn, ++this.#tag);
+    this.#markPage(mfn, entryValue(entry));
     assert.equal(this.p2m.replaceImagePage(root, g, entry, mfn), 'mapped');
-    contents.set(g, `mark ${this.#tag}`);
   }
 
   #fill({ root, contents }: Tree, op: 'zero' | 'unmap' | 'image', from: number, end: number): void {
     const count = end - from;
-    const page = 17;
+    const page = from >> 1;
     const filled = op === 'zero' ? this.p2m.mapZeroRange(root, from, count)
       : op === 'unmap' ? this.p2m.unmap(root, from, count) : this.p2m.mapImageRange(root, from, count, 4, page);
     assert.ok(filled);
     for (const g of GFNS) {
       if (g < from || g >= end) continue;
-      contents.set(g, op === 'zero' ? 'zero' : op === 'unmap' ? 'absent' : `image 4 ${page + g - from}`);
+      contents.set(g, op === 'zero' ? 'zero' : op === 'unmap' ? 'absent' : `page ${page + g - from}`);
     }
   }
 }
@@ -461,8 +559,8 @@ test('random changes of trees that share behave like separate maps', (t) => {
       for (const each of model.trees) for (const g of GFNS) assert.equal(model.read(each, g), each.contents.get(g));
     }
     model.p2m.releaseStale();
-    assertAudit(model.heap, { roots: model.trees.map(({ root }) => root), readClean: false });
-    for (const { root } of model.trees) releaseAll(model.heap, model.p2m, root);
+    assertAudit(model.heap, { roots: [model.template, ...model.trees.map(({ root }) => root)], readClean: false });
+    for (const root of [model.template, ...model.trees.map((each) => each.root)]) releaseAll(model.heap, model.p2m, root);
     assert.equal(model.heap.stats().used, 0);
     assertAudit(model.heap, { roots: [], readClean: false });
   }), { seed, numRuns: 60 });

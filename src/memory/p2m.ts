@@ -13,6 +13,10 @@
 // outside it, and whoever finds that another thread was faster gives its frame back. Lock and sequence are the
 // `decode` word of the root's record: bit 0 is the lock, and every unlock adds to the rest.
 //
+// One change is made in a shared node, under the lock of any tree that it is in, by compare-and-swap: a place in an image
+// becomes the frame that was read from there, or a node of such places. It means the same in every tree, so that all
+// that share the node have the page at once. (Whoever copies a node takes each entry once, to count what it copies.)
+//
 // Translations are cached in TLBs. A change that makes an older translation wrong sets `stale`; what it took out of
 // the tree stays alive (pinned, in the hands of this object) until the caller has had all TLBs of the domain forget
 // it and calls `releaseStale`. So an MFN from `lookup` or `frameForWrite` is good for a pCPU until it next answers a
@@ -20,12 +24,13 @@
 // The zero frame is never put into a TLB, so the first write to untouched memory makes nothing stale.
 
 import {
-  FRAME_STATE, FRAME_WORDS, GFN_LIMIT, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_LEVEL_BITS, P2M_READ_ONLY,
+  FRAME_BYTES, FRAME_STATE, FRAME_WORDS, GFN_LIMIT, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_LEVEL_BITS, P2M_READ_ONLY,
   P2M_VALUE_SHIFT,
 } from '../abi/machine-memory.ts';
 import { assert } from '../base/assert.ts';
 import { MAPPINGS_NEARLY_FULL } from './frame-table.ts';
 import type { FrameTable } from './frame-table.ts';
+import { HOST_ACCOUNT } from './heap.ts';
 import type { Heap } from './heap.ts';
 import { backOff } from './spin.ts';
 
@@ -42,8 +47,8 @@ export const entryValue = (entry: number): number => entry >>> P2M_VALUE_SHIFT;
 export const OUT_OF_FRAMES = 0;
 /** No memory is there (or the GFN is out of range). */
 export const NOT_MEMORY = -1;
-/** The page must be read from its image first: `replaceImagePage`, then again. */
-export const IN_IMAGE = -2;
+/** The page is in an image and cannot be read from there; for now, or for good. */
+export const PAGE_LOST = -2;
 export const READ_ONLY = -3;
 
 const makeEntry = (kind: number, value: number) => ((value << P2M_VALUE_SHIFT) | kind) >>> 0;
@@ -57,6 +62,8 @@ export class P2m {
    * Set by a change that makes translations wrong which TLBs may hold; then flush and call `releaseStale`.
    */
   stale = false;
+  /** Loads pages that are in images; without one, they are lost. */
+  loader: { load(root: number, gfn: number): number } | undefined;
   readonly #heap: Heap;
   readonly #frames: FrameTable;
   readonly #words: Uint32Array;
@@ -111,24 +118,27 @@ export class P2m {
 
   #compare(node: number, wanted: number, level: number, places: Uint32Array, found: number): number {
     const words = this.#words;
-    const own = wordOf(node, 0);
-    const other = wordOf(wanted, 0);
-    for (let i = 0; i < 2 * P2M_ENTRIES && found >= 0; i += 2) {
-      const entry = words[own + i]!;
-      const wantedEntry = words[other + i]!;
-      const isSame = entry === wantedEntry
-        && ((entry & P2M_KIND_MASK) !== IMAGE || words[own + i + 1] === words[other + i + 1]);
-      if (isSame) continue;
+    const { memory } = this.#heap;
+    for (let at = memory.nextDifference(node, wanted, 0); at < FRAME_BYTES;) {
+      const own = node * FRAME_WORDS + at / 4;
+      const other = wanted * FRAME_WORDS + at / 4;
+      const entry = words[own]!;
+      const wantedEntry = words[other]!;
       const descend = level > 0 && (entry & P2M_KIND_MASK) === NODE && (wantedEntry & P2M_KIND_MASK) === NODE
         && this.#frames.mappings(entry >>> P2M_VALUE_SHIFT) === 1;
+      // The second word means something in an image entry only.
+      const isSame = entry === wantedEntry && (entry & P2M_KIND_MASK) !== IMAGE;
       if (descend) {
         found = this.#compare(entry >>> P2M_VALUE_SHIFT, wantedEntry >>> P2M_VALUE_SHIFT, level - 1, places, found);
-      } else if (2 * found + 1 >= places.length) return -1;
-      else {
-        places[2 * found] = own + i;
-        places[2 * found + 1] = other + i;
+        if (found < 0) return -1;
+      } else if (!isSame) {
+        if (2 * found + 1 >= places.length) return -1;
+        places[2 * found] = own;
+        places[2 * found + 1] = other;
         found++;
       }
+      at += 8;
+      if (at < FRAME_BYTES) at = memory.nextDifference(node, wanted, at);
     }
     return found;
   }
@@ -178,21 +188,34 @@ export class P2m {
     }
   }
 
-  /** Number of the image that an image entry of this GFN is in; undefined for other entries. */
-  imageOf(root: number, gfn: number): number | undefined {
+  /** Number of the image that a guest frame lies in, and the entry as `lookup` gives it; undefined for other entries. */
+  imagePlace(root: number, gfn: number): { image: number; entry: number } | undefined {
     if (!(gfn >= 0 && gfn < GFN_LIMIT)) return undefined;
     this.#lock(root);
-    let node = root;
-    let level = ROOT_LEVEL;
-    let word = this.#words[wordOf(node, indexOf(gfn, level))]!;
-    while ((word & P2M_KIND_MASK) === NODE) {
-      node = entryValue(word);
-      level--;
-      word = this.#words[wordOf(node, indexOf(gfn, level))]!;
-    }
-    const image = entryKind(word) === IMAGE ? this.#words[wordOf(node, indexOf(gfn, level)) + 1]! : undefined;
+    const { word, level } = this.#find(root, gfn);
+    const entry = this.#within(Atomics.load(this.#words, word), gfn, level);
+    const image = this.#words[word + 1]!;
     this.#unlock(root);
-    return image;
+    return entryKind(entry) === IMAGE ? { image, entry } : undefined;
+  }
+
+  /**
+   * The frame that a guest frame reads from, the zero frame included; from an image if need be.
+   * @returns its MFN > 0, or OUT_OF_FRAMES, NOT_MEMORY, PAGE_LOST
+   */
+  frameForRead(root: number, gfn: number): number {
+    for (;;) {
+      const entry = this.lookup(root, gfn);
+      const kind = entryKind(entry);
+      if (kind === FRAME || kind === ZERO) return entryValue(entry);
+      if (kind === ABSENT) return NOT_MEMORY;
+      const loaded = this.#load(root, gfn);
+      if (loaded <= 0) return loaded;
+    }
+  }
+
+  #load(root: number, gfn: number): number {
+    return this.loader === undefined ? PAGE_LOST : this.loader.load(root, gfn);
   }
 
   // ---- Writing to guest memory --------------------------------------------------------------------------------------
@@ -200,7 +223,7 @@ export class P2m {
   /**
    * The frame to write a guest frame in: the present one if it is exclusive, else a new one (zero: a clean frame;
    * shared: a copy). Sets `stale` when it is a new one.
-   * @returns its MFN > 0, or OUT_OF_FRAMES, NOT_MEMORY, IN_IMAGE, READ_ONLY
+   * @returns its MFN > 0, or OUT_OF_FRAMES, NOT_MEMORY, PAGE_LOST, READ_ONLY
    */
   frameForWrite(root: number, gfn: number): number {
     for (;;) {
@@ -209,7 +232,11 @@ export class P2m {
       const entry = this.lookup(root, gfn);
       const kind = entryKind(entry);
       if (kind === ABSENT) return NOT_MEMORY;
-      if (kind === IMAGE) return IN_IMAGE;
+      if (kind === IMAGE) {
+        const loaded = this.#load(root, gfn);
+        if (loaded <= 0) return loaded;
+        continue;
+      }
       if ((entry & P2M_READ_ONLY) !== 0) return READ_ONLY;
       const mfn = this.#breakSharing(root, gfn, entry);
       if (mfn >= 0) return mfn;
@@ -224,6 +251,7 @@ export class P2m {
     for (;;) {
       const entry = this.lookup(root, gfn);
       const kind = entryKind(entry);
+      if (kind === IMAGE && this.#load(root, gfn) > 0) continue;
       if (kind !== FRAME && kind !== ZERO) return 0;
       const mfn = entryValue(entry);
       const pinned = this.#heap.pin(mfn);
@@ -275,34 +303,93 @@ export class P2m {
     return this.#fill(root, gfn, count, makeEntry(IMAGE, page), image);
   }
 
+  /**
+   * Puts at `gfn` what another tree, which nobody changes, has from its GFN 0 on, by sharing its leaf nodes: each is
+   * 2 MiB and costs one count. What is written later is copied, as after `share`. All of it is memory in the other tree.
+   * @param gfn a multiple of 512
+   * @param nodes how many times 512 GFNs
+   * @returns false when out of frames for nodes, or a node is shared too often; part of it may be done
+   */
+  graft(root: number, gfn: number, source: number, nodes: number): boolean {
+    assert(gfn % P2M_ENTRIES === 0 && gfn >= 0 && gfn + nodes * P2M_ENTRIES <= GFN_LIMIT, 'graft out of place');
+    this.#lock(root);
+    let done = 0;
+    while (done < nodes && this.#graftNode(root, gfn + done * P2M_ENTRIES, source, done * P2M_ENTRIES)) done++;
+    this.#unlock(root);
+    return done === nodes;
+  }
+
+  #graftNode(root: number, gfn: number, source: number, sourceGfn: number): boolean {
+    const parent = this.#words[wordOf(source, indexOf(sourceGfn, ROOT_LEVEL))]!;
+    let entry = parent;
+    if (entryKind(parent) === NODE) entry = this.#words[wordOf(entryValue(parent), indexOf(sourceGfn, 1))]!;
+    assert(entryKind(entry) === NODE || entryKind(entry) === ZERO, 'graft of what is neither memory nor nodes');
+    const node = this.#ownChild(root, indexOf(gfn, ROOT_LEVEL), ROOT_LEVEL);
+    if (node === 0) return false;
+    if (entryKind(entry) === NODE && !this.#frames.retain(entryValue(entry))) return false;
+    this.#replace(wordOf(node, indexOf(gfn, 1)), entry, 0);
+    return true;
+  }
+
   /** Takes GFNs gfn … gfn+count-1 out of the map. */
   unmap(root: number, gfn: number, count = 1): boolean {
     return this.#fill(root, gfn, count, ABSENT, 0);
   }
 
   /**
-   * Puts a frame where an image page was, unless another thread was faster or the guest frame is something else now.
+   * Puts a frame where an image page was, for all trees that share the place, unless another thread was faster or the
+   * guest frame is something else now.
    * @param entry the image entry that `lookup` gave and whose page is in the frame
    * @param mfn the frame, whose mapping goes to the tree; 0: the page is all zero, map the zero frame
    * @returns 'mapped'; 'changed' or 'outOfFrames' when the mapping is still the caller's
    */
   replaceImagePage(root: number, gfn: number, entry: number, mfn: number): 'mapped' | 'changed' | 'outOfFrames' {
     assert(entryKind(entry) === IMAGE, 'not an image entry');
+    const loaded = mfn === 0 ? makeEntry(ZERO, this.#heap.zeroMfn) : makeEntry(FRAME, mfn);
     this.#lock(root);
-    const node = this.#walk(root, gfn) === entry ? this.#leafNode(root, gfn) : -1;
-    if (node > 0) {
-      const loaded = mfn === 0 ? makeEntry(ZERO, this.#heap.zeroMfn) : makeEntry(FRAME, mfn);
-      this.#store(wordOf(node, gfn & INDEX_MASK), loaded, 0);
+    let outcome: 'mapped' | 'changed' | 'outOfFrames' | undefined;
+    while (outcome === undefined) {
+      const { word, level } = this.#find(root, gfn);
+      const present = Atomics.load(this.#words, word);
+      if (this.#within(present, gfn, level) !== entry) outcome = 'changed';
+      else if (level > 0) outcome = this.#splitInPlace(word, level) ? undefined : 'outOfFrames';
+      else if (this.#swap(word, present, loaded)) outcome = 'mapped';
     }
     this.#unlock(root);
-    if (node < 0) return 'changed';
-    return node === 0 ? 'outOfFrames' : 'mapped';
+    return outcome;
+  }
+
+  /** An image entry of a node that may be shared becomes a node of image entries. @returns false when out of frames */
+  #splitInPlace(word: number, level: number): boolean {
+    const entry = Atomics.load(this.#words, word);
+    if (entryKind(entry) !== IMAGE) return true;
+    const child = this.#heap.allocate(HOST_ACCOUNT, true);
+    if (child === 0) return false;
+    this.#splitEntry(word, level, child);
+    if (!this.#swap(word, entry, makeEntry(NODE, child))) this.#heap.release(child);
+    return true;
+  }
+
+  #swap(word: number, entry: number, wanted: number): boolean {
+    return Atomics.compareExchange(this.#words, word, entry, wanted) === entry;
+  }
+
+  /** Where the entry is that stands for a GFN: its index in u32, and the level of its node. With the lock. */
+  #find(root: number, gfn: number): { word: number; level: number } {
+    let level = ROOT_LEVEL;
+    let word = wordOf(root, indexOf(gfn, level));
+    for (let entry = Atomics.load(this.#words, word); entryKind(entry) === NODE; entry = Atomics.load(this.#words, word)) {
+      level--;
+      word = wordOf(entryValue(entry), indexOf(gfn, level));
+    }
+    return { word, level };
   }
 
   /** Frees what changes through this object have replaced; call when no TLB of the domains concerned holds it. */
   releaseStale(): void {
     this.stale = false;
-    while (this.#stalePins.length > 0) this.#heap.unpin(this.#stalePins.pop()!);
+    while (this.#stalePins.length > 0) this.#heap.unpinLater(this.#stalePins.pop()!);
+    this.#heap.flushReleases();
     while (this.#staleNodes.length > 0) this.#releaseNode(this.#staleNodes.pop()!);
   }
 
@@ -462,15 +549,21 @@ export class P2m {
     this.#frames.setState(child, FRAME_STATE.table);
   }
 
-  /** Copies a node and counts what it refers to once more. @returns false, with nothing counted, if a count is full */
+  /**
+   * Copies a node and counts what it refers to once more. Image entries may turn into frames meanwhile.
+   * @returns false, with nothing counted, if a count is full
+   */
   #copyEntries(from: number, to: number): boolean {
     const words = this.#words;
     const frames = this.#frames;
     const first = wordOf(from, 0);
+    const copy = wordOf(to, 0);
     let shared = 0;
     let full = -1;
-    for (let i = 0; i < P2M_ENTRIES && full < 0; i++) {
-      const entry = words[first + 2 * i]!;
+    for (let i = 0; i < 2 * P2M_ENTRIES && full < 0; i += 2) {
+      const entry = words[first + i]!;
+      words[copy + i] = entry;
+      words[copy + i + 1] = words[first + i + 1]!;
       const kind = entry & P2M_KIND_MASK;
       if (kind !== NODE && kind !== FRAME) continue;
       const mappings = frames.addMapping(entry >>> P2M_VALUE_SHIFT);
@@ -479,10 +572,9 @@ export class P2m {
     }
     frames.noteShared(shared);
     if (full >= 0) {
-      for (let i = 0; i <= full; i++) this.#releaseEntry(words[first + 2 * i]!);
+      for (let i = 0; i <= full; i += 2) this.#releaseEntry(words[copy + i]!);
       return false;
     }
-    this.#heap.memory.copyFrame(to, from);
     frames.setState(to, FRAME_STATE.table);
     return true;
   }

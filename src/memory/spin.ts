@@ -12,7 +12,7 @@ function maySleep(): boolean {
   }
 }
 
-const canSleep = maySleep();
+export const canSleep = maySleep();
 const PAUSES = 256;
 const SLEEP_MILLIS = 0.05;
 

@@ -56,7 +56,7 @@ export interface WorkerTask {
   readonly memory: WebAssembly.Memory;
   readonly agent: number;
   readonly seed: number;
-  readonly work: 'heap' | 'fault' | 'fork' | 'replace';
+  readonly work: 'heap' | 'fault' | 'fork' | 'replace' | 'load';
   readonly rounds: number;
   /** The tree that all share. */
   readonly root: number;
@@ -71,3 +71,5 @@ export interface WorkerResult {
 
 export const FAULT_GFNS = 300;
 export const TEMPLATE_GFNS = 64;
+/** Pages of the image that all load, in more than one node. */
+export const IMAGE_GFNS = 700;

@@ -6,9 +6,10 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { P2M_KIND } from '../abi/machine-memory.ts';
 import { SeededRandom } from '../base/random.ts';
 import { Heap } from './heap.ts';
+import { PageLoader } from './image-pages.ts';
 import { MachineMemory } from './machine-memory.ts';
 import { P2m, entryKind, entryValue } from './p2m.ts';
-import { FAULT_GFNS, TEMPLATE_GFNS, mark, markOf } from './test-memory.ts';
+import { FAULT_GFNS, IMAGE_GFNS, TEMPLATE_GFNS, mark, markOf } from './test-memory.ts';
 import type { WorkerResult, WorkerTask } from './test-memory.ts';
 
 const task = workerData as WorkerTask;
@@ -110,4 +111,35 @@ function replace(): WorkerResult {
   return { held: [], roots: [], outOfFrames: 0, scrubbed: 0 };
 }
 
-parentPort?.postMessage({ heap: useHeap, fault, fork, replace }[task.work]());
+/** Forks a template whose pages are in an image; the first to touch one loads it, whoever that is, for all. */
+function load(): WorkerResult {
+  p2m.loader = new PageLoader(heap, p2m, { source: () => ({
+    root: task.root,
+    cluster: (gfn) => ({ gfn: gfn - gfn % 4, count: 4 }),
+    read: (gfn, mfns) => {
+      mfns.forEach((mfn, i) => { memory.zeroFrame(mfn); mark(memory, mfn, 1 + gfn + i); });
+      return true;
+    },
+  }) });
+  for (let round = 1; round <= task.rounds; round++) {
+    const root = p2m.share(task.root, task.agent + 1);
+    assert.ok(root > 0);
+    const written = new Map<number, number>();
+    for (let i = 0; i < 10; i++) {
+      const gfn = random.below(IMAGE_GFNS);
+      const isWrite = random.below(3) === 0;
+      const mfn = isWrite ? p2m.frameForWrite(root, gfn) : p2m.frameForRead(root, gfn);
+      assert.ok(mfn > 0);
+      assert.equal(markOf(memory, mfn), written.get(gfn) ?? 1 + gfn);
+      if (!isWrite) continue;
+      written.set(gfn, task.agent * 2 ** 24 + round * 32 + i);
+      mark(memory, mfn, written.get(gfn)!);
+    }
+    p2m.releaseStale();
+    p2m.release(root);
+    while (heap.tearDown.step(10)) heap.scrubStep(16);
+  }
+  return { held: [], roots: [], outOfFrames: 0, scrubbed: 0 };
+}
+
+parentPort?.postMessage({ heap: useHeap, fault, fork, replace, load }[task.work]());

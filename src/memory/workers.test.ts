@@ -2,9 +2,10 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
+import { P2M_KIND } from '../abi/machine-memory.ts';
 import { Heap } from './heap.ts';
-import { P2m, entryValue } from './p2m.ts';
-import { FAULT_GFNS, TEMPLATE_GFNS, assertAudit, createMachine, mark, seed } from './test-memory.ts';
+import { P2m, entryKind, entryValue } from './p2m.ts';
+import { FAULT_GFNS, IMAGE_GFNS, TEMPLATE_GFNS, assertAudit, createMachine, mark, markOf, seed } from './test-memory.ts';
 import type { WorkerResult, WorkerTask } from './test-memory.ts';
 
 const WORKERS = 3;
@@ -65,6 +66,25 @@ test('three threads that fork one template see it unchanged and leave nothing be
   const { used } = heap.stats();
   await runWorkers({ memory: memory.memory, work: 'fork', rounds: 300, root });
   assert.deepEqual([heap.stats().used, heap.stats().shared], [used, 0]);
+  assertAudit(heap, { roots: [root] });
+});
+
+test('three threads that load the pages of one image into shared nodes lose none, and see no other', async (t) => {
+  t.diagnostic(`seed ${seed}`);
+  const { memory, heap, p2m } = setUp();
+  const root = p2m.create(0);
+  p2m.mapZeroRange(root, 0, 2048);
+  assert.ok(p2m.mapImageRange(root, 0, IMAGE_GFNS, 1, 0));
+  await runWorkers({ memory: memory.memory, work: 'load', rounds: 300, root });
+  let loaded = 0;
+  for (let gfn = 0; gfn < IMAGE_GFNS; gfn++) {
+    const entry = p2m.lookup(root, gfn);
+    if (entryKind(entry) !== P2M_KIND.frame) continue;
+    assert.equal(markOf(memory, entryValue(entry)), 1 + gfn);
+    loaded++;
+  }
+  assert.ok(loaded > IMAGE_GFNS / 2);
+  assert.equal(heap.stats().shared, 0);
   assertAudit(heap, { roots: [root] });
 });
 

@@ -25,6 +25,8 @@ export class FunctionBuilder implements Callable {
   readonly signature: Signature;
   readonly code: Code;
   index = -1;
+  /** Where in the code there are branches into code that is hardly ever run. */
+  readonly unlikely: number[] = [];
   readonly #locals: ValType[] = [];
   #height = 0;
 
@@ -78,13 +80,15 @@ export class FunctionBuilder implements Callable {
     value.emit(this.code);
   }
 
-  if(condition: I32, then: () => void, otherwise?: () => void): void {
+  /** @param likelihood of `then`: a hint to the engine */
+  if(condition: I32, then: () => void, otherwise?: () => void, likelihood?: 'unlikely'): void {
     if (condition.constant !== undefined) {
       if (condition.constant !== 0) then();
       else otherwise?.();
       return;
     }
     condition.emit(this.code);
+    if (likelihood !== undefined) this.unlikely.push(this.code.length);
     this.code.byte(0x04);
     this.code.byte(0x40);
     this.#height++;
@@ -162,8 +166,8 @@ export class FunctionBuilder implements Callable {
     this.code.raw([0xfe, 0x03, 0x00]);
   }
 
-  /** The function's entry in the code section. */
-  encode(out: Code): void {
+  /** The function's entry in the code section. @returns the offset of the code behind the declaration of the locals */
+  encode(out: Code): number {
     const locals = new Code();
     const runs: { type: ValType; count: number }[] = [];
     for (const type of this.#locals) {
@@ -180,5 +184,6 @@ export class FunctionBuilder implements Callable {
     out.raw(locals.bytes());
     out.raw(this.code.bytes());
     out.byte(0x0b);
+    return locals.length;
   }
 }

@@ -1,4 +1,4 @@
-// The module writer: imports (one memory, one table, functions), functions, exports, and an element segment that puts
+// The module writer: imports (one memory or two, one table, functions), functions, exports, and an element segment that puts
 // functions into the imported table when the module is instantiated.
 //
 // Type 0 is the type of table functions (see FunctionBuilder.returnCallIndirect). Imports come first, so their
@@ -17,15 +17,18 @@ export interface MemoryImport {
 export class ModuleBuilder {
   readonly addressType: 'i32' | 'i64';
   readonly #memory: MemoryImport;
+  readonly #secondMemory: MemoryImport | undefined;
   readonly #types: Signature[] = [];
   readonly #imports: { name: string; type: number }[] = [];
   readonly #functions: FunctionBuilder[] = [];
   readonly #exports: { name: string; target: Callable }[] = [];
   readonly #elements: { tableIndex: number; target: Callable }[] = [];
 
-  constructor(tableSignature: Signature, memory: MemoryImport) {
+  /** @param secondMemory imported as `memory1`; only `bulkMemory.copyToSecond` reaches it */
+  constructor(tableSignature: Signature, memory: MemoryImport, secondMemory?: MemoryImport) {
     this.#types.push(tableSignature);
     this.#memory = memory;
+    this.#secondMemory = secondMemory;
     this.addressType = memory.addressType;
   }
 
@@ -49,6 +52,11 @@ export class ModuleBuilder {
     builder.index = this.#imports.length + this.#functions.length;
     this.#functions.push(builder);
     return builder;
+  }
+
+  /** A builder that does not become a part of the module: for code that is only looked at. */
+  scratch(signature: Signature): FunctionBuilder {
+    return new FunctionBuilder(signature, this.addressType);
   }
 
   export(name: string, target: Callable): void {
@@ -82,14 +90,24 @@ export class ModuleBuilder {
       s.unsigned(run.targets.length);
       for (const target of run.targets) s.unsigned(target.index);
     });
-    section(out, 10, this.#functions, (s, f) => f.encode(s));
+    const code = new Code();
+    const hints: BranchHints[] = [];
+    section(code, 10, this.#functions, (s, f) => {
+      const start = f.encode(s);
+      if (f.unlikely.length > 0) hints.push({ index: f.index, offsets: f.unlikely.map(offset => start + offset) });
+    });
+    encodeBranchHints(out, hints);
+    out.raw(code.bytes());
     return out.bytes().slice();
   }
 
   #encodeImports(out: Code): void {
-    const { addressType, minPages, maxPages } = this.#memory;
+    const memory = (name: string, { addressType, minPages, maxPages }: MemoryImport) => (s: Code): void => {
+      s.name(name); s.byte(2); s.byte(addressType === 'i64' ? 7 : 3); s.unsigned(minPages); s.unsigned(maxPages);
+    };
     const writers: ((s: Code) => void)[] = [
-      s => { s.name('memory'); s.byte(2); s.byte(addressType === 'i64' ? 7 : 3); s.unsigned(minPages); s.unsigned(maxPages); },
+      memory('memory', this.#memory),
+      ...(this.#secondMemory === undefined ? [] : [memory('memory1', this.#secondMemory)]),
       s => { s.name('table'); s.byte(1); s.byte(0x70); s.byte(0); s.unsigned(0); },
       ...this.#imports.map(item => (s: Code) => { s.name(item.name); s.byte(0); s.unsigned(item.type); }),
     ];
@@ -106,6 +124,31 @@ export class ModuleBuilder {
     }
     return runs;
   }
+}
+
+interface BranchHints {
+  readonly index: number;
+  /** Of branches hardly ever taken, from the function's declaration of locals on. */
+  readonly offsets: readonly number[];
+}
+
+/** The custom section of the branch hinting extension; it stands before the code section. */
+function encodeBranchHints(out: Code, functions: readonly BranchHints[]): void {
+  if (functions.length === 0) return;
+  const body = new Code();
+  body.name('metadata.code.branch_hint');
+  body.unsigned(functions.length);
+  for (const { index, offsets } of functions) {
+    body.unsigned(index);
+    body.unsigned(offsets.length);
+    for (const offset of offsets) {
+      body.unsigned(offset);
+      body.raw([1, 0]);
+    }
+  }
+  out.byte(0);
+  out.unsigned(body.length);
+  out.raw(body.bytes());
 }
 
 function section<T>(out: Code, id: number, items: readonly T[], encode: (section: Code, item: T) => void): void {

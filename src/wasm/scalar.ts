@@ -85,6 +85,14 @@ export const bulkMemory = {
     out.opcode(0xfc000a);
     out.raw([0, 0]);
   },
+  /** From the memory to the second one, whose addresses are 32-bit. */
+  copyToSecond: (to: I32, from: Address, sizeBytes: I32): Statement => out => {
+    to.emit(out);
+    emitAddress(out, from);
+    sizeBytes.emit(out);
+    out.opcode(0xfc000a);
+    out.raw([1, 0]);
+  },
 };
 /** Atomic read-modify-write: evaluates to the old value. `align` must be natural: a misaligned access traps. */
 function rmw<T extends 'i32' | 'i64'>(type: T, code: number, align: number) {

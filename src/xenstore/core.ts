@@ -13,7 +13,7 @@ import type { Actor, Permissions } from './permissions.ts';
 import { parentPath } from './path.ts';
 import { DEFAULT_QUOTA } from './quota.ts';
 import type { Quota } from './quota.ts';
-import { Tree, walk } from './tree.ts';
+import { getNode, Tree, walk } from './tree.ts';
 import type { GenerationCounter, Node } from './tree.ts';
 import { WatchIndex } from './watches.ts';
 import { XsError } from './errors.ts';
@@ -136,13 +136,13 @@ export class StoreCore implements Surface {
 
   /** A removed node is announced to whoever could read it or its parent. */
   #fireRemoved(path: string, removed: Node): void {
-    const parents = new Map([[parentPath(path), this.tree.get(parentPath(path))!.permissions]]);
+    const visibleOf = ({ permissions }: Node, parent: Node) => (actor: Actor) =>
+      mayRead(actor, permissions) || mayRead(actor, parent.permissions);
+    this.watches.fire(path, visibleOf(removed, this.tree.get(parentPath(path))!));
     for (const [at, node] of walk(removed, path)) {
-      parents.set(at, node.permissions);
-      const parent = parents.get(parentPath(at))!;
-      const visible = (actor: Actor) => mayRead(actor, node.permissions) || mayRead(actor, parent);
-      if (at === path) this.watches.fire(at, visible);
-      else this.watches.fireExact(at, visible);
+      if (at === path || !this.watches.isWatched(at)) continue;
+      const parent = getNode(removed, parentPath(at).slice(path.length) || '/')!;
+      this.watches.fireExact(at, visibleOf(node, parent));
     }
   }
 

@@ -177,6 +177,11 @@ test('what was set for a domain is saved with it', () => {
   assert.equal(other.quota(8).nodes, 3);
   assert.equal(other.quota(8).watches, 128);
   assert.deepEqual(other.saveDomain(8), state);
+  assert.ok(other.isDomainUnchanged(8, state));
+  for (const change of [{ features: 0 }, { shutdown: false }, { quota: {} }, { quota: { nodes: 4 } },
+    { quota: { nodes: 3, watches: 1 } }]) {
+    assert.ok(!other.isDomainUnchanged(8, { ...state, ...change }), JSON.stringify(change));
+  }
   const bad: object[] = [
     { features: 64 }, { quota: { toString: 1 } }, { quota: null }, { quota: { nodes: -1 } }, { shutdown: 1 },
   ];

@@ -204,6 +204,14 @@ export class Store extends StoreView {
     return { shutdown, features, quota: { ...quota } };
   }
 
+  /** Whether `saveDomain` would give the same as it once gave. */
+  isDomainUnchanged(domainId: number, state: DomainState): boolean {
+    const { shutdown, features, quota } = this.#core.domain(domainId);
+    if (shutdown !== state.shutdown || features !== state.features) return false;
+    const names = Object.keys(quota) as (keyof Quota)[];
+    return names.length === Object.keys(state.quota).length && names.every((name) => quota[name] === state.quota[name]);
+  }
+
   /** Before `domainIntroduced`. ZAZEN_STORE_EINVAL if the state is none that `saveDomain` gave. */
   restoreDomain(domainId: number, state: DomainState): void {
     refusing(`saved state of domain ${domainId}`, () => {

@@ -57,7 +57,9 @@ export function* walk(node: Node, path: string): Generator<[path: string, node: 
   const pending: [string, Node][] = [[path, node]];
   for (let next = pending.pop(); next !== undefined; next = pending.pop()) {
     yield next;
-    const below = [...next[1].children].reverse();
+    const { children } = next[1];
+    if (children.size === 0) continue;
+    const below = [...children].reverse();
     for (const [name, child] of below) pending.push([childPath(next[0], name), child]);
   }
 }

@@ -42,6 +42,11 @@ export class WatchIndex {
     if (watches?.size === 0) this.#byPath.delete(watch.path);
   }
 
+  /** Whether there is a watch on this very path. */
+  isWatched(path: string): boolean {
+    return this.#byPath.has(path);
+  }
+
   /** A node changed: tells the watches on it and on its ancestors. */
   fire(path: string, visible: Visibility): void {
     let levels = 0;

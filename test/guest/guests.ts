@@ -19,6 +19,9 @@ const PROGRAM_PACKAGES = ['openssl', 'python3-minimal', 'libpython3-stdlib', 'xz
 /** Takes from the boot what is not under test: the kernel's own checks of its ciphers and the block tracer's set-up. */
 export const FAST_BOOT = 'quiet cryptomgr.notests initcall_blacklist=init_blk_tracer';
 
+/** A host with 32-bit addresses and one with 64-bit addresses: the same must hold on both. Only what is used costs. */
+export const HOST_SIZES = ['2GiB', '8GiB'] as const;
+
 /** A guest that takes longer is stuck: it is destroyed, and the error shows its last words. */
 const RUN_LIMIT_MILLIS = 120_000;
 
@@ -39,9 +42,13 @@ export interface GuestRun {
   readonly log: string;
 }
 
-/** The host of a file's tests: closed after the last one, when its memory must be accounted for. Call at top level. */
+/**
+ * The host of a file's tests: closed after the last one, when its memory must be accounted for. Call at top level.
+ * ZAZEN_TEST_MEMORY: the size of every such host, instead of what its file says.
+ */
 export async function testHost(options: HostOptions = {}): Promise<Host> {
-  const host = await Host.start(options);
+  const memory = process.env['ZAZEN_TEST_MEMORY'] ?? options.memory;
+  const host = await Host.start({ ...options, memory });
   after(async () => {
     const { problems } = await host.audit();
     await host.close();

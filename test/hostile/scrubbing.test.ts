@@ -25,22 +25,16 @@ const FIRST_GFN = GUEST_RAM0_BASE / FRAME_BYTES;
 const FILLERS = 2;
 const LOOKERS = 3;
 
-/** A host's insides, with threads beside its pCPUs that use its heap. */
-class Rig {
-  readonly core = new HostCore({
-    memoryBytes: 384 * 2 ** 20, pcpus: 2, clock: systemClock, random: new SeededRandom(1), log: () => {},
-  });
+/** Threads beside a host's pCPUs that use its heap. */
+class FrameThreads {
   readonly control = new Int32Array(new SharedArrayBuffer(128));
-  readonly pages = Math.floor(this.core.thread.heap.stats().total * SHARE);
   readonly #workers: Worker[] = [];
   #commands = 0;
 
-  async start(): Promise<void> {
-    await this.core.startWorkers();
+  constructor(memory: WebAssembly.Memory) {
     for (let i = 0; i < FILLERS + LOOKERS; i++) {
       const workerData: FrameTask = {
-        memory: this.core.thread.machine.memory, agent: FIRST_AGENT + i, role: i < FILLERS ? 'filler' : 'looker',
-        control: this.control,
+        memory, agent: FIRST_AGENT + i, role: i < FILLERS ? 'filler' : 'looker', control: this.control,
       };
       const worker = new Worker(new URL('./frame-worker.ts', import.meta.url), { workerData, execArgv: [] });
       worker.on('error', (error) => { throw error; });
@@ -48,27 +42,47 @@ class Rig {
     }
   }
 
-  #command(command: number): void {
+  command(command: number): void {
     Atomics.store(this.control, CONTROL.command, ++this.#commands * 4 + command);
     Atomics.notify(this.control, CONTROL.command);
   }
-  async #done(): Promise<void> {
+  async done(): Promise<void> {
     const command = this.control[CONTROL.command];
     await until('the threads are done',
       () => this.#workers.every((_, i) => Atomics.load(this.control, CONTROL.done + i) === command));
   }
-  async fill(record: DomainRecord): Promise<void> {
-    this.control.set([record.get(DOMAIN.at.p2mRoot), FIRST_GFN, this.pages, FILLERS], CONTROL.root);
-    this.#command(COMMAND.fill);
-    await this.#done();
+  get looked(): number {
+    return this.control[CONTROL.looked]!;
   }
-  look(): void {
-    this.#command(COMMAND.look);
+  /** Resolves when they are at it. */
+  async look(): Promise<void> {
+    const { looked } = this;
+    this.command(COMMAND.look);
+    await until('the lookers look', () => this.looked > looked + 1000);
   }
-  /** When it resolves, the threads have nothing of the heap's. */
+  /** When it resolves, the threads have nothing of the heap's, and have found nothing in it. */
   async rest(): Promise<void> {
-    this.#command(COMMAND.rest);
-    await this.#done();
+    this.command(COMMAND.rest);
+    await this.done();
+    assert.equal(this.control[CONTROL.found], 0, `found 0x${(this.control[CONTROL.value]! >>> 0).toString(16)}`);
+  }
+  async close(): Promise<void> {
+    await Promise.all(this.#workers.map(worker => worker.terminate()));
+  }
+}
+
+/** A host's insides, with domains that threads fill. */
+class Rig {
+  readonly core = new HostCore({
+    memoryBytes: 384 * 2 ** 20, pcpus: 2, clock: systemClock, random: new SeededRandom(1), log: () => {},
+  });
+  readonly threads = new FrameThreads(this.core.thread.machine.memory);
+  readonly pages = Math.floor(this.core.thread.heap.stats().total * SHARE);
+
+  async fill(record: DomainRecord): Promise<void> {
+    this.threads.control.set([record.get(DOMAIN.at.p2mRoot), FIRST_GFN, this.pages, FILLERS], CONTROL.root);
+    this.threads.command(COMMAND.fill);
+    await this.threads.done();
   }
   createDomain(): DomainRecord {
     const { builder } = this.core;
@@ -84,14 +98,15 @@ class Rig {
   }
   async close(): Promise<void> {
     await this.core.close();
-    await Promise.all(this.#workers.map(worker => worker.terminate()));
+    await this.threads.close();
   }
 }
 
 test('frames of a destroyed domain come to others as zeros, however fast they take them', async (t) => {
   const rig = new Rig();
   t.after(() => rig.close());
-  await rig.start();
+  await rig.core.startWorkers();
+  const { threads } = rig;
   const { heap } = rig.core.thread;
   // The first one leaves a table of ports to the host.
   rig.core.releaseRecord(rig.createDomain());
@@ -101,21 +116,19 @@ test('frames of a destroyed domain come to others as zeros, however fast they ta
     const record = rig.createDomain();
     await rig.fill(record);
     assert.ok(heap.stats().used > used + rig.pages);
-    const looked = rig.control[CONTROL.looked]!;
-    rig.look();
-    await until('the lookers look', () => rig.control[CONTROL.looked]! > looked + 1000);
+    await threads.look();
+    const { looked } = threads;
     rig.core.releaseRecord(record);
     // Sometimes in the middle of it, sometimes when all is done.
     if (round % 2 === 0) await until('it is gone', () => !heap.tearDown.isPending);
-    await until('they have had it all', () => rig.control[CONTROL.looked]! > looked + rig.pages);
-    await rig.rest();
+    await until('they have had it all', () => threads.looked > looked + rig.pages);
+    await threads.rest();
     rig.audit();
-    assert.equal(rig.control[CONTROL.found], 0, `found 0x${(rig.control[CONTROL.value]! >>> 0).toString(16)}`);
   }
   await until('all is scrubbed', () => heap.stats().dirty + heap.stats().scrubbing === 0);
   assert.equal(heap.stats().used, used);
   rig.audit();
-  t.diagnostic(`${rig.control[CONTROL.looked]} frames looked at`);
+  t.diagnostic(`${threads.looked} frames looked at`);
   // What is still to do when the host closes keeps no worker.
   const last = rig.createDomain();
   await rig.fill(last);
@@ -129,6 +142,46 @@ function pollute(a: Assembler): void {
   a.add(1, 1, 8).subs(2, 2, 1).bCond('ne', write);
   a.mov(0, 1).label(rest).emit('WFI', {}).b(rest);
 }
+/** The machine memory of the host that `start` starts. */
+async function withMemory<T>(start: () => Promise<T>): Promise<{ started: T; memory: WebAssembly.Memory }> {
+  const { Memory } = WebAssembly;
+  const made: WebAssembly.Memory[] = [];
+  WebAssembly.Memory = class extends Memory {
+    constructor(descriptor: WebAssembly.MemoryDescriptor) {
+      super(descriptor);
+      made.push(this);
+    }
+  };
+  try {
+    const started = await start();
+    return { started, memory: made.toSorted((a, b) => b.buffer.byteLength - a.buffer.byteLength)[0]! };
+  } finally {
+    WebAssembly.Memory = Memory;
+  }
+}
+
+test('frames that a guest has filled come to others as zeros, while it is destroyed and afterwards', async t => {
+  const { started: arena, memory } = await withMemory(() => Arena.open('384MiB'));
+  const threads = new FrameThreads(memory);
+  try {
+    for (let round = 0; round < 2; round++) {
+      const guest = await arena.start({ code: pollute }, { memory: GUEST_BYTES });
+      await until('it has written all', () => guest.stats().residentBytes > GUEST_WORDS * 8);
+      await threads.look();
+      const { looked } = threads;
+      // Its last writes may still be under way.
+      await guest.destroy();
+      await until('they have had it all', () => threads.looked > looked + arena.host.stats().memoryBytes / FRAME_BYTES);
+      await threads.rest();
+      await arena.audit();
+    }
+    t.diagnostic(`${threads.looked} frames looked at`);
+  } finally {
+    await arena.close();
+    await threads.close();
+  }
+});
+
 /** Touches every page, with a zero, then reads every word; powers off when all are zero, else asks for a reset. */
 function inspect(a: Assembler): void {
   const [touch, read, wrong] = ['touch', 'read', 'wrong'].map(fresh) as [string, string, string];

@@ -13,7 +13,7 @@ import { test } from 'node:test';
 import { Assembler } from '../../src/a64/test-assembler.ts';
 import { vcpuRecord } from '../../src/abi/vcpu.ts';
 import { GUEST_BASE, createTestMachine } from '../../src/cpu/test-machine.ts';
-import type { TestMachine } from '../../src/cpu/test-machine.ts';
+import type { TestMachine, TestMachineOptions } from '../../src/cpu/test-machine.ts';
 import type { VcpuState } from '../../src/cpu/vcpu-state.ts';
 import type { ExitReason } from '../../src/cpu/host.ts';
 
@@ -130,8 +130,8 @@ export class Guest {
   upper: PageTables;
   #nextTable = TABLES;
 
-  constructor(addressType: 'i32' | 'i64') {
-    this.m = createTestMachine({ addressType });
+  constructor(options: TestMachineOptions = {}) {
+    this.m = createTestMachine(options);
     this.vcpu = this.m.vcpu;
     const vectors = new Assembler(VECTORS);
     for (let offset = 0; offset < 0x800; offset += 0x80) vectors.padTo(offset).hvc(VECTOR_CALL + offset).eret();
@@ -283,9 +283,14 @@ export function fetchOutcome(g: Guest, el: 0 | 1, va: bigint): 'ok' | number {
   return taken.iss & 0x3f;
 }
 
-/** One test on a machine with 32-bit memory and one with 64-bit memory. */
+const machines: readonly (readonly [name: string, TestMachineOptions])[] = [
+  ['interpreted, i32 memory', { addressType: 'i32' }],
+  ['interpreted, i64 memory', { addressType: 'i64' }],
+  ['compiled, i32 memory', { addressType: 'i32', forced: {} }],
+  ['compiled in regions of one instruction, i64 memory', { addressType: 'i64', forced: { regionMax: 1 } }],
+];
+
+/** One test on both engines, and machines with 32-bit and 64-bit memory. */
 export function systemTest(name: string, body: (g: Guest) => void): void {
-  for (const addressType of ['i32', 'i64'] as const) {
-    test(`${name} (${addressType} memory)`, () => body(new Guest(addressType)));
-  }
+  for (const [machine, options] of machines) test(`${name} (${machine})`, () => body(new Guest(options)));
 }

@@ -222,7 +222,7 @@ systemTest('IC IVAU of an address without translation aborts as cache maintenanc
 
 for (const addressType of ['i32', 'i64'] as const) {
   test(`TLBI of the inner shareable domain reaches another vCPU on another engine (${addressType} memory)`, () => {
-    const g = new Guest(addressType);
+    const g = new Guest({ addressType });
     g.enableMmu();
     twoPages(g);
     g.lower.map(VA, DATA, USER_DATA);

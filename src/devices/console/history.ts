@@ -33,7 +33,6 @@ export class ConsoleHistory {
   }
 
   clear(): void {
-    this.#bytes = new Uint8Array(0);
     this.#next = 0;
     this.#full = false;
   }

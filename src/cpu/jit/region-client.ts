@@ -1,0 +1,82 @@
+// A pCPU thread's side of compilation: finds hot code, asks for it, and takes in what comes.
+
+import { MACHINE_HEADER } from '../../abi/machine-memory.ts';
+import type { MachineMemory } from '../../memory/machine-memory.ts';
+import { handlerCount } from '../../a64/table.ts';
+import type { RegionMessage } from './region-parcels.ts';
+
+const QUANTUM_MIN = 4_000;
+const QUANTUM_MAX = 256_000;
+/** Samples at one place that make it hot; and after how many more it is asked for again, its page having changed. */
+const HOT_SAMPLES = 2;
+const AGAIN_SAMPLES = 64;
+const REQUEST_RECORDS = 16;
+/** Places remembered at most: then all are forgotten, as those that are hot come back soon. */
+const PLACES_MAX = 1 << 14;
+
+export interface SamplingOptions {
+  /** Instructions of the shortest quantum. */
+  readonly quantumMin?: number;
+  readonly hotSamples?: number;
+}
+
+export interface RegionChannel {
+  /** Asks for the code at some records. */
+  readonly request: (records: readonly number[]) => void;
+  /** The next message of the translator's, if one has come. */
+  readonly receive: () => RegionMessage | undefined;
+}
+
+/**
+ * Hot code is found by sampling: a vCPU's time is cut into short quanta, each of which ends at a branch target, and that
+ * is where a region may begin. It costs nothing while code runs. Where samples fall into regions, quanta get long.
+ */
+export class RegionClient {
+  /** Instructions until the next sample. */
+  quantum: number;
+  readonly #machine: MachineMemory;
+  readonly #channel: RegionChannel;
+  readonly #quantumMin: number;
+  readonly #hotSamples: number;
+  readonly #samples = new Map<number, number>();
+  #wanted: number[] = [];
+  #parcelsSeen = 0;
+
+  constructor(machine: MachineMemory, channel: RegionChannel, options: SamplingOptions = {}) {
+    const { quantumMin = QUANTUM_MIN, hotSamples = HOT_SAMPLES } = options;
+    this.quantum = quantumMin;
+    this.#quantumMin = quantumMin;
+    this.#hotSamples = hotSamples;
+    this.#machine = machine;
+    this.#channel = channel;
+  }
+
+  /** A quantum has ended at a record that holds a handler's or region's number. */
+  sample(record: number, handler: number): void {
+    if (handler >= handlerCount) {
+      this.quantum = Math.min(QUANTUM_MAX, this.quantum * 2);
+      return;
+    }
+    this.quantum = Math.max(this.#quantumMin, this.quantum >> 2);
+    const samples = (this.#samples.get(record) ?? 0) + 1;
+    if (this.#samples.size >= PLACES_MAX) this.#samples.clear();
+    this.#samples.set(record, samples);
+    if (samples === this.#hotSamples || samples % AGAIN_SAMPLES === 0) this.#wanted.push(record);
+    if (this.#wanted.length >= REQUEST_RECORDS) this.send();
+  }
+
+  /** Asks for what has been found. */
+  send(): void {
+    if (this.#wanted.length === 0) return;
+    this.#channel.request(this.#wanted);
+    this.#wanted = [];
+  }
+
+  /** Messages that have come since the last call. */
+  *arrived(): Generator<RegionMessage> {
+    const sent = Atomics.load(this.#machine.u32, MACHINE_HEADER.at.regionParcels >>> 2);
+    if (sent === this.#parcelsSeen) return;
+    this.#parcelsSeen = sent;
+    for (let parcel = this.#channel.receive(); parcel !== undefined; parcel = this.#channel.receive()) yield parcel;
+  }
+}

@@ -1,0 +1,255 @@
+// The Machine of compiled regions: general registers live in locals, operands are constants, condition flags stay
+// symbolic until somebody needs them.
+//
+//   entry: locals ← vCPU record        exit, or a slow path: changed locals ─► vCPU record
+//
+// A slow path (TLB miss) is called with everything in the record, because it may end in an exception; it changes no
+// register, so the code behind it goes on with its locals. Whatever else is slow, is left to the interpreter's handler
+// of the same instruction: the region is left before it, with nothing of it done.
+//
+// SIMD&FP registers and the rest of the state stay in the vCPU record.
+
+import type { FlagSource } from '../../a64/machine.ts';
+import { DISCARD_SLOT, RECORD_BYTES, SP_SLOT, ZERO_SLOT } from '../../a64/operand.ts';
+import type { Imm, Imm64, Reg, VReg } from '../../a64/operand.ts';
+import type { TrapName } from '../../a64/slow.ts';
+import { vOffset, vcpuRecord, xOffset } from '../../abi/vcpu.ts';
+import { assert } from '../../base/assert.ts';
+import type { Callable, FunctionBuilder } from '../../wasm/function.ts';
+import { i32, i64 } from '../../wasm/scalar.ts';
+import type { I32, I64 } from '../../wasm/types.ts';
+import { EngineMachine, leaveIfDue } from '../engine-machine.ts';
+import type { EngineContext } from '../engine-machine.ts';
+import { carryOut, conditionOf, packedFlags, recordFlags } from '../flags.ts';
+import { FLAG_KIND, flagKindOf } from './lazy-flags.ts';
+import { PAGE_INSTRUCTIONS } from './region.ts';
+import type { Instruction } from './region.ts';
+
+const at = vcpuRecord.at;
+
+export interface RegionContext extends EngineContext {
+  /** (vCPU, kind, a, b): flags of an operation to the vCPU record (lazy-flags.ts). */
+  readonly storeFlags: Callable;
+}
+
+/**
+ * Where the flags are: in the record; given by an operation whose values are in locals; or what `mergedFlags` says at
+ * run time, where paths meet.
+ */
+export type FlagState = 'record' | 'merged' | Exclude<FlagSource, { kind: 'adc' }>;
+
+/** What is known where control gets to a block. */
+export interface PathState {
+  /** Bit n: register n (31: SP) differs from the record. */
+  dirty: number;
+  flags: FlagState;
+  /** SIMD&FP instructions are known not to be trapped. */
+  fpChecked: boolean;
+}
+
+/** Goes to a place in the same page; the path's state is the machine's. The code behind it is not reached. */
+export type FollowEdge = (target: number) => void;
+
+export class RegionMachine extends EngineMachine<RegionContext> {
+  readonly #base: I32;
+  readonly #registers = new Map<number, I64>();
+  readonly #tlbs: { read: I32; write: I32 };
+  readonly #merged: { kind: I32; a: I64; b: I64 };
+  readonly #follow: FollowEdge;
+  #instruction: Instruction | undefined;
+  #ended = false;
+  /** Operands that were written, for the survey. */
+  readonly written = new Set<Reg>();
+  state: PathState = { dirty: 0, flags: 'record', fpChecked: false };
+
+  /**
+   * @param f of (record, vcpu, fuel), empty
+   * @param entry place of the first instruction
+   * @param used bit n: register n is used and gets a local
+   */
+  constructor(f: FunctionBuilder, context: RegionContext, entry: number, used: number, follow: FollowEdge) {
+    super(f, context);
+    this.#follow = follow;
+    const record = f.param(0, 'i32');
+    this.#base = entry === 0 ? record : f.let(i32.sub(record, i32.const(RECORD_BYTES * entry)));
+    this.#tlbs = { read: f.let(this.readState32(at.tlbRead)), write: f.let(this.readState32(at.tlbWrite)) };
+    this.#merged = { kind: f.local('i32'), a: f.local('i64'), b: f.local('i64') };
+    for (let n = 0; n <= SP_SLOT; n++) {
+      if ((used >>> n) & 1) this.#registers.set(n, f.let(this.readState64(xOffset(n))));
+    }
+  }
+
+  /** Emits one instruction. @returns false if control does not get behind it */
+  instruction(instruction: Instruction, meaning: () => void): boolean {
+    this.#instruction = instruction;
+    this.#ended = false;
+    const { row, fields } = instruction;
+    if (row.fp && !this.state.fpChecked) {
+      this.requireFp();
+      this.state.fpChecked = true;
+    }
+    if (row.spBase && fields['Rn'] === 31) this.requireAlignedSp();
+    meaning();
+    return !this.#ended;
+  }
+
+  // ---- ways out
+
+  #recordOf(index: number): I32 { return i32.add(this.#base, i32.const(RECORD_BYTES * index)); }
+  protected record(): I32 { return this.#recordOf(this.#instruction!.index); }
+
+  protected spill(): void {
+    this.#spillRegisters();
+    const { flags } = this.state;
+    if (flags === 'record') return;
+    if (flags === 'merged') return this.#storeMergedFlags();
+    const { a, b } = RegionMachine.#lazy(flags);
+    this.f.call(this.context.storeFlags, this.vcpu, i32.const(flagKindOf(flags)), a, b);
+  }
+  #storeMergedFlags(): void {
+    this.f.call(this.context.storeFlags, this.vcpu, this.#merged.kind, this.#merged.a, this.#merged.b);
+  }
+  #spillRegisters(): void {
+    for (const [n, local] of this.#registers) {
+      if ((this.state.dirty >>> n) & 1) this.writeState64(xOffset(n), local);
+    }
+  }
+  /** As `spill`, for ways out that are taken often: flags without a call. */
+  #spillInline(): void {
+    const { flags } = this.state;
+    if (flags === 'record' || flags === 'merged') return this.spill();
+    this.#spillRegisters();
+    recordFlags(this.f, this.vcpu, flags);
+  }
+
+  /** The operands of a source as 64-bit values, as `mergedFlags` and `storeFlags` take them. */
+  static #lazy(source: Exclude<FlagSource, { kind: 'adc' }>): { a: I64; b: I64 } {
+    const wide = (value: I32 | I64): I64 => value.type === 'i64' ? value : i64.extendI32U(value);
+    if (source.kind === 'packed') return { a: wide(source.nzcv), b: i64.const(0) };
+    if (source.kind === 'logic') return { a: wide(source.result), b: i64.const(0) };
+    return { a: wide(source.a), b: wide(source.b) };
+  }
+  /** Says at run time where the flags are, for a block that is reached by several paths. */
+  mergeFlags(): void {
+    const { flags } = this.state;
+    if (flags === 'merged') return;
+    this.f.set(this.#merged.kind, i32.const(flags === 'record' ? FLAG_KIND.recorded : flagKindOf(flags)));
+    if (flags === 'record') return;
+    const { a, b } = RegionMachine.#lazy(flags);
+    this.f.set(this.#merged.a, a);
+    if (flags.kind === 'add' || flags.kind === 'sub') this.f.set(this.#merged.b, b);
+  }
+  /** The flags of paths that met, into the record. */
+  #settleFlags(): void {
+    if (this.state.flags !== 'merged') return;
+    this.#storeMergedFlags();
+    this.state.flags = 'record';
+    // Later blocks may still be entered with merged flags.
+    this.f.set(this.#merged.kind, i32.const(FLAG_KIND.recorded));
+  }
+
+  /** A taken branch: fuel stays relative to the record. */
+  addFuel(from: number, to: number): void {
+    const distance = RECORD_BYTES * (to - from - 1);
+    if (distance !== 0) this.f.set(this.fuel, i32.add(this.fuel, i32.const(distance)));
+  }
+  /** At a place that control comes to again and again. */
+  leaveIfDue(target: number): void {
+    leaveIfDue(this.f, this.context.leave, this.f.let(this.#recordOf(target)), this.vcpu, this.fuel, () => this.spill());
+  }
+  /** Out of the region, to whatever the target's record says. */
+  leaveTo(target: number): void {
+    this.#spillInline();
+    const record = this.f.let(this.#recordOf(target));
+    this.f.returnCallIndirect(i32.load16U(record), record, this.vcpu, this.fuel);
+  }
+  /** The interpreter does this instruction. */
+  #handOver(): void {
+    this.spill();
+    this.f.returnCallIndirect(i32.const(this.#instruction!.handler), this.record(), this.vcpu, this.fuel);
+  }
+
+  // ---- operands
+  #register(r: Reg): I64 {
+    const local = this.#registers.get(r.value as number);
+    assert(local !== undefined, 'a register of a region has no local');
+    return local;
+  }
+  x(r: Reg): I64 { return r.value === ZERO_SLOT ? i64.const(0) : this.#register(r); }
+  w(r: Reg): I32 { return i32.wrapI64(this.x(r)); }
+  setX(r: Reg, value: I64): void {
+    this.written.add(r);
+    if (r.value === DISCARD_SLOT) return this.f.drop(value);
+    this.f.set(this.#register(r), value);
+    this.state.dirty |= 1 << (r.value as number);
+  }
+  imm(i: Imm): I32 { return i32.const(i.value as number); }
+  imm64(i: Imm | Imm64): I64 { return i64.const(i.value); }
+  slotOffset(r: Reg | VReg): I32 {
+    return i32.const(r.kind === 'x' ? xOffset(r.value as number) : vOffset(r.value as number));
+  }
+  protected vPlace(r: VReg): [I32, number] { return [this.vcpu, vOffset(r.value as number)]; }
+  protected tlb(access: 'read' | 'write'): I32 { return this.#tlbs[access]; }
+  protected stackPointer(): I64 { return this.#registers.get(SP_SLOT)!; }
+
+  // ---- flags
+  setFlags(source: FlagSource): void {
+    const isPinned = source.kind !== 'adc' && source.kind !== 'packed';
+    this.state.flags = isPinned ? source : { kind: 'packed', nzcv: this.f.let(packedFlags(source)) };
+  }
+  carry(): I32 {
+    this.#settleFlags();
+    const { flags } = this.state;
+    if (typeof flags === 'string') return this.recordedCarry();
+    if (flags.kind === 'logic') return i32.const(0);
+    return flags.kind === 'packed' ? conditionOf(flags, 2) : carryOut(flags);
+  }
+  nzcv(): I32 {
+    this.#settleFlags();
+    const { flags } = this.state;
+    return typeof flags === 'string' ? this.recordedNzcv() : packedFlags(flags);
+  }
+  condition(code: number): I32 {
+    if (code >= 14) return i32.const(1);
+    this.#settleFlags();
+    const { flags } = this.state;
+    return typeof flags === 'string' ? this.recordedCondition(code) : conditionOf(flags, code);
+  }
+
+  // ---- control flow
+  pc(): I64 {
+    return i64.add(this.readState64(at.pcBase), i64.extendI32U(i32.shrU(this.record(), i32.const(2))));
+  }
+  branch(offset: Imm): void {
+    this.#branch(offset);
+    this.#ended = true;
+  }
+  branchIf(condition: I32, offset: Imm): void {
+    const [state, instruction] = [{ ...this.state }, this.#instruction];
+    // The way there may emit other blocks with this machine.
+    this.f.if(condition, () => this.#branch(offset));
+    this.state = state;
+    this.#instruction = instruction;
+    this.#ended = false;
+  }
+  #branch(offset: Imm): void {
+    const { index } = this.#instruction!;
+    const target = index + (offset.value as number) / 4;
+    if (target >= 0 && target < PAGE_INSTRUCTIONS) return this.#follow(target);
+    this.#jump(i64.add(this.pc(), this.imm64(offset)));
+  }
+  branchTo(va: I64): void {
+    this.#ended = true;
+    this.#jump(va);
+  }
+  #jump(va: I64): void {
+    const target = this.f.let(va);
+    this.#spillInline();
+    this.f.returnCall(this.context.jump, this.record(), this.vcpu, this.fuel, target);
+  }
+  trap(): void {
+    this.#ended = true;
+    this.#handOver();
+  }
+  protected emitTrap(_name: TrapName, _args: I32[]): void { this.#handOver(); }
+}

@@ -1,0 +1,30 @@
+// What the translator's thread and the pCPUs' threads send each other. Hot records go one way, parcels of compiled
+// regions the other: the modules to everybody, the places that they are for to who asked.
+//
+// A parcel is counted in machine memory after it has been sent. So whoever sees the count has the parcel in its queue;
+// and no record names a region before a thread that has its module has put it there, with the module in all queues.
+
+import type { CodePage } from '../decode-cache.ts';
+
+/** A region's number is to stand at a place, if the page is still the same. */
+export interface RegionEntry {
+  readonly page: CodePage;
+  /** Places of all its instructions in the page. */
+  readonly indices: readonly number[];
+  readonly tableIndex: number;
+}
+
+export interface RegionParcel {
+  readonly module: WebAssembly.Module | undefined;
+  readonly entries: readonly RegionEntry[];
+}
+
+/**
+ * The table is full, and all regions go: their numbers will be used again. Whoever gets this empties its table; and the
+ * decode cache is emptied, unless that has happened since this generation of it, so that no record names one.
+ */
+export interface RegionReset {
+  readonly generation: number;
+}
+
+export type RegionMessage = RegionParcel | RegionReset;

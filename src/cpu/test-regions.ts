@@ -1,0 +1,94 @@
+// Compilation for test machines, all in one thread: of code that is hot, as in a host, or at once.
+
+import { MACHINE_HEADER } from '../abi/machine-memory.ts';
+import { RECORD_BYTES } from '../a64/operand.ts';
+import type { MachineMemory } from '../memory/machine-memory.ts';
+import { DecodeCache } from './decode-cache.ts';
+import type { Engine } from './engine.ts';
+import { RegionClient } from './jit/region-client.ts';
+import type { SamplingOptions } from './jit/region-client.ts';
+import type { RegionMessage } from './jit/region-parcels.ts';
+import { Translator } from './jit/translator.ts';
+import type { TranslatorLimits } from './jit/translator.ts';
+
+export type TestRegionOptions = TranslatorLimits & SamplingOptions;
+
+function translatorFor(machine: MachineMemory, limits: TranslatorLimits): Translator {
+  const { addressType, sizeBytes } = machine.parameters;
+  return new Translator(machine, { addressType, minPages: 1, maxPages: sizeBytes / 65536 }, MACHINE_HEADER.at.pairLock, limits);
+}
+
+/** The translator's thread and its ports, without threads. */
+export class LocalTranslator {
+  readonly #machine: MachineMemory;
+  readonly #options: TestRegionOptions;
+  readonly #translator: Translator;
+  readonly #queues: RegionMessage[][] = [];
+  resets = 0;
+
+  constructor(machine: MachineMemory, options: TestRegionOptions) {
+    this.#machine = machine;
+    this.#options = options;
+    this.#translator = translatorFor(machine, options);
+  }
+
+  get regionCount(): number { return this.#translator.regionCount; }
+
+  /** For another engine. */
+  client(): RegionClient {
+    const queue: RegionMessage[] = [];
+    const number = this.#queues.push(queue) - 1;
+    return new RegionClient(this.#machine, {
+      request: records => this.#translate(records, number),
+      receive: () => queue.shift(),
+    }, this.#options);
+  }
+
+  #translate(records: readonly number[], requester: number): void {
+    for (const record of records) this.#translator.request(record, requester);
+    const { module, entries } = this.#translator.translate();
+    this.#send(number => ({ module, entries: entries.get(number) ?? [] }));
+    if (!this.#translator.isFull) return;
+    this.resets++;
+    const reset = this.#translator.startOver();
+    this.#send(() => reset);
+  }
+  #send(messageFor: (client: number) => RegionMessage): void {
+    this.#queues.forEach((queue, number) => queue.push(messageFor(number)));
+    Atomics.add(this.#machine.u32, MACHINE_HEADER.at.regionParcels >>> 2, 1);
+  }
+}
+
+/** Compiles regions of a machine's code at once, hot or not. */
+export class ForcedRegions {
+  readonly #decodeCache: DecodeCache;
+  readonly #translator: Translator;
+  readonly #engines: Engine[] = [];
+  readonly #modules: WebAssembly.Module[] = [];
+
+  constructor(machine: MachineMemory, limits: TranslatorLimits = {}) {
+    this.#decodeCache = new DecodeCache(machine);
+    this.#translator = translatorFor(machine, limits);
+  }
+
+  get regionCount(): number { return this.#translator.regionCount; }
+
+  /** Gives an engine all regions, present and future: a record names them for every engine of the machine. */
+  serve(engine: Engine): void {
+    this.#engines.push(engine);
+    for (const module of this.#modules) engine.addRegions(module);
+  }
+
+  /** Has regions run from each of these places on. */
+  compile(places: Iterable<{ mfn: number; offsetInPage: number }>): void {
+    for (const { mfn, offsetInPage } of places) {
+      this.#translator.request(this.#decodeCache.slotFor(mfn) + (offsetInPage / 4) * RECORD_BYTES, 0);
+    }
+    const { module, entries } = this.#translator.translate();
+    if (module !== undefined) {
+      this.#modules.push(module);
+      for (const engine of this.#engines) engine.addRegions(module);
+    }
+    for (const { page, indices, tableIndex } of entries.get(0) ?? []) this.#decodeCache.enterRegion(page, indices, tableIndex);
+  }
+}

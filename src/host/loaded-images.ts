@@ -1,0 +1,312 @@
+// Images that domains of this host were restored from: one template each (lifecycle/restore.ts), whatever number of
+// domains there are, and whatever names the file goes by. Main thread only.
+//
+//   file ──open──► LoadedImage ── template (p2m) ◄── shares ── domains, checkpoints: its users
+//                      │  └─ loader: reads what nobody has touched yet, the recorded working set first
+//                      └─ posted to the workers, which read what their guests touch
+//
+// An image stays as long as it has users, since their memory may still say "in the image"; a complete one stays after
+// them as well, for the next. When the host is short of memory it goes: at once if nobody uses it; if somebody does and
+// it is complete, after all users have been given what they share of it. One that is not complete must stay.
+
+import { statSync } from 'node:fs';
+import type { BigIntStats } from 'node:fs';
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { ZazenError } from '../base/errors.ts';
+import { openImage } from '../image/image.ts';
+import type { Image } from '../image/image.ts';
+import { TemplateLoader, makeTemplate, outOfMemory } from '../lifecycle/restore.ts';
+import type { LoadOptions } from '../lifecycle/restore.ts';
+import { decodeWorkingSet } from '../lifecycle/working-set.ts';
+import { HOST_ACCOUNT } from '../memory/heap.ts';
+import { resolveImageLeaves } from '../memory/image-leaves.ts';
+import type { ImagePages, ImageSource } from '../memory/image-pages.ts';
+import type { FrameCache } from './frame-caches.ts';
+import type { HostCore } from './host-core.ts';
+import { TOUCH_COUNT, TouchedImage, newCounters } from './image-source.ts';
+import type { ImageLoadStats } from './types.ts';
+
+/** A domain or a checkpoint whose memory comes from an image; or somebody who is about to make one, with root 0. */
+export interface ImageUser {
+  readonly p2mRoot: number;
+}
+
+const stampOf = ({ dev, ino, size, mtimeNs, ctimeNs }: BigIntStats): string =>
+  [dev, ino, size, mtimeNs, ctimeNs].join(':');
+
+/** In this thread: a question to the file system's cache takes less than handing it to another thread. */
+function stampOfFile(path: string): string {
+  const status = statSync(path, { bigint: true, throwIfNoEntry: false });
+  return status === undefined ? 'missing' : stampOf(status);
+}
+
+export class LoadedImage implements FrameCache {
+  readonly number: number;
+  readonly root: number;
+  readonly path: string;
+  /** Device, inode, size and times of the file: another one is another image. */
+  readonly stamp: string;
+  /** What was taken in when it was opened; its pages may be out of reach by now. */
+  image: Image;
+  readonly #core: HostCore;
+  readonly #users = new Set<ImageUser>();
+  readonly #loader: TemplateLoader;
+  readonly #counters = newCounters();
+  readonly #workingSetPages: number;
+  readonly #forget: () => void;
+  #source: TouchedImage;
+  #isWhole = false;
+  /** Whether it is to be loaded beside its guests, whether that is under way, and what has come in between. */
+  #isWanted = false;
+  #isLoading = false;
+  #failure: ZazenError | undefined;
+  #gone: Promise<void> | undefined;
+
+  /** @throws ZazenError ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_IMAGE_PARENT */
+  constructor(core: HostCore, image: Image, stamp: string, number: number, forget: () => void) {
+    this.#core = core;
+    this.image = image;
+    this.path = image.path;
+    this.stamp = stamp;
+    this.number = number;
+    this.#forget = forget;
+    const { thread } = core;
+    this.root = makeTemplate(thread, image, number);
+    const workingSet = decodeWorkingSet(image);
+    this.#workingSetPages = workingSet.reduce((sum, { count }) => sum + count, 0);
+    this.#loader = new TemplateLoader(thread, () => this.image, this.root, workingSet,
+      () => Atomics.load(this.#counters, TOUCH_COUNT.requests));
+    this.#source = this.#makeSource();
+    core.caches.touch(this);
+  }
+
+  #makeSource(): TouchedImage {
+    const { image: { pages }, root, number } = this;
+    const counters = this.#counters;
+    this.#core.postToWorkers({ image: number, root, counters, pages: pages.describe() });
+    return new TouchedImage(this.#core.thread.machine, { root, counters }, pages);
+  }
+
+  get source(): ImageSource { return this.#source; }
+  get isComplete(): boolean { return this.#loader.isComplete; }
+  get isGone(): boolean { return this.#gone !== undefined; }
+  get inFlight(): Iterable<number> { return this.#loader.inFlight; }
+  get frames(): number { return this.#users.size === 0 ? this.#loader.pageCount : 0; }
+
+  // ---- users
+
+  /** From now on the user's memory may lie in the image. */
+  join(user: ImageUser): void {
+    this.#users.add(user);
+    this.#core.caches.touch(this);
+  }
+  leave(user: ImageUser): void {
+    this.#users.delete(user);
+    if (this.#users.size === 0 && !this.isComplete) void this.#drop();
+  }
+
+  giveUp(): boolean {
+    if (this.#users.size > 0 || !this.isComplete || this.isGone) return false;
+    this.#release();
+    return true;
+  }
+
+  /** Gives up a complete image that is in use. @returns false if that cannot be */
+  detach(): boolean {
+    if (!this.isComplete || this.isGone) return false;
+    const { thread } = this.#core;
+    let isDone = false;
+    // A worker that is loading a page looks at the template; and nobody may change what is being resolved.
+    thread.safePoints.stopWorldAtRest(() => {
+      const roots = Array.from(this.#users, ({ p2mRoot }) => p2mRoot).filter((root) => root !== 0);
+      isDone = resolveImageLeaves(thread.heap, roots, this.root, this.number);
+    });
+    if (!isDone) return false;
+    this.#release();
+    this.#core.caches.remove(this);
+    return true;
+  }
+
+  /** Of an image that is not complete, when its last user has gone or the host closes. */
+  #drop(): Promise<void> {
+    return this.#gone ??= this.#endLoading();
+  }
+  async #endLoading(): Promise<void> {
+    await this.#loader.stop();
+    // Until here, the audit has to know of the frames that were being read into.
+    this.#forget();
+    this.#core.caches.remove(this);
+    this.#releaseFrames();
+    await this.image.close();
+  }
+  #release(): void {
+    this.#forget();
+    this.#gone = Promise.resolve();
+    this.#releaseFrames();
+  }
+  #releaseFrames(): void {
+    this.#core.releaseRoot(this.root);
+    this.#core.postToWorkers({ image: this.number, root: 0, counters: this.#counters, pages: undefined });
+  }
+
+  /** When it resolves, no read is under way and no file is open. */
+  async close(): Promise<void> {
+    if (!this.isComplete) await this.#drop();
+  }
+
+  // ---- loading
+
+  /** Begins to read all of it, beside the guests that run. */
+  loadBeside(): void {
+    if (this.isComplete || this.isGone || this.#isLoading) return;
+    this.#isLoading = true;
+    const ended = (error?: unknown): void => {
+      this.#isLoading = false;
+      if (error !== undefined && !(error instanceof ZazenError)) throw error;
+      this.#failure = error;
+      this.#noteWhole();
+    };
+    this.#loader.load().then(() => ended(), ended);
+    this.#isWanted = true;
+  }
+
+  /** Goes on with loading that has ended for want of frames. */
+  keepHouse(): void {
+    const isShort = this.#failure === undefined || this.#failure.code === 'ZAZEN_HOST_OUT_OF_MEMORY';
+    if (this.#isWanted && isShort) this.loadBeside();
+  }
+
+  /** @throws ZazenError ZAZEN_IMAGE_*, ZAZEN_HOST_OUT_OF_MEMORY; the signal's reason */
+  async complete(options: LoadOptions = {}): Promise<void> {
+    await this.#loader.complete(options);
+    this.#noteWhole();
+  }
+
+  /** All is in frames: the file is needed no more. */
+  #noteWhole(): void {
+    if (!this.isComplete || this.#isWhole) return;
+    this.#isWhole = true;
+    void this.image.close();
+    if (this.#users.size === 0) this.#core.caches.touch(this);
+  }
+
+  /** Loads what a frozen memory has in the image, so that all of it is in frames. @throws ZazenError as `complete` */
+  async completeFrozen(root: number, options: LoadOptions = {}): Promise<void> {
+    // Once given up, it has left nothing in its users.
+    if (!this.isGone) await this.complete(options);
+    if (!this.isGone && !resolveImageLeaves(this.#core.thread.heap, [root], this.root, this.number)) {
+      throw outOfMemory(this.path);
+    }
+  }
+
+  /** Why a guest that touches a page cannot have it; undefined: it can. */
+  lossOf(gfn: number): ZazenError | undefined {
+    const { heap } = this.#core.thread;
+    const mfn = heap.allocate(HOST_ACCOUNT, true);
+    if (mfn === 0) return undefined;
+    const isThere = this.isGone || this.#isWhole || this.#source.read(gfn, Uint32Array.of(mfn));
+    heap.release(mfn);
+    return isThere ? undefined : this.#source.failure;
+  }
+
+  /** After a loss: the same image may be in its place again, in another file, or the file be what it was. */
+  async lookAgain(): Promise<void> {
+    if (this.isComplete || this.isGone) return;
+    const again = await openImage(this.path).catch(() => undefined);
+    if (again === undefined) return;
+    const isSame = again.header.id === this.image.header.id && again.digest === this.image.digest;
+    if (!isSame || this.isComplete || this.isGone) await again.close();
+    else {
+      const old = this.image;
+      this.image = again;
+      this.#source = this.#makeSource();
+      await old.close();
+    }
+    if (this.#isWanted) this.loadBeside();
+  }
+
+  stats(): ImageLoadStats {
+    const touchedPages = Atomics.load(this.#counters, TOUCH_COUNT.pages);
+    const { pageCount, pagesRead, isComplete } = this.#loader;
+    return {
+      path: this.path, pageCount, isComplete,
+      pagesDone: isComplete ? pageCount : Math.min(pageCount, pagesRead + touchedPages),
+      workingSetPages: this.#workingSetPages,
+      touchedPages, touchRequests: Atomics.load(this.#counters, TOUCH_COUNT.requests),
+      bytesRead: (pagesRead + touchedPages) * FRAME_BYTES,
+      direct: this.image.direct,
+      ...(this.#failure === undefined ? {} : { failure: this.#failure.message }),
+    };
+  }
+}
+
+export class LoadedImages implements ImagePages {
+  readonly #core: HostCore;
+  readonly #byNumber = new Map<number, LoadedImage>();
+  readonly #opening = new Map<string, Promise<LoadedImage>>();
+  #lastNumber = 0;
+
+  constructor(core: HostCore) {
+    this.#core = core;
+  }
+
+  source(number: number): ImageSource | undefined {
+    return this.#byNumber.get(number)?.source;
+  }
+
+  /** Frames that reads under way go into, for the audit. */
+  *inFlight(): Generator<number> {
+    for (const image of this.#byNumber.values()) yield* image.inFlight;
+  }
+
+  /**
+   * The image of a file, opened now if it is not known, with the caller as a user until it leaves.
+   * @throws ZazenError ZAZEN_IMAGE_*, ZAZEN_HOST_OUT_OF_MEMORY
+   */
+  async open(path: string, user: ImageUser): Promise<LoadedImage> {
+    const stamp = stampOfFile(path);
+    for (const known of this.#byNumber.values()) {
+      if (known.stamp !== stamp || known.isGone) continue;
+      known.join(user);
+      return known;
+    }
+    const opening = this.#opening.get(stamp) ?? this.#open(path);
+    this.#opening.set(stamp, opening);
+    try {
+      const image = await opening;
+      image.join(user);
+      return image;
+    } finally {
+      this.#opening.delete(stamp);
+    }
+  }
+
+  async #open(path: string): Promise<LoadedImage> {
+    const image = await openImage(path);
+    try {
+      const stamp = stampOf(await image.stat());
+      this.#core.makeRoom(image.storedPages * FRAME_BYTES);
+      const number = ++this.#lastNumber;
+      const loaded = new LoadedImage(this.#core, image, stamp, number, () => this.#byNumber.delete(number));
+      this.#byNumber.set(number, loaded);
+      return loaded;
+    } catch (error) {
+      await image.close();
+      throw error;
+    }
+  }
+
+  /** Gives up some image that is in use, as far as it can be. @returns false if there is none */
+  detach(): boolean {
+    for (const image of this.#byNumber.values()) if (image.detach()) return true;
+    return false;
+  }
+
+  keepHouse(): void {
+    for (const image of this.#byNumber.values()) image.keepHouse();
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(Array.from(this.#byNumber.values(), (image) => image.close()));
+  }
+}

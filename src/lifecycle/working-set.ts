@@ -1,0 +1,144 @@
+// The working set: which pages a guest was using when it was saved, as a section of its image, so that restoring reads
+// them first. Advice only: a reader may overlook it, and believes nothing of it but the order.
+//
+//   section "working-set":  gfn u32 │ count u32   for each stretch of pages, in the order of reading
+//
+//   1  what the vCPUs' TLBs led to: code, data                       just before the guest was stopped
+//   2  page tables, from TTBR0_EL1 and TTBR1_EL1 of each vCPU down   at the state that is saved
+//   3  code that has run since the decode cache was last emptied
+
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
+import { DecodeCache } from '../cpu/decode-cache.ts';
+import type { Image } from '../image/image.ts';
+import type { StateSection } from '../image/format.ts';
+import type { FrameTable } from '../memory/frame-table.ts';
+import type { PageStretch } from '../memory/image-pages.ts';
+import type { MachineMemory } from '../memory/machine-memory.ts';
+import { p2mRanges } from '../memory/p2m-ranges.ts';
+import type { FrozenDomain } from './checkpoint.ts';
+
+const SECTION = 'working-set';
+/** 32 MiB of guest memory. */
+const PAGES_MAX = 8192;
+const TABLES_MAX = 1024;
+const STRETCH_BYTES = 8;
+/** Pages that lie so near to each other are read in one request, with what is between them. */
+const GAP_PAGES = 8;
+/** Address bits of descriptors: 48. */
+const ADDRESS_HIGH = 0xffff;
+
+/**
+ * MFNs of what vCPUs have in their TLBs: what they read, write and run. They may be running: what is read half-way in a
+ * change is a wrong hint and no more.
+ */
+export function framesInTlbs(machine: MachineMemory, vcpuAddresses: readonly number[]): Set<number> {
+  const { u32 } = machine;
+  const cache = new DecodeCache(machine);
+  const frames = new Set<number>();
+  const hostFrame = (word: number): number => {
+    const low = u32[word]! + u32[word + 2]!;
+    const high = (u32[word + 1]! + u32[word + 3]! + (low >= 2 ** 32 ? 1 : 0)) >>> 0;
+    // With 32-bit addresses the upper half means nothing.
+    return Math.floor((low % 2 ** 32 + (machine.parameters.addressType === 'i64' ? high * 2 ** 32 : 0)) / FRAME_BYTES);
+  };
+  for (const address of vcpuAddresses) {
+    for (const { read, write, exec } of tlbOffsets) {
+      for (const tlb of [read, write, exec]) {
+        for (let word = (address + tlb) / 4, i = 0; i < TLB_ENTRIES; i++, word += TLB_ENTRY_BYTES / 4) {
+          if (u32[word] === TLB_INVALID_TAG) continue;
+          frames.add(tlb === exec ? cache.frameOfSlot(u32[word + 2]!) : hostFrame(word));
+        }
+      }
+    }
+  }
+  return frames;
+}
+
+/** @param hot what `framesInTlbs` found before the domain was stopped */
+export function workingSetSection(
+  machine: MachineMemory, frames: FrameTable, frozen: FrozenDomain, hot: ReadonlySet<number>,
+): StateSection {
+  const mfns = mapOfFrames(machine, frozen.root);
+  const inTlbs: number[] = [];
+  const code: number[] = [];
+  for (const [gfn, mfn] of mfns) {
+    if (hot.has(mfn)) inTlbs.push(gfn);
+    else if (frames.decode(mfn) !== 0) code.push(gfn);
+  }
+  const chosen = new Set<number>();
+  const stretches: PageStretch[] = [];
+  for (const gfns of [inTlbs, tablesOf(machine, frozen, mfns), code]) {
+    const fresh = gfns.filter((gfn) => !chosen.has(gfn)).slice(0, PAGES_MAX - chosen.size);
+    for (const gfn of fresh) chosen.add(gfn);
+    stretches.push(...joined(fresh));
+  }
+  const bytes = new Uint8Array(stretches.length * STRETCH_BYTES);
+  const view = new DataView(bytes.buffer);
+  stretches.forEach(({ gfn, count }, i) => {
+    view.setUint32(i * STRETCH_BYTES, gfn, true);
+    view.setUint32(i * STRETCH_BYTES + 4, count, true);
+  });
+  return { name: SECTION, bytes };
+}
+
+function mapOfFrames(machine: MachineMemory, root: number): Map<number, number> {
+  const mfns = new Map<number, number>();
+  for (const { gfn, count, mfn } of p2mRanges(machine, root)) {
+    if (mfn === 0) continue;
+    for (let i = 0; i < count; i++) mfns.set(gfn + i, mfn + i);
+  }
+  return mfns;
+}
+
+/** GFNs of the stage 1 tables of all vCPUs; whatever the guest says there, each page is looked at once. */
+function tablesOf(machine: MachineMemory, { state }: FrozenDomain, mfns: ReadonlyMap<number, number>): number[] {
+  const tables = new Set<number>();
+  const visit = (gfn: number, level: number): void => {
+    const mfn = mfns.get(gfn);
+    if (mfn === undefined || tables.has(gfn) || tables.size >= TABLES_MAX) return;
+    tables.add(gfn);
+    if (level === 3) return;
+    for (let word = mfn * 1024; word < (mfn + 1) * 1024; word += 2) {
+      const low = machine.u32[word]!;
+      if ((low & 3) === 3) visit((machine.u32[word + 1]! & ADDRESS_HIGH) * 2 ** 20 + (low >>> 12), level + 1);
+    }
+  };
+  for (const { registers } of state.vcpus) {
+    const view = new DataView(registers.buffer, registers.byteOffset, registers.byteLength);
+    const tcr = view.getUint32(vcpuRecord.at.tcrEl1, true);
+    const halves = [[vcpuRecord.at.ttbr0El1, tcr & 0x3f], [vcpuRecord.at.ttbr1El1, (tcr >>> 16) & 0x3f]] as const;
+    for (const [field, size] of halves) {
+      const table = (view.getUint32(field + 4, true) & ADDRESS_HIGH) * 2 ** 20 + (view.getUint32(field, true) >>> 12);
+      visit(table, 4 - Math.ceil((64 - size - 12) / 9));
+    }
+  }
+  return [...tables];
+}
+
+function joined(gfns: readonly number[]): PageStretch[] {
+  const stretches: { gfn: number; count: number }[] = [];
+  for (const gfn of gfns.toSorted((a, b) => a - b)) {
+    const last = stretches.at(-1);
+    if (last !== undefined && gfn - (last.gfn + last.count) <= GAP_PAGES) last.count = gfn + 1 - last.gfn;
+    else stretches.push({ gfn, count: 1 });
+  }
+  return stretches;
+}
+
+/** @returns stretches that are stored, in the order in which they are to be read */
+export function decodeWorkingSet(image: Image): PageStretch[] {
+  const bytes = image.sections.get(SECTION);
+  if (bytes === undefined || bytes.length % STRETCH_BYTES !== 0 || bytes.length > PAGES_MAX * STRETCH_BYTES) return [];
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const stretches: PageStretch[] = [];
+  let pages = 0;
+  for (let at = 0; at < bytes.length && pages < PAGES_MAX; at += STRETCH_BYTES) {
+    const count = Math.min(view.getUint32(at + 4, true), PAGES_MAX - pages);
+    for (const run of image.runs(view.getUint32(at, true), count)) {
+      stretches.push({ gfn: run.gfn, count: run.count });
+      pages += run.count;
+    }
+  }
+  return stretches;
+}

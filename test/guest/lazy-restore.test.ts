@@ -1,0 +1,261 @@
+// A guest that runs while its memory is still in a file: it finds everything as it was, whatever is done with it
+// meanwhile, and waits for the operator when the file is lost or altered. The background reader is left out (`readAhead:
+// false`), so that what is not touched stays unread for as long as a test needs.
+
+import assert from 'node:assert/strict';
+import { copyFile, mkdtemp, open, rename, rm, stat, truncate, unlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test, { after } from 'node:test';
+import { Host } from '../../src/host/index.ts';
+import type { Domain, DomainEvent, RestoreOptions } from '../../src/host/index.ts';
+import { layoutImage } from '../../src/image/format.ts';
+import { openImage } from '../../src/image/image.ts';
+import { collect, limited } from './guests.ts';
+
+const FILE_BYTES = 8_000_000;
+const PAGE_BYTES = 4096;
+
+/** Types a command at the shell's prompt. @returns what it put out */
+async function ask(domain: Domain, command: string): Promise<string> {
+  const stream = domain.attachConsole();
+  try {
+    const shown = collect(stream);
+    const mark = `end-${Math.floor(performance.now() * 1000)}`;
+    stream.write(`echo begin-${mark}; ${command}; echo "${mark.replace('end', 'e""nd')}"\n`);
+    const pattern = new RegExp(`begin-${mark}\\r\\n([^]*\\r\\n)??${mark}\\r\\n`);
+    const text = await limited(domain, () => shown.until(pattern));
+    return (pattern.exec(text)![1] ?? '').replaceAll('\r', '');
+  } finally {
+    stream.destroy();
+  }
+}
+
+const folder = await mkdtemp(join(tmpdir(), 'zazen-lazy-'));
+after(() => rm(folder, { recursive: true }));
+/** What every test restores: a guest with a shell, a variable in it, and a file of random bytes in memory. */
+const original = join(folder, 'guest.core');
+const sum = await (async () => {
+  await using host = await Host.start({ memory: '1GiB' });
+  const domain = await host.create({ name: 'saved', memory: '192MiB', vcpus: 2, cmdline: 'quiet' });
+  await limited(domain, () => collect(domain.attachConsole()).until(/root@saved:~# /));
+  const output = await ask(domain, `x=42; head -c ${FILE_BYTES} /dev/urandom > /tmp/f; md5sum /tmp/f`);
+  assert.match(output, /^[0-9a-f]{32} /);
+  await domain.save(original);
+  return output;
+})();
+
+async function restored(host: Host, options: RestoreOptions = {}, path = original): Promise<Domain> {
+  return host.restore(path, { readAhead: false, ...options });
+}
+
+async function assertAudited(host: Host): Promise<void> {
+  assert.deepEqual((await host.audit()).problems, []);
+}
+
+async function eventOf(domain: Domain, type: DomainEvent['type'], count = 1): Promise<DomainEvent> {
+  let seen = 0;
+  for await (const event of domain.events()) if (event.type === type && ++seen === count) return event;
+  throw new Error(`the domain went without ${type}`);
+}
+
+test('memory is what it was, touched or read in the background, and each page is read once', { timeout: 120_000 }, async () => {
+  await using host = await Host.start({ memory: '1GiB' });
+  const domain = await restored(host);
+  assert.equal(await ask(domain, 'echo $x'), '42\n');
+  const before = domain.stats().image!;
+  assert(before.touchedPages > 50 && before.pagesDone < before.pageCount / 2, JSON.stringify(before));
+  assert(before.workingSetPages > 200, 'what the guest used was recorded');
+  assert(!before.isComplete);
+  await assertAudited(host);
+  assert.equal(await ask(domain, 'md5sum /tmp/f'), sum);
+  assert(domain.stats().image!.touchedPages > FILE_BYTES / PAGE_BYTES);
+  await Promise.all([domain.load(), assertAudited(host)]);
+  const { isComplete, pagesDone, pageCount, bytesRead } = domain.stats().image!;
+  assert.deepEqual([isComplete, pagesDone], [true, pageCount]);
+  assert(bytesRead < 1.05 * pageCount * PAGE_BYTES, 'threads that meet read a page twice, others do not');
+  assert.equal(await ask(domain, 'md5sum /tmp/f; echo $x'), `${sum}42\n`);
+  await assertAudited(host);
+  // The background reader alone, with a guest that stands still, and with one that works.
+  for (const paused of [true, false]) {
+    const again = join(folder, `again-${paused}.core`);
+    await copyFile(original, again);
+    const other = await host.restore(again, { name: `other-${paused}`, paused });
+    if (!paused) assert.equal(await ask(other, 'md5sum /tmp/f'), sum);
+    await other.load();
+    assert(other.stats().image!.isComplete);
+    await other.destroy();
+  }
+  await assertAudited(host);
+});
+
+test('every verb is legal while pages are in the file', { timeout: 120_000 }, async () => {
+  await using host = await Host.start({ memory: '1GiB' });
+  const domain = await restored(host);
+  {
+    await using checkpoint = await domain.checkpoint();
+    assert.equal(await ask(domain, 'x=7; echo changed > /tmp/f; cat /tmp/f'), 'changed\n');
+    const [fork] = await checkpoint.fork([{ name: 'fork' }]);
+    assert.equal(await ask(fork!, 'echo $x; md5sum /tmp/f'), `42\n${sum}`);
+    await using ofFork = await fork!.checkpoint();
+    const [forkOfFork] = await ofFork.fork(1);
+    await fork!.destroy();
+    await domain.rollback(checkpoint);
+    assert.equal(await ask(domain, 'echo $x'), '42\n');
+    await domain.pause();
+    await domain.unpause();
+    assert.equal(await ask(domain, 'md5sum /tmp/f'), sum);
+    assert.equal(await ask(forkOfFork!, 'echo $x; md5sum /tmp/f'), `42\n${sum}`);
+    await forkOfFork!.destroy();
+  }
+  await assertAudited(host);
+  await domain.destroy();
+  // Saved onto the very file that it is being read from, and dumped.
+  const path = join(folder, 'same.core');
+  await copyFile(original, path);
+  const again = await restored(host, {}, path);
+  await again.save(path);
+  await again.dumpCore(join(folder, 'dump.core'));
+  assert.equal(await ask(again, 'echo $x'), '42\n');
+  await again.destroy();
+  for (const saved of [path, join(folder, 'dump.core')]) {
+    await using image = await openImage(saved);
+    assert.equal((await image.verify()).problemCount, 0);
+    const last = await restored(host, {}, saved);
+    assert.equal(await ask(last, 'echo $x; md5sum /tmp/f'), `42\n${sum}`);
+    await last.destroy();
+  }
+  // Destroyed before it has read anything, and together with its host.
+  await (await restored(host, { readAhead: true })).destroy();
+  await assertAudited(host);
+  await restored(host, { readAhead: true });
+});
+
+test('ten domains from one image share its pages', { timeout: 120_000 }, async () => {
+  await using host = await Host.start({ memory: '1GiB' });
+  const used = () => host.stats().memoryBytes - host.stats().freeBytes;
+  const one = await restored(host, { name: 'd0' });
+  assert.equal(await ask(one, 'md5sum /tmp/f'), sum);
+  const usedByOne = used();
+  const others = await Promise.all(Array.from({ length: 9 }, (_, i) => restored(host, { name: `d${i + 1}` })));
+  const { bytesRead } = one.stats().image!;
+  for (const domain of others) assert.equal(await ask(domain, 'md5sum /tmp/f; echo $x'), `${sum}42\n`);
+  assert(used() - usedByOne < 9 * FILE_BYTES / 4, 'nine more cost what they changed');
+  assert(one.stats().image!.bytesRead - bytesRead < FILE_BYTES / 4, 'what one has read, nobody reads again');
+  await one.destroy();
+  assert.equal(await ask(others[0]!, 'md5sum /tmp/f'), sum);
+  await others[0]!.load();
+  await assertAudited(host);
+  for (const domain of others) await domain.destroy();
+  await assertAudited(host);
+});
+
+test('an altered file stops the guest, naming file and page; put right, it goes on', { timeout: 120_000 }, async () => {
+  await using host = await Host.start({ memory: '1GiB' });
+  const path = join(folder, 'altered.core');
+  await copyFile(original, path);
+  const domain = await restored(host, { name: 'victim' }, path);
+  const bystander = await restored(host, { name: 'bystander' });
+  assert.equal(await ask(domain, 'echo $x'), '42\n');
+  const offsets = await storedOffsets(path);
+  const flip = async (): Promise<void> => {
+    await using file = await open(path, 'r+');
+    const byte = Buffer.alloc(1);
+    for (const offset of offsets) {
+      await file.read(byte, 0, 1, offset + 1234);
+      byte[0]! ^= 0x10;
+      await file.write(byte, 0, 1, offset + 1234);
+    }
+  };
+  await flip();
+  const asked = ask(domain, 'md5sum /tmp/f');
+  const stalled = await limited(domain, () => eventOf(domain, 'stalled'));
+  assert(stalled.type === 'stalled' && stalled.code === 'ZAZEN_IMAGE_CHECKSUM', JSON.stringify(stalled));
+  assert.match(stalled.message, new RegExp(`altered\\.core: page \\d+ is not what was written`));
+  assert.equal(domain.state, 'paused');
+  await assert.rejects(domain.load(), { code: 'ZAZEN_IMAGE_CHECKSUM' });
+  await assert.rejects(domain.save(join(folder, 'never.core')), { code: 'ZAZEN_IMAGE_CHECKSUM' });
+  assert.equal(await ask(bystander, 'md5sum /tmp/f'), sum);
+  await assertAudited(host);
+  // Unpaused too early, it stops again.
+  await domain.unpause();
+  await limited(domain, () => eventOf(domain, 'stalled', 2));
+  await flip();
+  await domain.unpause();
+  assert.equal(await asked, sum);
+  await domain.load();
+  await assertAudited(host);
+});
+
+test('a file cut short stops the guest; the same image in a new file lets it go on', { timeout: 120_000 }, async () => {
+  await using host = await Host.start({ memory: '1GiB' });
+  const path = join(folder, 'cut.core');
+  await copyFile(original, path);
+  const domain = await restored(host, {}, path);
+  await truncate(path, PAGE_BYTES);
+  const asked = ask(domain, 'md5sum /tmp/f');
+  const stalled = await limited(domain, () => eventOf(domain, 'stalled'));
+  assert(stalled.type === 'stalled' && stalled.code === 'ZAZEN_IMAGE_TRUNCATED', JSON.stringify(stalled));
+  assert.match(stalled.message, /cut\.core: is cut short before page \d+/);
+  const whole = join(folder, 'whole.core');
+  await copyFile(original, whole);
+  await rename(whole, path);
+  await domain.unpause();
+  assert.equal(await asked, sum);
+  // A file that nobody finds any more is there for who has it open.
+  await unlink(path);
+  await domain.load();
+  assert.equal(await ask(domain, 'md5sum /tmp/f'), sum);
+  await domain.destroy();
+  await assertAudited(host);
+});
+
+test('out of frames while loading: guests stall, and go on when there is room', { timeout: 120_000 }, async () => {
+  await using host = await Host.start({ memory: '256MiB' });
+  const domain = await restored(host);
+  const hog = await restored(host, { name: 'hog' });
+  const filled = ask(hog, 'mount -t tmpfs none /dev/shm; dd if=/dev/zero of=/dev/shm/x bs=1M count=120')
+    .catch((error: Error) => error);
+  const asked = ask(domain, 'md5sum /tmp/f');
+  await limited(hog, () => eventOf(hog, 'stalled'));
+  await assertAudited(host);
+  await hog.destroy();
+  if (domain.state === 'paused') await domain.unpause();
+  assert.equal(await asked, sum);
+  assert.ok(await filled instanceof Error);
+  await assertAudited(host);
+});
+
+test('eager: all is read before the guest runs, and what is wrong is said at once', { timeout: 120_000 }, async () => {
+  await using host = await Host.start({ memory: '1GiB' });
+  const progress: number[] = [];
+  const domain = await host.restore(original, {
+    lazy: false, onProgress: ({ pagesDone, pageCount }) => progress.push(pagesDone / pageCount),
+  });
+  assert.deepEqual(progress, progress.toSorted((a, b) => a - b));
+  assert.equal(progress.at(-1), 1);
+  const stats = domain.stats().image!;
+  assert.deepEqual([stats.isComplete, stats.touchedPages < 100], [true, true]);
+  assert.equal(await ask(domain, 'echo $x; md5sum /tmp/f'), `42\n${sum}`);
+  const path = join(folder, 'eager.core');
+  await copyFile(original, path);
+  await truncate(path, (await stat(path)).size - PAGE_BYTES);
+  await assert.rejects(host.restore(path, { name: 'no', lazy: false }), { code: 'ZAZEN_IMAGE_TRUNCATED' });
+  await copyFile(original, path);
+  await using file = await open(path, 'r+');
+  await file.write(Buffer.from('x'), 0, 1, (await storedOffsets(path)).at(-1)! + 99);
+  await assert.rejects(host.restore(path, { name: 'no', lazy: false }), { code: 'ZAZEN_IMAGE_CHECKSUM' });
+  await assertAudited(host);
+});
+
+/** Where the stored pages lie in a file. */
+async function storedOffsets(path: string): Promise<number[]> {
+  await using image = await openImage(path);
+  const { bankOffsets } = layoutImage(image.banks);
+  return [...image.runs()].flatMap(({ gfn, count }) => {
+    const bank = image.banks.findIndex(({ guestAddress, sizeBytes }) =>
+      gfn * PAGE_BYTES >= guestAddress && gfn * PAGE_BYTES < guestAddress + sizeBytes);
+    const first = bankOffsets[bank]! + gfn * PAGE_BYTES - image.banks[bank]!.guestAddress;
+    return Array.from({ length: count }, (_, i) => first + i * PAGE_BYTES);
+  });
+}
