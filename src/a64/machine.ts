@@ -91,8 +91,8 @@ export interface Machine {
    * is an alignment fault. For atomics and exclusives.
    */
   hostAddress(va: I64, sizeLog2: number, access: 'read' | 'write'): Address;
-  /** Full barrier. */
-  fence(): void;
+  /** Barrier: of everything, of loads with what follows, of stores with stores. */
+  fence(kind: 'full' | 'loads' | 'stores'): void;
 
   // ---- control flow
   /** Address of this instruction. */

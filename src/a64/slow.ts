@@ -6,7 +6,7 @@ export type ComputeName = (typeof computeNames)[number];
 
 /** Ends of an instruction; see Machine.trap. */
 export const trapNames = [
-  'undefined', 'svc', 'hvc', 'smc', 'brk', 'hlt', 'eret', 'mrs', 'msr', 'msrImmediate', 'sys', 'sysl', 'wfi', 'wfe', 'isb', 'yield',
+  'undefined', 'svc', 'hvc', 'smc', 'brk', 'hlt', 'eret', 'mrs', 'msr', 'msrImmediate', 'sys', 'sysl', 'wfi', 'wfe', 'yield',
   'fpDisabled', 'spAlignment',
 ] as const;
 export type TrapName = (typeof trapNames)[number];

@@ -1,7 +1,7 @@
 // Loads and stores that miss the TLB: translation, page crossings, emulated registers, faults; and the guest-memory
 // access of hypercalls, which goes through the same translation.
 
-import { FRAME_BYTES, HEAP } from '../abi/machine-memory.ts';
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { scratchOffset, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
 import { ACCESS_ALIGNED, ACCESS_UNPRIVILEGED } from './emitted-calls.ts';
 import type { Engine } from './engine.ts';
@@ -23,18 +23,11 @@ export class DataAccess {
   readonly #engine: Engine;
   /** Physical address behind the last MMIO answer of `#locate`. */
   #physical = 0;
-  /** Stands for all memory that was never written; never in a TLB, because it is not what the guest writes to. */
-  readonly #zeroFrameIndex: number;
   #isFirstAccess = false;
   #mustRetry = false;
 
   constructor(engine: Engine) {
     this.#engine = engine;
-    this.#zeroFrameIndex = (engine.machine.region('heap').offsetBytes + HEAP.at.zeroMfn) / 4;
-  }
-
-  isZeroFrame(mfn: number): boolean {
-    return mfn === this.#engine.machine.u32[this.#zeroFrameIndex];
   }
 
   /** Into scratch words 0 and 1. See emitted-calls.ts. */
@@ -87,7 +80,7 @@ export class DataAccess {
     }
     const mfn = Math.floor(host / FRAME_BYTES);
     // A monitor on the zero frame could never be satisfied by a store, which goes to another frame.
-    const own = this.isZeroFrame(mfn) ? this.#engine.host.frameForWrite(vcpu, Math.floor(this.#physical / FRAME_BYTES)) : mfn;
+    const own = this.#engine.stageTwo.isZeroFrame(mfn) ? this.#engine.stageTwo.frameForWrite(vcpu, Math.floor(this.#physical / FRAME_BYTES)) : mfn;
     if (own === NO_FRAME) {
       this.#stop(vcpu, 'noFrame');
       return;
@@ -108,14 +101,14 @@ export class DataAccess {
 
   /** Host address of a virtual address, with a TLB entry made on the way; or FAULTED or MMIO. */
   #locate(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1): number {
-    const { translation, host } = this.#engine;
+    const { translation, stageTwo } = this.#engine;
     const el = sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el;
     if (!translation.translate(vcpu, low, high, access, el)) {
       return translation.status === NO_FRAME
         ? this.#stop(vcpu, 'noFrame') : this.#dataAbort(vcpu, low, high, translation.status, access);
     }
     const { guestFrame } = translation;
-    const mfn = access === ACCESS_WRITE ? host.frameForWrite(vcpu, guestFrame) : host.frameForRead(vcpu, guestFrame);
+    const mfn = access === ACCESS_WRITE ? stageTwo.frameForWrite(vcpu, guestFrame) : stageTwo.frameForRead(vcpu, guestFrame);
     if (mfn === NO_FRAME) return this.#stop(vcpu, 'noFrame');
     if (this.#engine.codeIsGone) return this.#stop(vcpu, 'slice');
     this.#physical = guestFrame * FRAME_BYTES + (low & 0xfff);
@@ -126,7 +119,7 @@ export class DataAccess {
     // Emitted code does not look at SCTLR_EL1.A: while it is set, accesses stay on the slow path. (Entries that atomics
     // make are not kept from others; those pages are checked less strictly.)
     const isChecked = (vcpu.get32(at.sctlrEl1) & SCTLR_A) !== 0;
-    if (!translation.device && !isChecked && !this.isZeroFrame(mfn)) this.#fillTlb(vcpu, low, high, sizeAndFlags, access, mfn);
+    if (!translation.device && !isChecked && !stageTwo.isZeroFrame(mfn)) this.#fillTlb(vcpu, low, high, sizeAndFlags, access, mfn);
     return mfn * FRAME_BYTES + (low & 0xfff);
   }
 
@@ -204,17 +197,17 @@ export class DataAccess {
   }
   /** As far as the guest may write there. @returns false when a frame cannot be had */
   #makeWritable(vcpu: VcpuState, address: bigint, sizeBytes: number): boolean {
-    const { translation, host } = this.#engine;
+    const { translation, stageTwo } = this.#engine;
     this.#isFirstAccess = false;
     const end = address + BigInt(sizeBytes);
     for (let va = address; va < end; va = (va | 0xfffn) + 1n) {
       const [low, high] = [Number(va & 0xffff_ffffn), Number(BigInt.asUintN(32, va >> 32n))];
       let mfn = 0;
       if (translation.translateIgnoringPan(vcpu, low, high, ACCESS_WRITE, 1)) {
-        mfn = host.frameForWrite(vcpu, translation.guestFrame);
+        mfn = stageTwo.frameForWrite(vcpu, translation.guestFrame);
       } else if (translation.status === NO_FRAME) mfn = NO_FRAME;
       else if (translation.translateIgnoringPan(vcpu, low, high, ACCESS_READ, 1)) {
-        mfn = host.frameForRead(vcpu, translation.guestFrame);
+        mfn = stageTwo.frameForRead(vcpu, translation.guestFrame);
       }
       if (mfn === NO_FRAME) this.#mustRetry = true;
     }
@@ -222,13 +215,15 @@ export class DataAccess {
   }
   #eachPiece(vcpu: VcpuState, address: bigint, sizeBytes: number, access: 0 | 1,
     piece: (host: number, done: number, length: number) => void): boolean {
-    const { translation, host } = this.#engine;
+    const { translation, stageTwo } = this.#engine;
+    // Between slices, too: to tell the guest its run state.
+    this.#engine.takeOver(vcpu);
     for (let done = 0; done < sizeBytes;) {
       const va = BigInt.asUintN(64, address + BigInt(done));
       const low = Number(va & 0xffff_ffffn);
       if (!translation.translateIgnoringPan(vcpu, low, Number(va >> 32n), access, 1)) return false;
       const mfn = access === ACCESS_WRITE
-        ? host.frameForWrite(vcpu, translation.guestFrame) : host.frameForRead(vcpu, translation.guestFrame);
+        ? stageTwo.frameForWrite(vcpu, translation.guestFrame) : stageTwo.frameForRead(vcpu, translation.guestFrame);
       if (mfn <= 0) return false;
       const length = Math.min(sizeBytes - done, FRAME_BYTES - (low & 0xfff));
       piece(mfn * FRAME_BYTES + (low & 0xfff), done, length);

@@ -21,6 +21,45 @@ const PAGE_WORDS = 1024;
 /** A run is decoded together up to its end; bounded, because what follows a branch may never be reached. */
 const RUN_MAX = 64;
 
+/** Words whose decoding is remembered at most. */
+const WORDS_MAX = 1 << 16;
+
+/** What a record gets of an instruction word, wherever it stands. */
+interface DecodedWord {
+  /** `farHandler`: where the target of a direct branch lies in another page. */
+  readonly handler: number;
+  readonly farHandler: number;
+  readonly ends: boolean;
+  /** Places in the record and what they get, in turn. */
+  readonly registers: readonly number[];
+  /** Distance of a direct branch's target; then there is no other immediate. */
+  readonly branchBytes: number | undefined;
+  readonly imm: number | bigint | undefined;
+  readonly immPlace: number;
+}
+
+function decodeWord(word: number): DecodedWord | undefined {
+  const found = decode(word);
+  if (found === undefined) return undefined;
+  const { row, fields } = found;
+  const operands = operandsOf(row, fields);
+  const registers: number[] = [];
+  let branchBytes: number | undefined;
+  let imm: number | bigint | undefined;
+  let immPlace = 0;
+  for (const key in operands) {
+    const { kind, value, place } = operands[key]!;
+    if (kind === 'x') registers.push(place, xOffset(value as number));
+    else if (kind === 'v') registers.push(place, vOffset(value as number));
+    else if (key === row.branch) branchBytes = value as number;
+    else [imm, immPlace] = [value, place];
+  }
+  return {
+    handler: handlerNumber(row, fields, false), farHandler: handlerNumber(row, fields, true), ends: row.ends,
+    registers, branchBytes, imm, immPlace,
+  };
+}
+
 /** A place in decoded code, and what tells whether it is still the same code. */
 export interface CodePage {
   readonly slot: number;
@@ -39,6 +78,7 @@ export class DecodeCache {
   readonly #slots: number;
   readonly #slotCount: number;
   readonly #frameTable: number;
+  readonly #words = new Map<number, DecodedWord | undefined>();
   /** A slot that this thread took and did not need, because another was faster; and the generation it belongs to. */
   #spare = -1;
   #spareGeneration = 0;
@@ -121,40 +161,59 @@ export class DecodeCache {
     }
   }
 
-  /** Operands first, handler last: see abi/decode-cache.ts. @returns true if the run ends here. */
+  /** Operands first, handler last: see abi/decode-cache.ts. @returns true if the run ends here */
   #decodeOne(record: number, index: number, word: number): boolean {
     const { u16, u32, u64 } = this.#machine;
-    const found = decode(word);
-    if (!found) {
+    const decoded = this.#decodedWord(word);
+    if (decoded === undefined) {
       u16[record / 2] = HANDLER_UNDEFINED;
       return true;
     }
-    const { row, fields } = found;
-    const operands = operandsOf(row, fields);
-    let far = false;
-    for (const key in operands) {
-      const { kind, value, place } = operands[key]!;
-      if (kind === 'x') u16[(record + place) / 2] = xOffset(value as number);
-      else if (kind === 'v') u16[(record + place) / 2] = vOffset(value as number);
-      else if (kind === 'imm64') u64[(record + place) / 8] = value as bigint;
-      else if (key === row.branch) {
-        const target = index + (value as number) / 4;
-        far = target < 0 || target >= PAGE_WORDS;
-        u32[(record + RECORD_IMM) / 4] = far ? value as number : (value as number) * (RECORD_BYTES / 4);
-      } else u32[(record + RECORD_IMM) / 4] = value as number;
-    }
-    u16[record / 2] = handlerNumber(row, fields, far);
-    return row.ends;
+    const { registers, branchBytes, imm } = decoded;
+    for (let i = 0; i < registers.length; i += 2) u16[(record + registers[i]!) / 2] = registers[i + 1]!;
+    let { handler } = decoded;
+    if (branchBytes !== undefined) {
+      const target = index + branchBytes / 4;
+      const isFar = target < 0 || target >= PAGE_WORDS;
+      if (isFar) handler = decoded.farHandler;
+      u32[(record + RECORD_IMM) / 4] = isFar ? branchBytes : branchBytes * (RECORD_BYTES / 4);
+    } else if (typeof imm === 'bigint') u64[(record + decoded.immPlace) / 8] = imm;
+    else if (imm !== undefined) u32[(record + decoded.immPlace) / 4] = imm;
+    u16[record / 2] = handler;
+    return decoded.ends;
   }
 
-  /** Instructions of a cache line have changed (IC IVAU): they are decoded anew when they are reached. */
-  invalidateLine(mfn: number, offsetInPage: number, lineBytes: number): void {
-    const slot = Atomics.load(this.#machine.u32, this.#decodeIndex(mfn)) - 1;
+  /** The same words come again and again: in all functions alike, and after the cache was emptied. */
+  #decodedWord(word: number): DecodedWord | undefined {
+    const known = this.#words.get(word);
+    if (known !== undefined || this.#words.has(word)) return known;
+    if (this.#words.size >= WORDS_MAX) this.#words.clear();
+    const decoded = decodeWord(word);
+    this.#words.set(word, decoded);
+    return decoded;
+  }
+
+  /**
+   * Instructions of a cache line have changed (IC IVAU): they are decoded anew when they are reached.
+   * @param whileStopped calls back while no vCPU that could run them is in code: a handler whose record is decoded anew
+   *   under it would take operands of one instruction for those of another
+   */
+  invalidateLine(mfn: number, offsetInPage: number, lineBytes: number, whileStopped: (action: () => void) => void): void {
+    const { u16, u32 } = this.#machine;
+    const slot = Atomics.load(u32, this.#decodeIndex(mfn)) - 1;
     if (slot < 0) return;
-    const first = Math.floor(offsetInPage / lineBytes) * (lineBytes / 4);
-    this.#dropRegions(slot);
-    let record = this.#slots + slot * SLOT_BYTES + first * RECORD_BYTES;
-    for (let i = 0; i < lineBytes / 4; i++, record += RECORD_BYTES) this.#machine.u16[record / 2] = HANDLER_DECODE;
+    // A region that is being compiled from what stood here before must not come.
+    Atomics.add(u32, this.#versions + slot, 2);
+    const first = this.#slots + slot * SLOT_BYTES + Math.floor(offsetInPage / lineBytes) * (lineBytes / 4) * RECORD_BYTES;
+    const end = first + (lineBytes / 4) * RECORD_BYTES;
+    let record = first;
+    while (record < end && u16[record / 2] === HANDLER_DECODE) record += RECORD_BYTES;
+    // What no record has been made of is in no region either.
+    if (record === end) return;
+    whileStopped(() => {
+      this.#dropRegions(slot);
+      for (record = first; record < end; record += RECORD_BYTES) u16[record / 2] = HANDLER_DECODE;
+    });
   }
 
   // ---- compiled regions
@@ -195,18 +254,22 @@ export class DecodeCache {
   #dropRegions(slot: number): void {
     const { u16, u32 } = this.#machine;
     const version = this.#versions + slot;
-    const hadRegions = (Atomics.add(u32, version, 2) & 1) !== 0;
+    const hadRegions = (Atomics.and(u32, version, ~1) & 1) !== 0;
     if (!hadRegions) return;
-    Atomics.and(u32, version, ~1);
     const first = (this.#slots + slot * SLOT_BYTES) / 2;
     for (let at = first; at < first + PAGE_WORDS * (RECORD_BYTES / 2); at += RECORD_BYTES / 2) {
       if (u16[at]! >= handlerCount) Atomics.store(u16, at, HANDLER_DECODE);
     }
   }
 
-  /** Counts how often all slots were given back. */
+  /** Counts how often all slots were given back, or decoded code has changed under vCPUs that may be in it. */
   get generation(): number {
     return Atomics.load(this.#machine.u32, this.#used + 1);
+  }
+
+  /** What was decoded has changed: a vCPU that is in the middle of an instruction does not return to its code. */
+  renew(): void {
+    Atomics.add(this.#machine.u32, this.#used + 1, 1);
   }
 
   /**

@@ -6,7 +6,7 @@ import type { AccessOptions, AccessSize, FlagSource, Machine } from '../a64/mach
 import type { Imm, Imm64, Reg, VReg } from '../a64/operand.ts';
 import type { ComputeName, TrapName } from '../a64/slow.ts';
 import { TLB_ENTRIES, TLB_ENTRY_BYTES, scratchOffset, tlbEntry, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
-import { f32, f64, i32, i64 } from '../wasm/scalar.ts';
+import { atomicRmw, f32, f64, i32, i64 } from '../wasm/scalar.ts';
 import { v128 } from '../wasm/vector.ts';
 import type { Callable, FunctionBuilder } from '../wasm/function.ts';
 import type { Address, F32, F64, I32, I64, V128 } from '../wasm/types.ts';
@@ -258,7 +258,15 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     }, undefined, 'unlikely');
     return f.let(this.#hostOf(address, entry));
   }
-  fence(): void { this.f.fence(); }
+  /**
+   * Where the processor orders loads with loads and stores with stores by itself, as x64 does and Wasm code is not
+   * reordered on its way there, only the full barrier is left to do; a locked operation does it in a seventh of the
+   * time of a fence.
+   */
+  fence(kind: 'full' | 'loads' | 'stores'): void {
+    if (process.arch !== 'x64') this.f.fence();
+    else if (kind === 'full') this.f.drop(atomicRmw.or[3]!(this.vcpu, i64.const(0), scratchOffset(0)));
+  }
   pairLock(): Address { return i32.const(this.context.pairLockAddress); }
 
   // ---- state

@@ -19,6 +19,7 @@ import { interpreterTableSize } from './interpreter.ts';
 import { regionImports } from './jit/compile.ts';
 import type { RegionClient } from './jit/region-client.ts';
 import { TABLE_SIZE } from './jit/translator.ts';
+import { StageTwo } from './stage-two.ts';
 import { fillExecTlb, flushAll, forget, probeExecTlb, widen } from './tlb.ts';
 import { ACCESS_EXEC, Translation } from './translation.ts';
 import { TrapHandlers } from './traps.ts';
@@ -38,6 +39,7 @@ export interface EngineOptions {
 export class Engine {
   readonly machine: MachineMemory;
   readonly host: CpuHost;
+  readonly stageTwo: StageTwo;
   readonly translation: Translation;
   readonly data: DataAccess;
   readonly decodeCache: DecodeCache;
@@ -61,7 +63,8 @@ export class Engine {
     this.machine = machine;
     this.host = host;
     this.#pcpu = pcpu;
-    this.translation = new Translation(machine, host);
+    this.stageTwo = new StageTwo(machine, host);
+    this.translation = new Translation(machine, this.stageTwo);
     this.data = new DataAccess(this);
     this.decodeCache = new DecodeCache(machine);
     this.#regions = regions;
@@ -123,7 +126,7 @@ export class Engine {
     this.#charged = 0;
     vcpu.set32(at.fuel, granted << RECORD_SHIFT);
     vcpu.set32(at.record, 0);
-    if (vcpu.get32(at.lastPcpu) !== this.#pcpu + 1) this.#adopt(vcpu);
+    this.takeOver(vcpu);
     for (;;) {
       this.#attend(vcpu);
       if (vcpu.get32(at.record) === 0) this.#enterCode(vcpu);
@@ -174,8 +177,13 @@ export class Engine {
     return this.#exit !== undefined;
   }
 
-  /** Entries of the TLBs were made by another thread, which knows what they cover. */
-  #adopt(vcpu: VcpuState): void {
+  /**
+   * Before this thread translates anything for a vCPU, in `run` or on its behalf: what it remembers of translations may
+   * be of another time. Entries of the TLBs that another thread has made are given up, for only that one knows what they
+   * cover.
+   */
+  takeOver(vcpu: VcpuState): void {
+    if (vcpu.get32(at.lastPcpu) === this.#pcpu + 1) return this.obeyFlushRequest(vcpu);
     vcpu.set32(at.lastPcpu, this.#pcpu + 1);
     this.flushTlb(vcpu);
   }
@@ -185,6 +193,8 @@ export class Engine {
     vcpu.notGlobalInUpperHalf = false;
     vcpu.userEntriesAtEl1 = false;
     vcpu.blocks.forEach(forget);
+    vcpu.readFrames.clear();
+    vcpu.writeFrames.clear();
   }
 
   /** What others have asked for by `pending`. */
@@ -272,7 +282,10 @@ export class Engine {
   /** From out of code into the code at the PC; or to the exception that fetching it raises, and out again. */
   #enterCode(vcpu: VcpuState): void {
     // Regions' numbers may have been given to others since, and this must not be missed.
-    if (this.codeIsGone) this.#takeInRegions(vcpu);
+    if (this.codeIsGone) {
+      this.#regions?.forget();
+      this.#takeInRegions(vcpu);
+    }
     const low = vcpu.get32(at.pcBase);
     const high = vcpu.get32(at.pcBase + 4);
     const tlb = tlbOffsets[vcpu.el as 0 | 1].exec;
@@ -314,8 +327,8 @@ export class Engine {
       return translation.status === NO_FRAME ? this.#noFrame() : abort(translation.status);
     }
     const { guestFrame } = translation;
-    let mfn = this.host.frameForRead(vcpu, guestFrame);
-    if (this.data.isZeroFrame(mfn)) mfn = this.host.frameForWrite(vcpu, guestFrame);
+    let mfn = this.stageTwo.frameForRead(vcpu, guestFrame);
+    if (this.stageTwo.isZeroFrame(mfn)) mfn = this.stageTwo.frameForWrite(vcpu, guestFrame);
     if (mfn === 0) return abort(faultStatus.externalAbort);
     if (mfn === NO_FRAME) return this.#noFrame();
     let slot = this.decodeCache.slotFor(mfn);

@@ -35,6 +35,8 @@ export interface CpuHost {
 
   /** TLB invalidation that other vCPUs of the domain must see before this returns. */
   broadcastTlbInvalidate(vcpu: VcpuState): void;
+  /** Runs an action while no other vCPU of the domain is in code; one that was in the middle of it leaves it. */
+  whileOthersStopped(vcpu: VcpuState, action: () => void): void;
   /** The decode cache is full: stops all pCPUs at a safe point and empties it. */
   flushDecodeCache(vcpu: VcpuState): void;
 }

@@ -66,10 +66,12 @@ export class Maintenance {
 
   #invalidateCode(vcpu: VcpuState, address: bigint): Outcome {
     if (!this.#translated(vcpu, address, ACCESS_READ)) return 'aborted';
-    const { host, translation, decodeCache } = this.#engine;
-    const mfn = host.frameForRead(vcpu, translation.guestFrame);
+    const { host, stageTwo, translation, decodeCache } = this.#engine;
+    const mfn = stageTwo.frameForRead(vcpu, translation.guestFrame);
     // One that is not there has no code.
-    if (mfn > 0) decodeCache.invalidateLine(mfn, Number(address & 0xfffn), LINE_BYTES);
+    if (mfn > 0) {
+      decodeCache.invalidateLine(mfn, Number(address & 0xfffn), LINE_BYTES, action => host.whileOthersStopped(vcpu, action));
+    }
     return 'done';
   }
   #invalidateAllCode(vcpu: VcpuState): Outcome {

@@ -1,7 +1,7 @@
 // The CPU's own system registers: what MRS and MSR do for each. The interrupt controller's and the timers' belong to
 // the host (host.ts). A register that stands nowhere is UNDEFINED for the guest and counted.
 
-import { sysreg, systemRegister } from '../a64/system-registers.ts';
+import { constantSystemRegisters, sysreg, systemRegister } from '../a64/system-registers.ts';
 import { vcpuRecord, xOffset } from '../abi/vcpu.ts';
 import { flushAll, flushHalf, setPan } from './tlb.ts';
 import type { VcpuState } from './vcpu-state.ts';
@@ -60,11 +60,6 @@ const identification: Readonly<Record<number, bigint>> = {
   [sysreg.CLIDR_EL1]: 0n,
   [sysreg.CCSIDR_EL1]: 0n,
 };
-
-/** IDC (no cleaning needed for instruction fetch), no DIC (IC IVAU is needed), 64-byte lines, PIPT. */
-const CTR_EL0 = 0x9444_c004n;
-/** DC ZVA zeroes 64 bytes. */
-const DCZID_EL0 = 4n;
 
 /** A new ASID is current: entries of the old one go. Global entries stay. */
 function asidChanged(vcpu: VcpuState): void {
@@ -128,8 +123,8 @@ export const systemRegisters: ReadonlyMap<number, RegisterDefinition> = new Map<
   [sysreg.TPIDR_EL1, stored(at.tpidrEl1)],
   [sysreg.TPIDR_EL0, { ...stored(at.tpidrEl0), readEl: always, writeEl: always }],
   [sysreg.TPIDRRO_EL0, { ...stored(at.tpidrroEl0), readEl: always }],
-  [sysreg.CTR_EL0, { ...constant(CTR_EL0), readEl: vcpu => (vcpu.get32(at.sctlrEl1) & SCTLR_UCT) !== 0 }],
-  [sysreg.DCZID_EL0, { ...constant(DCZID_EL0), readEl: always }],
+  [sysreg.CTR_EL0, { ...constant(constantSystemRegisters.CTR_EL0), readEl: vcpu => (vcpu.get32(at.sctlrEl1) & SCTLR_UCT) !== 0 }],
+  [sysreg.DCZID_EL0, { ...constant(constantSystemRegisters.DCZID_EL0), readEl: always }],
 
   // PSTATE
   [sysreg.CURRENTEL, { read: vcpu => BigInt(vcpu.el << 2) }],

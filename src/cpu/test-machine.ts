@@ -66,6 +66,9 @@ export class TestHost implements CpuHost {
   broadcastTlbInvalidate(vcpu: VcpuState): void {
     for (const other of this.vcpus) if (other.address !== vcpu.address) this.engine!.requestTlbFlush(other.address);
   }
+  whileOthersStopped(_vcpu: VcpuState, action: () => void): void {
+    action();
+  }
   flushDecodeCache(): void {
     this.engine!.decodeCache.empty();
     for (const vcpu of this.vcpus) this.engine!.flushTlb(vcpu);
@@ -139,7 +142,7 @@ export function createTestMachine(options: TestMachineOptions = {}): TestMachine
       const offset = physicalAddress - GUEST_BASE;
       words.forEach((word, i) => { machine.u32[(start + offset) / 4 + i] = word; });
       for (let i = 0; i < words.length * 4 + 64; i += 64) {
-        engine.decodeCache.invalidateLine(machine.firstFrame + Math.floor((offset + i) / 4096), (offset + i) & 0xfff, 64);
+        engine.decodeCache.invalidateLine(machine.firstFrame + Math.floor((offset + i) / 4096), (offset + i) & 0xfff, 64, action => action());
       }
       const step = Math.ceil(words.length / FORCED_ENTRIES);
       forced?.compile(words.filter((_, i) => i % step === 0).map((_, i) => {

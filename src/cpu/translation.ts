@@ -7,7 +7,7 @@
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { faultStatus } from './exceptions.ts';
 import { NO_FRAME } from './host.ts';
-import type { CpuHost } from './host.ts';
+import type { StageTwo } from './stage-two.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
@@ -55,7 +55,7 @@ const CHANGED = -2;
 export class Translation {
   readonly #u32: Uint32Array;
   readonly #i32: Int32Array;
-  readonly #host: CpuHost;
+  readonly #stageTwo: StageTwo;
 
   /** Physical address of the page, as a frame number. */
   guestFrame = 0;
@@ -69,10 +69,10 @@ export class Translation {
   /** Fault status code when `translate` has returned false; NO_FRAME: no fault, a table cannot be had now. */
   status = 0;
 
-  constructor(views: { u32: Uint32Array; i32: Int32Array }, host: CpuHost) {
+  constructor(views: { u32: Uint32Array; i32: Int32Array }, stageTwo: StageTwo) {
     this.#u32 = views.u32;
     this.#i32 = views.i32;
-    this.#host = host;
+    this.#stageTwo = stageTwo;
   }
 
   #fail(status: number, level = 0): false {
@@ -132,7 +132,7 @@ export class Translation {
     for (let level = 4 - Math.ceil((inputBits - 12) / 9); ; level++) {
       const shift = 39 - 9 * level;
       const entryAddress = table + (Math.floor(offset / 2 ** shift) % 512) * 8;
-      const mfn = this.#host.frameForRead(vcpu, Math.floor(entryAddress / 4096));
+      const mfn = this.#stageTwo.frameForRead(vcpu, Math.floor(entryAddress / 4096));
       if (mfn < 0) return this.#fail(NO_FRAME);
       if (mfn === 0) return this.#fail(faultStatus.externalAbortOnWalk, level);
       const index = mfn * 1024 + (entryAddress % 4096) / 4;
@@ -184,7 +184,7 @@ export class Translation {
 
   /** @returns false if the descriptor is no longer what the walk has read. */
   #updateDescriptor(vcpu: VcpuState, entryAddress: number, low: number, updated: number): boolean {
-    const mfn = this.#host.frameForWrite(vcpu, Math.floor(entryAddress / 4096));
+    const mfn = this.#stageTwo.frameForWrite(vcpu, Math.floor(entryAddress / 4096));
     // Out of frames: leave the descriptor as it is; the access itself will run into the same shortage.
     if (mfn <= 0) return true;
     const index = mfn * 1024 + (entryAddress % 4096) / 4;

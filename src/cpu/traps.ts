@@ -56,7 +56,6 @@ export class TrapHandlers {
       sysl: vcpu => this.#undefined(vcpu),
       wfi: vcpu => this.#wfi(vcpu),
       wfe: vcpu => this.#wait(vcpu, SCTLR_NTWE, ISS_WFE, () => this.#yield(vcpu)),
-      isb: vcpu => e.advance(vcpu),
       yield: vcpu => this.#yield(vcpu),
     };
     return Object.fromEntries(Object.entries(handlers).map(([name, handler]) =>

@@ -1,6 +1,7 @@
 // A vCPU record as seen from TypeScript: 32-bit fields, and 64-bit fields as halves or, off the hot paths, as BigInt.
 
 import { tlbOffsets, vcpuRecord, xOffset } from '../abi/vcpu.ts';
+import { FrameCache } from './stage-two.ts';
 import { noBlocks } from './tlb.ts';
 import type { BlockWindow } from './tlb.ts';
 
@@ -17,6 +18,10 @@ export class VcpuState {
   userEntriesAtEl1 = false;
   /** For each half of the address space. */
   readonly blocks: readonly [BlockWindow, BlockWindow] = [noBlocks(), noBlocks()];
+
+  /** What the host has said of guest frames (stage-two.ts). */
+  readonly readFrames = new FrameCache();
+  readonly writeFrames = new FrameCache();
 
   constructor(views: { u32: Uint32Array; u64: BigUint64Array }, address: number) {
     this.address = address;

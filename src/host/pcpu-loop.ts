@@ -62,6 +62,10 @@ export function runPcpu(
     gicRegisters: new GicRegisters(gic),
     cpuInterface: new GicCpuInterface(gic),
     flushDecodeCache: () => flushDecodeCache(),
+    stopCode: action => safePoints.stopWorld(() => {
+      action();
+      engine.decodeCache.renew();
+    }),
     flushOthers: (domid, vcpu) => safePoints.flushTlbs(domid, vcpu.address),
   });
   const engine = new Engine(machine, host, interpreter, { pcpu, regions: new RegionClient(machine, regionChannel(translator)) });

@@ -30,6 +30,8 @@ export interface CpuHostParts {
   readonly psci: Psci;
   /** The decode cache is full, or all decoded code is to go: stops all pCPUs, empties it, flushes all TLBs. */
   readonly flushDecodeCache: () => void;
+  /** Stops all pCPUs for an action, and makes those that are in the middle of an instruction leave its code. */
+  readonly stopCode: (action: () => void) => void;
   /** Makes all vCPUs of a domain forget their translations, but the calling one, which has done so. */
   readonly flushOthers: (domid: number, vcpu: VcpuState) => void;
 }
@@ -119,6 +121,11 @@ export class DomainCpuHost implements CpuHost {
   broadcastTlbInvalidate(vcpu: VcpuState): void {
     const domid = this.#parts.gic.domidOf(vcpu.address);
     if (this.#parts.gic.vcpuCount(domid) > 1) this.#parts.flushOthers(domid, vcpu);
+  }
+  whileOthersStopped(vcpu: VcpuState, action: () => void): void {
+    const { gic, stopCode } = this.#parts;
+    if (gic.vcpuCount(gic.domidOf(vcpu.address)) > 1) stopCode(action);
+    else action();
   }
   flushDecodeCache(): void {
     this.#parts.flushDecodeCache();

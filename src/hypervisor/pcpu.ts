@@ -186,7 +186,9 @@ export class PCpu {
   #account(vcpuAddress: number, nanos: number, instructions: number): void {
     const { scheduling, machine, pcpu } = this.#options;
     if (instructions >= SLICE_MIN_INSTRUCTIONS && nanos > 0) {
-      this.#instructionsPerNano += (instructions / nanos - this.#instructionsPerNano) * RATE_WEIGHT;
+      const rate = instructions / nanos;
+      // Compiled code is ten times as fast as interpreted code: what becomes slow must not overrun its slices for long.
+      this.#instructionsPerNano = Math.min(rate, this.#instructionsPerNano + (rate - this.#instructionsPerNano) * RATE_WEIGHT);
     }
     const { runNanos } = VCPU_SCHEDULE.at;
     scheduling.setNanos(vcpuAddress, runNanos, scheduling.getNanos(vcpuAddress, runNanos) + nanos);

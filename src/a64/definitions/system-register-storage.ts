@@ -1,4 +1,4 @@
-// Moves to and from the system registers that are plain storage and often used, as rows of their own: they cost a load
+// Moves to and from the system registers that are plain storage or constant and often used, as rows of their own: they cost a load
 // and a store instead of a trap. Anything out of the ordinary (wrong exception level) goes to the trap all the same.
 
 import { vcpuRecord } from '../../abi/vcpu.ts';
@@ -7,7 +7,7 @@ import type { I32 } from '../../wasm/types.ts';
 import type { Machine } from '../machine.ts';
 import { xd, xr } from '../operand.ts';
 import { group } from '../row.ts';
-import { sysreg } from '../system-registers.ts';
+import { constantSystemRegisters, sysreg } from '../system-registers.ts';
 
 const at = vcpuRecord.at;
 const { name, rows, inst } = group('system-register-storage');
@@ -65,6 +65,19 @@ for (const { register, offset, bits, read, write } of storage) {
       },
     });
   }
+}
+
+// Linux reads these before each clearing of a page and each maintenance of caches. At EL0 the value, or whether it can be
+// read, depends on SCTLR_EL1.
+for (const register of ['CTR_EL0', 'DCZID_EL0'] as const) {
+  inst(`MRS ${register}`, pattern(sysreg[register], true), {
+    operands: f => ({ t: xd(f.Rt) }),
+    undifferentiable: EL_DEPENDS,
+    meaning: (m, o) => {
+      m.trapIf(denied(m, 'el1'), 'mrs', i32.const(sysreg[register]), m.slotOffset(o.t));
+      m.setX(o.t, i64.const(constantSystemRegisters[register]));
+    },
+  });
 }
 
 // SP_EL0 is storage while SP_EL1 is the stack pointer in use, which is when Linux keeps the current task there.

@@ -32,18 +32,17 @@ inst('CLREX', '1101010100 0 00 011 0011 CRm:4 010 11111', {
   operands: () => ({}),
   meaning: m => m.writeState64(vcpuRecord.at.exclusiveAddress, i64.const(-1n)),
 });
-// Wasm has one fence. Maintenance operations are complete when their trap returns, so DSB has nothing more to wait for.
+// Maintenance operations are complete when their trap returns, so DSB has nothing more to wait for than DMB. The low bits
+// of CRm say what is ordered: 01 loads with what follows, 10 stores with stores, others everything.
 for (const [op, op2] of [['DSB', '100'], ['DMB', '101']] as const) {
   inst(op, `1101010100 0 00 011 0011 CRm:4 ${op2} 11111`, {
+    statics: ['CRm'],
     operands: () => ({}),
-    meaning: m => m.fence(),
+    meaning: (m, _, s) => m.fence((['full', 'loads', 'stores', 'full'] as const)[s.CRm & 3]!),
   });
 }
-inst('ISB', '1101010100 0 00 011 0011 CRm:4 110 11111', {
-  operands: () => ({}),
-  ends: true,
-  meaning: m => m.trap('isb'),
-});
+// What it would synchronise, is: system registers change in the trap that writes them, and code when it is invalidated.
+inst('ISB', '1101010100 0 00 011 0011 CRm:4 110 11111', { operands: () => ({}), meaning: () => {} });
 
 // ---- PSTATE fields
 

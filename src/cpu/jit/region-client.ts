@@ -7,9 +7,9 @@ import type { RegionMessage } from './region-parcels.ts';
 
 const QUANTUM_MIN = 4_000;
 const QUANTUM_MAX = 256_000;
-/** Samples at one place that make it hot; and after how many more it is asked for again, its page having changed. */
+/** Samples at one place that make it hot; and so many more until it is asked for again, its page having changed. */
 const HOT_SAMPLES = 2;
-const AGAIN_SAMPLES = 64;
+const AGAIN_SAMPLES = 8;
 const REQUEST_RECORDS = 16;
 /** Places remembered at most: then all are forgotten, as those that are hot come back soon. */
 const PLACES_MAX = 1 << 14;
@@ -61,8 +61,17 @@ export class RegionClient {
     const samples = (this.#samples.get(record) ?? 0) + 1;
     if (this.#samples.size >= PLACES_MAX) this.#samples.clear();
     this.#samples.set(record, samples);
-    if (samples === this.#hotSamples || samples % AGAIN_SAMPLES === 0) this.#wanted.push(record);
+    if (samples === this.#hotSamples) {
+      this.#samples.set(record, -AGAIN_SAMPLES);
+      this.#wanted.push(record);
+    }
     if (this.#wanted.length >= REQUEST_RECORDS) this.send();
+  }
+
+  /** All decoded code has gone: what stands at a place now is something else. */
+  forget(): void {
+    this.#samples.clear();
+    this.#wanted = [];
   }
 
   /** Asks for what has been found. */

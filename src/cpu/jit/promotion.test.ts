@@ -1,0 +1,93 @@
+// Hot code becomes regions, in one thread: found by sampling, compiled once for equal pages, given up when there are too
+// many, gone when the code changes; and results and counts of instructions stay those of the interpreter.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Assembler } from '../../a64/test-assembler.ts';
+import { handlerCount } from '../../a64/table.ts';
+import { vcpuRecord } from '../../abi/vcpu.ts';
+import { GUEST_BASE, createTestMachine } from '../test-machine.ts';
+import type { TestMachine, TestVcpu } from '../test-machine.ts';
+
+const at = vcpuRecord.at;
+const LOOPS = 20_000;
+const PAGE = 4096;
+
+/** x1 += constant, in a loop that counts x0 down. */
+function loop(constant: number): number[] {
+  return new Assembler().nop().label('again').add(1, 1, constant).subs(0, 0, 1).bCond('ne', 'again').hvc(0).words();
+}
+const sum = (constant: number): bigint => BigInt(constant) * BigInt(LOOPS);
+const RETIRED = BigInt(3 * LOOPS + 2);
+
+function run({ vcpu, engine, host }: TestVcpu, address: number): { result: bigint; retired: bigint } {
+  const before = vcpu.get64(at.instructionsRetired);
+  vcpu.setX(0, BigInt(LOOPS));
+  vcpu.setX(1, 0n);
+  vcpu.set32(at.record, 0);
+  vcpu.set64(at.pcBase, BigInt(address));
+  const calls = host.hypercalls.length;
+  for (let slices = 0; host.hypercalls.length === calls; slices++) {
+    assert.ok(slices < 1000, 'the loop does not end');
+    engine.run(vcpu, 10_000);
+  }
+  return { result: vcpu.x(1), retired: vcpu.get64(at.instructionsRetired) - before };
+}
+
+/** The handler or region of the loop's first instruction. */
+function handlerAt({ engine, machine }: TestMachine, address: number): number {
+  const slot = engine.decodeCache.slotFor(machine.firstFrame + (address - GUEST_BASE) / PAGE);
+  return machine.u16[(slot + 16) / 2]!;
+}
+
+test('a loop that runs long is compiled, with the same result and count', () => {
+  const m = createTestMachine({ regions: { quantumMin: 500 } });
+  m.load(GUEST_BASE, loop(3));
+  assert.deepEqual(run(m, GUEST_BASE), { result: sum(3), retired: RETIRED });
+  assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount, 'the loop is a region');
+  assert.deepEqual(run(m, GUEST_BASE), { result: sum(3), retired: RETIRED });
+});
+
+test('equal code in another page is not compiled again', () => {
+  const m = createTestMachine({ regions: { quantumMin: 500 } });
+  for (let page = 0; page < 4; page++) m.load(GUEST_BASE + page * PAGE, loop(7));
+  run(m, GUEST_BASE);
+  const { regionCount } = m.translator!;
+  for (let page = 1; page < 4; page++) {
+    assert.equal(run(m, GUEST_BASE + page * PAGE).result, sum(7));
+    assert.equal(handlerAt(m, GUEST_BASE + page * PAGE), handlerAt(m, GUEST_BASE));
+  }
+  assert.equal(m.translator!.regionCount, regionCount);
+});
+
+test('another thread runs a region as soon as a record names it', () => {
+  const m = createTestMachine({ regions: { quantumMin: 500 } });
+  const other = m.addVcpu(1);
+  m.load(GUEST_BASE, loop(5));
+  run(m, GUEST_BASE);
+  assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount);
+  assert.deepEqual(run(other, GUEST_BASE), { result: sum(5), retired: RETIRED });
+});
+
+test('with more regions than there may be all are given up, again and again, and code goes on right', () => {
+  const m = createTestMachine({ regions: { quantumMin: 100, hotSamples: 1, regionCountMax: 3 } });
+  const other = m.addVcpu(1);
+  for (let page = 0; page < 12; page++) m.load(GUEST_BASE + page * PAGE, loop(page + 1));
+  for (let round = 0; round < 3; round++) {
+    for (let page = 0; page < 12; page++) {
+      for (const vcpu of [m, other]) {
+        assert.deepEqual(run(vcpu, GUEST_BASE + page * PAGE), { result: sum(page + 1), retired: RETIRED });
+      }
+    }
+  }
+  assert.ok(m.translator!.resets > 5, `${m.translator!.resets} resets`);
+});
+
+test('code that has changed is not run from a region of before', () => {
+  const m = createTestMachine({ regions: { quantumMin: 500 } });
+  for (const constant of [2, 3, 4, 5]) {
+    m.load(GUEST_BASE, loop(constant));
+    assert.equal(run(m, GUEST_BASE).result, sum(constant));
+    assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount);
+  }
+});

@@ -1,0 +1,100 @@
+// The shapes of regions: what is followed, where they end, and the facts about their control flow.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { Assembler } from '../../a64/test-assembler.ts';
+import { PAGE_INSTRUCTIONS, formRegion, isBackward } from './region.ts';
+import type { Block, Region } from './region.ts';
+
+const TRAPS = new Set(['WFI', 'SVC', 'HVC']);
+
+function form(write: (a: Assembler) => void, entry = 0, maximum?: number): Region | undefined {
+  const words = new Uint32Array(PAGE_INSTRUCTIONS);
+  const a = new Assembler(0n);
+  write(a);
+  words.set(a.words());
+  return formRegion(words, entry, ({ row }) => TRAPS.has(row.name), maximum);
+}
+const starts = (blocks: readonly Block[]): number[] => blocks.map(({ start }) => start);
+
+test('a loop: its head is one, and the way back is a backward edge', () => {
+  const { blocks, entry } = form(a => a.mov(0, 5).label('again').subs(0, 0, 1).bCond('ne', 'again').wfi())!;
+  assert.deepEqual(starts(blocks), [0, 1, 3]);
+  const [first, loop, after] = blocks as [Block, Block, Block];
+  assert.equal(entry, first);
+  assert.equal(loop.isLoopHead, true);
+  assert.deepEqual(loop.successors, [loop, after]);
+  assert.deepEqual([isBackward(loop, loop), isBackward(first, loop)], [true, false]);
+  assert.deepEqual([loop.immediateDominator, after.immediateDominator], [first, loop]);
+  // A trap ends the last block: nothing follows it.
+  assert.equal(after.next, undefined);
+});
+
+test('two ways that meet: the meeting point has two forward edges and the fork as its dominator', () => {
+  const { blocks } = form(a => a.cbz(0, 'else').add(1, 1, 1).b('end').label('else').add(1, 1, 2).label('end').svc(0))!;
+  const end = blocks.find(({ start }) => start === 4)!;
+  assert.equal(end.forwardEdges, 2);
+  assert.equal(end.immediateDominator, blocks[0]);
+});
+
+test('an edge into the middle of a loop is no edge of the region', () => {
+  // Two blocks that go to each other, both entered from outside: neither dominates the other.
+  const { blocks } = form(a => a.cbz(0, 'b').label('a').add(1, 1, 1).cbz(2, 'end')
+    .label('b').add(1, 1, 2).cbz(3, 'a').label('end').svc(0))!;
+  assert.deepEqual(blocks.filter(({ isLoopHead }) => isLoopHead), []);
+  for (const block of blocks) for (const successor of block.successors) assert.ok(!isBackward(block, successor));
+});
+
+test('calls, indirect branches and targets in other pages end a region', () => {
+  const region = form(a => a.bl('far').add(0, 0, 1).label('far').ret())!;
+  assert.deepEqual([region.instructionCount, region.blocks[0]!.successors], [1, []]);
+  assert.equal(form(a => a.add(0, 0, 1).br(1).add(0, 0, 2))!.instructionCount, 2);
+  assert.equal(form(a => a.emit('B', { imm26: 2 * PAGE_INSTRUCTIONS }))!.blocks[0]!.instructions[0]!.target, undefined);
+});
+
+test('nothing where there is no instruction; the end of the page and the largest size end a region', () => {
+  assert.equal(form(a => a.udf()), undefined);
+  const words = new Uint32Array(PAGE_INSTRUCTIONS).fill(new Assembler().add(0, 0, 1).words()[0]!);
+  const atEnd = formRegion(words, PAGE_INSTRUCTIONS - 3, () => false)!;
+  assert.deepEqual([atEnd.instructionCount, atEnd.blocks[0]!.next], [3, PAGE_INSTRUCTIONS]);
+  const limited = formRegion(words, 0, () => false, 10)!;
+  assert.deepEqual([limited.instructionCount, limited.blocks[0]!.next], [10, 10]);
+});
+
+test('equal instructions at equal places have the same key, others not', () => {
+  const one = form(a => a.add(0, 0, 1).svc(0))!;
+  assert.equal(one.key, form(a => a.add(0, 0, 1).svc(0).add(3, 3, 3))!.key);
+  assert.notEqual(one.key, form(a => a.add(0, 0, 2).svc(0))!.key);
+  assert.notEqual(one.key, form(a => a.nop().add(0, 0, 1).svc(0), 1)!.key);
+});
+
+test('random control flow: every block is dominated as it says, and every loop by its head', () => {
+  const branch = fc.record({ at: fc.nat(39), to: fc.nat(39), isConditional: fc.boolean() });
+  fc.assert(fc.property(fc.array(branch, { maxLength: 20 }), branches => {
+    const words = new Uint32Array(PAGE_INSTRUCTIONS).fill(new Assembler().add(0, 0, 1).words()[0]!, 0, 40);
+    for (const { at, to, isConditional } of branches) {
+      const offset = to - at;
+      words[at] = isConditional ? (0xb4000000 | ((offset & 0x7ffff) << 5)) >>> 0 : (0x14000000 | (offset & 0x3ffffff)) >>> 0;
+    }
+    const { blocks, entry } = formRegion(words, 0, () => false)!;
+    const without = (removed: Block): Set<Block> => {
+      const seen = new Set<Block>();
+      const waiting = removed === entry ? [] : [entry];
+      for (let block = waiting.pop(); block !== undefined; block = waiting.pop()) {
+        if (seen.has(block) || block === removed) continue;
+        seen.add(block);
+        waiting.push(...block.successors);
+      }
+      return seen;
+    };
+    for (const block of blocks) {
+      const dominator = block.immediateDominator;
+      assert.equal(dominator === undefined, block === entry);
+      if (dominator !== undefined) assert.ok(!without(dominator).has(block), `${dominator.start} dominates ${block.start}`);
+      for (const successor of block.successors) {
+        if (isBackward(block, successor)) assert.ok(successor.isLoopHead && !without(successor).has(block));
+      }
+    }
+  }));
+});
