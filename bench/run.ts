@@ -17,14 +17,18 @@ export interface Benchmark {
 }
 
 const benchmarks: readonly { name: string; load: () => Promise<{ default: Benchmark }> }[] = [
+  { name: 'block', load: () => import('./block.ts') },
   { name: 'boot', load: () => import('./boot.ts') },
   { name: 'checkpoint', load: () => import('./checkpoint.ts') },
+  { name: 'emulated-access', load: () => import('./emulated-access.ts') },
   { name: 'fork', load: () => import('./fork.ts') },
   { name: 'hypercall', load: () => import('./hypercall.ts') },
   { name: 'image', load: () => import('./image.ts') },
+  { name: 'net', load: () => import('./net.ts') },
   { name: 'restore', load: () => import('./restore.ts') },
   { name: 'rollback', load: () => import('./rollback.ts') },
   { name: 'save', load: () => import('./save.ts') },
+  { name: 'suspend', load: () => import('./suspend.ts') },
   { name: 'interpreter', load: () => import('./interpreter.ts') },
   { name: 'create', load: () => import('./create.ts') },
   { name: 'destroy', load: () => import('./destroy.ts') },

@@ -35,7 +35,7 @@ writeFileSync(kernel, bareMetalImage({ code: keeper(KEPT_PAGES) }));
 // ---- programs
 
 const VERBS = [
-  'create', 'pause', 'unpause', 'checkpoint', 'rollback', 'fork', 'save', 'saveDomain', 'restore', 'destroy', 'drop',
+  'create', 'pause', 'unpause', 'suspend', 'resume', 'checkpoint', 'rollback', 'fork', 'save', 'saveDomain', 'restore', 'destroy', 'drop',
 ] as const;
 type Verb = (typeof VERBS)[number];
 
@@ -71,6 +71,8 @@ interface ModelDomain {
   readonly family: number;
   /** What it may be after a burst with both; one of them otherwise. */
   states: Set<'running' | 'paused'>;
+  /** The same of whether it is suspended, beside. */
+  suspended: Set<boolean>;
   isGone: boolean;
 }
 interface ModelCheckpoint {
@@ -138,6 +140,10 @@ class System {
     assert.equal(this.host.stats().domains, live.length);
     for (const model of live) {
       const { state, name } = model.domain;
+      const isSuspended = state === 'suspended';
+      assert.ok(model.suspended.has(isSuspended), `${name} is ${state}`);
+      model.suspended = new Set([isSuspended]);
+      if (isSuspended) continue;
       assert.ok((model.states as Set<string>).has(state), `${name} is ${state}, not ${[...model.states].join(' or ')}`);
       model.states = new Set([state as 'running']);
     }
@@ -182,6 +188,16 @@ class System {
     switch (one.verb) {
       case 'pause': return { promise: domain.pause(), allowed, follows: () => burst.becomes(model, 'paused') };
       case 'unpause': return { promise: domain.unpause(), allowed, follows: () => burst.becomes(model, 'running') };
+      // The guest offers no way to be asked, so nothing takes time.
+      case 'suspend': {
+        const refusals = ['ZAZEN_DOMAIN_SUSPENDED', 'ZAZEN_SUSPEND_UNDER_WAY'];
+        const alone = domain.state === 'suspended' ? new Set(refusals.slice(0, 1)) : allowed;
+        return {
+          promise: domain.suspend(), allowed: burst.isAlone ? alone : new Set([...allowed, ...refusals]),
+          follows: () => burst.suspends(model, true),
+        };
+      }
+      case 'resume': return { promise: domain.resume(), allowed, follows: () => burst.suspends(model, false) };
       case 'destroy':
         model.isGone = true;
         return { promise: domain.destroy(), allowed: new Set(['ok']) };
@@ -201,7 +217,10 @@ class System {
         const known = burst.of(held, 'ZAZEN_CHECKPOINT_GONE', [isOwn ? 'ok' : 'ZAZEN_CHECKPOINT_FOREIGN']);
         return {
           promise: domain.rollback(held.checkpoint), allowed: burst.of(model, 'ZAZEN_DOMAIN_GONE', [...known]),
-          follows: () => { if (burst.isAlone) checkRetired(domain, held.retired); },
+          follows: () => {
+            burst.suspends(model, false);
+            if (burst.isAlone) checkRetired(domain, held.retired);
+          },
         };
       }
       default: return undefined;
@@ -227,13 +246,13 @@ class System {
   }
   #add(domain: Domain, family: number, isPaused: boolean, retired?: number): void {
     if (isPaused) checkRetired(domain, retired);
-    this.#domains.push({ domain, family, states: new Set([isPaused ? 'paused' : 'running']), isGone: false });
+    this.#domains.push({ domain, family, states: new Set([isPaused ? 'paused' : 'running']), suspended: new Set([false]), isGone: false });
   }
 
   /** All guests that are left look at all of their memory, and are gone without a trace. */
   async end(): Promise<void> {
     const live = this.#domains.filter(({ isGone }) => !isGone);
-    for (const { domain } of live) await domain.unpause();
+    for (const { domain } of live) await domain.resume().then(() => domain.unpause());
     for (const { domain } of live) {
       const goal = domain.stats().instructionsRetired + 3 * keeperRound(KEPT_PAGES);
       await until('it has looked at its memory', () =>
@@ -268,6 +287,7 @@ class Burst {
   readonly #filesBefore: ReadonlySet<string>;
   readonly #steps: readonly Step[];
   readonly #changed = new Set<ModelDomain>();
+  readonly #suspended = new Set<ModelDomain>();
 
   constructor(
     domains: readonly ModelDomain[], checkpoints: readonly ModelCheckpoint[], directory: string,
@@ -306,9 +326,14 @@ class Burst {
   }
   /** The last one may be the other one, if there are two. */
   becomes(model: ModelDomain, state: 'running' | 'paused'): void {
-    if (this.isAlone || !this.#changed.has(model)) model.states = new Set([state]);
-    else model.states.add(state);
+    if (!this.#changed.has(model)) model.states = new Set();
+    model.states.add(state);
     this.#changed.add(model);
+  }
+  suspends(model: ModelDomain, isSuspended: boolean): void {
+    if (!this.#suspended.has(model)) model.suspended = new Set();
+    model.suspended.add(isSuspended);
+    this.#suspended.add(model);
   }
 }
 
@@ -350,6 +375,7 @@ test(`a host is closed in the middle of everything (seed ${seed})`, async () => 
       const verbs: Readonly<Record<Verb, () => Promise<unknown>>> = {
         create: () => host.create({ kernel, initrd: 'none', memory: '32MiB', paused }),
         pause: () => domain.pause(), unpause: () => domain.unpause(),
+        suspend: () => domain.suspend(), resume: () => domain.resume(),
         checkpoint: () => domain.checkpoint(), rollback: () => domain.rollback(checkpoint),
         fork: () => checkpoint.fork(3), save: () => checkpoint.save(path), saveDomain: () => domain.save(path),
         restore: () => host.restore(path, { name: `${verb}-${begun.length}`, ...how }), destroy: () => domain.destroy(),

@@ -10,6 +10,8 @@ export interface QemuGuest {
   readonly initramfsPath?: string;
   readonly cmdline: string;
   readonly memoryMib: number;
+  /** Further devices. */
+  readonly devices?: readonly string[];
 }
 
 export interface QemuBoot {
@@ -36,12 +38,12 @@ export function findQemu(): string | undefined {
 }
 
 /** The guest on its machine, the console on standard input and output. */
-export function machineArguments({ kernelPath, initramfsPath, cmdline, memoryMib }: QemuGuest): string[] {
+export function machineArguments({ kernelPath, initramfsPath, cmdline, memoryMib, devices = [] }: QemuGuest): string[] {
   return [
     '-machine', 'virt,gic-version=3', '-cpu', 'max,pauth=off,sve=off', '-accel', 'tcg,thread=multi', '-smp', '1',
     '-m', String(memoryMib), '-nodefaults', '-nographic', '-no-reboot', '-serial', 'stdio',
     '-kernel', kernelPath, ...(initramfsPath === undefined ? [] : ['-initrd', initramfsPath]),
-    '-append', `console=ttyAMA0 ${cmdline}`,
+    '-append', `console=ttyAMA0 ${cmdline}`, ...devices,
   ];
 }
 

@@ -7,6 +7,7 @@
 //                   ├─ grants ──────► grant table frames    shared with the guest, 512 entries each
 //                   ├─ activeFrames ► 512 entries each      which grants are in use, and which frame they hold
 //                   ├─ consoleLog ──► a ring of text        what the guest wrote with console_io
+//                   ├─ emulated ────► EMULATED              type hvm only: registers of its devices (abi/emulated-devices.ts)
 //                   └─ hostEvents ──► HOST_EVENTS           domain 0 only: how guests reach the host's main thread
 //
 // `lock` covers every table; pending and mask bits change with Atomics. Locks of two domains are taken in the order
@@ -68,6 +69,8 @@ export const VCPU_ENTRY = struct('vcpuEntry', {
   runstateNanos: array(u64, 4),
   /** Guest virtual address; 0: none. */
   runstateArea: u64,
+  /** Non-zero: it has suspended the domain, and is to find in x0 how that ended. */
+  awaitsResume: u32,
 }, { padTo: 512 });
 export const VCPUS_PER_FRAME = FRAME_BYTES / VCPU_ENTRY.sizeBytes;
 
@@ -112,6 +115,7 @@ export const DOMAIN = struct('domain', {
   console: HELD_FRAME,
   xenstore: HELD_FRAME,
   consoleLog: u32,
+  emulated: u32,
   hostEvents: u32,
 
   eventMode: u32,

@@ -7,6 +7,8 @@ export interface OptionRow {
   /** What stands for the value in the help; an option without it is a switch. */
   readonly value?: string;
   readonly short?: string;
+  /** It may be given any number of times; its values are in `lists`. */
+  readonly isList?: boolean;
   readonly help: string;
 }
 
@@ -35,6 +37,8 @@ export interface VerbSyntax {
 
 export interface Arguments {
   readonly values: Readonly<Record<string, string>>;
+  /** Of options that may be given more than once. */
+  readonly lists: Readonly<Record<string, readonly string[]>>;
   readonly switches: ReadonlySet<string>;
   /** Words without a dash, in order; as many as the verb's table asks for. */
   readonly positionals: readonly string[];
@@ -54,6 +58,7 @@ export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Ar
   const args = [...words];
   const { tokens } = parseArgs({ args, options: config, strict: false, allowPositionals: true, tokens: true });
   const values: Record<string, string> = {};
+  const lists: Record<string, string[]> = {};
   const switches = new Set<string>();
   const positionals: string[] = [];
   const hint = `see: zazen ${syntax.name} --help`;
@@ -61,7 +66,7 @@ export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Ar
     if (token.kind === 'option-terminator') {
       if (syntax.rest === undefined) throw new UsageError(`${syntax.name} takes nothing after --`, hint);
       checkPositionals(syntax, switches, positionals);
-      return { values, switches, positionals, rest: words.slice(token.index + 1) };
+      return { values, lists, switches, positionals, rest: words.slice(token.index + 1) };
     }
     if (token.kind === 'positional') {
       const row = syntax.positionals?.[positionals.length] ?? syntax.positionals?.at(-1);
@@ -78,6 +83,8 @@ export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Ar
       switches.add(token.name);
     } else if (token.value === undefined || (!token.inlineValue && token.value.startsWith('--'))) {
       throw new UsageError(`--${token.name} needs a value: --${token.name} ${row.value}`, hint);
+    } else if (row.isList === true) {
+      (lists[token.name] ??= []).push(token.value);
     } else if (Object.hasOwn(values, token.name)) {
       throw new UsageError(`--${token.name} is given twice`, hint);
     } else {
@@ -85,7 +92,7 @@ export function parseArguments(syntax: VerbSyntax, words: readonly string[]): Ar
     }
   }
   checkPositionals(syntax, switches, positionals);
-  return { values, switches, positionals, rest: undefined };
+  return { values, lists, switches, positionals, rest: undefined };
 }
 
 /** Whether all are there; for the help none need be. */

@@ -94,9 +94,9 @@ test('create, list, pause, unpause, shutdown, destroy', async () => {
 test('a configuration that asks for too much creates nothing', async () => {
   await using daemon = await startDaemon();
   const bad = join(root, 'bad.cfg');
-  writeFileSync(bad, 'disk=["file:/x"]\n');
+  writeFileSync(bad, 'vfb=["vnc=1"]\n');
   const { status, err } = await daemon.zazen('create', bad);
-  assert.deepEqual([status, err.includes('bad.cfg, line 1: disk: disks are not supported')], [1, true]);
+  assert.deepEqual([status, err.includes('bad.cfg, line 1: vfb: framebuffers are not supported')], [1, true]);
   assert.match((await daemon.zazen('create', join(root, 'none.cfg'))).err, /cannot read .*none\.cfg/);
   assert.equal((await daemon.zazen('create')).status, 2);
   assert.equal(daemon.guests.length, 0);
@@ -134,6 +134,30 @@ test('create -c attaches at once', async () => {
   });
   const { status, out } = await daemon.zazen('create', '-c', config, 'on_poweroff=preserve');
   assert.deepEqual([status, out], [0, 'hello\n']);
+});
+
+test('suspend and resume, and a save that suspends', async () => {
+  await using daemon = await startDaemon();
+  const { zazen } = daemon;
+  await zazen('create', config);
+  const told = await zazen('suspend', 'web', '--timeout', '2');
+  assert.equal(told.err, 'zazen: web is suspended: transparent, in 0.26 ms (event-channel: not offered)\n');
+  assert.match((await zazen('list')).out, /web .* suspended /);
+  assert.match((await zazen('pause', 'web')).err, /web is suspended; .*; resume it first/);
+  assert.equal((await zazen('resume', 'web')).status, 0);
+  const { suspend } = json(await zazen('suspend', 'web', '--via', 'store', '--json'));
+  assert.equal((suspend as { via: string }).via, 'store');
+  await zazen('resume', 'web');
+  assert.match((await zazen('save', 'web', 'x', '--via', 'store')).err,
+    /x: 100 KiB in .*\n.*suspended for it: store, in 0\.26 ms\n$/);
+  assert.match((await zazen('suspend', 'web', '--via', 'event-channel')).err, /offers no suspend event channel/);
+  for (const words of [['--via', 'mail'], ['--timeout', 'soon']]) {
+    assert.equal((await zazen('suspend', 'web', ...words)).status, 2);
+  }
+  const following = zazen('events', 'web', '--history');
+  await new Promise((resolve) => { setTimeout(resolve, 20); });
+  await zazen('destroy', 'web');
+  assert.match((await following).out, / suspended: transparent\n.* resumed: cancelled\n.* suspended: store\n/);
 });
 
 test('checkpoint, checkpoints, rollback, fork, checkpoint-destroy', async () => {

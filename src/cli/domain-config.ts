@@ -5,6 +5,8 @@
 import { resolve } from 'node:path';
 import { ZazenError } from '../base/errors.ts';
 import type { ControlledSpec, StopAction, StopPolicy } from '../daemon/command.ts';
+import { parseDisk } from './disk-syntax.ts';
+import { parseVif } from './vif-syntax.ts';
 import { parseConfig } from './xl-config.ts';
 import type { ConfigEntry, ConfigValue } from './xl-config.ts';
 
@@ -17,12 +19,12 @@ export interface DomainConfig {
 
 const KNOWN = new Set([
   'name', 'uuid', 'type', 'builder', 'memory', 'maxmem', 'vcpus', 'maxvcpus', 'kernel', 'ramdisk', 'cmdline', 'root',
-  'extra', 'on_poweroff', 'on_reboot', 'on_crash', 'on_watchdog',
+  'extra', 'disk', 'vif', 'on_poweroff', 'on_reboot', 'on_crash', 'on_watchdog',
 ]);
 
 /** Devices and the like, which a guest would miss. Empty ones are no loss. */
 const REFUSED: Readonly<Record<string, string>> = {
-  disk: 'disks', vif: 'network interfaces', vfb: 'framebuffers', vkb: 'keyboards', vsnd: 'sound', vtpm: 'TPMs',
+  vfb: 'framebuffers', vkb: 'keyboards', vsnd: 'sound', vtpm: 'TPMs',
   p9: '9pfs shares', pci: 'PCI passthrough', dtdev: 'device passthrough', iomem: 'I/O memory passthrough',
   irqs: 'interrupt passthrough', usbctrl: 'USB', usbdev: 'USB', usbdevice: 'USB', channel: 'channels',
   serial: 'serial ports', virtio: 'virtio devices', vdispl: 'displays', pvcalls: 'PV calls', rdm: 'reserved regions',
@@ -35,7 +37,7 @@ export function readDomainConfig(text: string, source: string, cwd: string): Dom
   const entries = parseConfig(text, source);
   const reader = new ConfigReader(entries, source);
   for (const [key, { value }] of entries) reader.checkKey(key, value);
-  checkType(reader);
+  const type = readType(reader);
   const kernel = reader.text('kernel');
   const ramdisk = reader.text('ramdisk');
   const isDebian = kernel === undefined || kernel === 'debian' || kernel === 'debian-generic';
@@ -44,9 +46,12 @@ export function readDomainConfig(text: string, source: string, cwd: string): Dom
   const vcpus = readVcpus(reader);
   const memory = readMemory(reader);
   const cmdline = readCmdline(reader);
+  const nics = reader.texts('vif').map(parseVif);
+  const disks = reader.texts('disk').map((disk) => parseDisk(disk, cwd));
   return {
     spec: {
       ...(name === undefined ? {} : { name }),
+      ...(type === 'hvm' ? { type } : {}),
       ...(uuid === undefined ? {} : { uuid }),
       ...(memory === undefined ? {} : { memory }),
       ...(vcpus === undefined ? {} : { vcpus }),
@@ -54,6 +59,8 @@ export function readDomainConfig(text: string, source: string, cwd: string): Dom
       // As with xl, a kernel of one's own gets the initramfs that is named, or none.
       ...(ramdisk === undefined ? isDebian ? {} : { initrd: 'none' } : { initrd: resolve(cwd, ramdisk) }),
       ...(cmdline === undefined ? {} : { cmdline }),
+      ...(disks.length === 0 ? {} : { disks }),
+      ...(nics.length === 0 ? {} : { nics }),
     },
     policy: readPolicy(reader),
     warnings: reader.warnings,
@@ -94,6 +101,11 @@ class ConfigReader {
     if (value === undefined || typeof value === 'string') return value === '' ? undefined : value;
     return this.refuse(key, 'a string in quotes is expected');
   }
+  texts(key: string): string[] {
+    const value = this.#entries.get(key)?.value ?? [];
+    if (!Array.isArray(value)) return this.refuse(key, 'a list of strings in [ ] is expected');
+    return value.map((one) => typeof one === 'string' ? one : this.refuse(key, 'a list of strings is expected'));
+  }
   /** A number, or a string that is one: people quote them. */
   number(key: string): number | undefined {
     const value = this.#entries.get(key)?.value;
@@ -103,13 +115,13 @@ class ConfigReader {
   }
 }
 
-function checkType(reader: ConfigReader): void {
+function readType(reader: ConfigReader): 'pvh' | 'hvm' {
   const key = reader.has('type') ? 'type' : 'builder';
   const type = reader.text(key);
-  // Arm has one kind of guest, which Xen calls PVH; xl takes pv for it there as well.
-  if (type === undefined || type === 'pvh' || type === 'pv' || (key === 'builder' && type === 'generic')) return;
-  if (type === 'hvm') reader.refuse(key, 'guests with emulated devices (hvm) are not supported', `use ${key}="pvh"`);
-  reader.refuse(key, `there is no type "${type}"`, 'use type="pvh"');
+  // On Arm, Xen has one kind of guest, which it calls PVH; xl takes pv for it as well. hvm is a machine of our own.
+  if (type === undefined || type === 'pvh' || type === 'pv' || (key === 'builder' && type === 'generic')) return 'pvh';
+  if (type === 'hvm') return type;
+  return reader.refuse(key, `there is no type "${type}"`, 'use type="pvh" or type="hvm"');
 }
 
 function readMemory(reader: ConfigReader): string | undefined {

@@ -34,6 +34,16 @@ async function followEvents(args: Arguments, io: Io): Promise<number> {
 
 function describe(event: CommandResults['events']): string {
   const { timeMillis, name, domainId, type } = event;
-  const what = 'reason' in event ? `: ${event.reason}` : 'message' in event ? `: ${event.message}` : '';
-  return `${new Date(timeMillis).toISOString()}  ${name} (${domainId})  ${type}${what}\n`;
+  const what = detailOf(event);
+  return `${new Date(timeMillis).toISOString()}  ${name} (${domainId})  ${type}${what === undefined ? '' : `: ${what}`}\n`;
+}
+
+function detailOf(event: CommandResults['events']): string | undefined {
+  switch (event.type) {
+    case 'shutdown': case 'resumed': return event.reason;
+    case 'suspended': return event.via;
+    case 'saved': case 'restored': return event.path;
+    case 'stalled': return event.message;
+    default: return undefined;
+  }
 }

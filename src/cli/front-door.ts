@@ -5,11 +5,14 @@
 import { UsageError, ZazenError } from '../base/errors.ts';
 import { closest, parseArguments, verbHelp } from './arguments.ts';
 import { benchVerb } from './bench.ts';
+import { blockVerbs } from './block-verbs.ts';
+import { networkVerbs } from './network-verbs.ts';
 import { guestFetchVerb } from './guest-fetch.ts';
 import { checkpointVerbs } from './checkpoint-verbs.ts';
 import { consoleVerb } from './console.ts';
 import { createVerb } from './create.ts';
 import { daemonVerb } from './daemon.ts';
+import { diskVerbs } from './disk-verbs.ts';
 import { domainVerbs } from './domain-verbs.ts';
 import { eventsVerb } from './events.ts';
 import { imageGuestVerbs } from './image-guest.ts';
@@ -28,9 +31,10 @@ import type { Services, Verb } from './verb.ts';
 import { zazenVersion } from './version.ts';
 
 const VERBS: readonly Verb[] = [
-  runVerb, daemonVerb, createVerb, listVerb, consoleVerb, ...domainVerbs, ...checkpointVerbs, ...savingVerbs,
+  runVerb, daemonVerb, createVerb, listVerb, consoleVerb, ...domainVerbs, ...checkpointVerbs, ...savingVerbs, ...blockVerbs,
+  ...networkVerbs,
   topVerb, eventsVerb,
-  ...storeVerbs, ...imageVerbs, ...imageGuestVerbs, infoVerb, guestFetchVerb, benchVerb,
+  ...storeVerbs, ...diskVerbs, ...imageVerbs, ...imageGuestVerbs, infoVerb, guestFetchVerb, benchVerb,
 ];
 
 /**

@@ -22,7 +22,7 @@ test('--exec: the output goes unaltered to stdout, nothing else does, and the st
   assert.deepEqual(bytes(io), output);
   assert.equal(result.err, '');
   assert.equal(result.hosts.open, 0);
-  assert.deepEqual(result.hosts.specs, [{ exec: { command: 'x', tty: 'pipe' }, cmdline: 'quiet' }]);
+  assert.deepEqual(result.hosts.specs, [{ exec: { command: 'x', tty: 'pipe' }, cmdline: 'quiet', nics: [{ network: 'default' }] }]);
 });
 
 test('--verbose shows the boot messages on stderr', async () => {
@@ -38,9 +38,21 @@ test('the options become the spec, and the words after -- the command', async ()
   const { hosts } = await runCli(words, { guest: (guest) => guest.command('', 0) }, noInput());
   assert.deepEqual(hosts.specs, [{
     name: 'web', memory: '3GiB', kernel: 'K', initrd: 'I', cmdline: 'quiet a=b', vcpus: 2,
-    exec: { command: String.raw`echo 'it'\''s'`, tty: 'pipe' },
+    exec: { command: String.raw`echo 'it'\''s'`, tty: 'pipe' }, nics: [{ network: 'default' }],
   }]);
   assert.equal(hosts.hostOptions[0]!.memory, 3.5 * 2 ** 30);
+});
+
+test('network cards: forwards, another network, none, a capture; and what does not go together', async () => {
+  const run = (...words: string[]) => runCli(['run', ...words, '--', 'x'], { guest: (guest) => guest.command('', 0) }, noInput());
+  const { hosts } = await run('-p', '8080:80', '--publish', '53:53/udp', '--network', 'blue', '--pcap', '/tmp/x.pcap');
+  assert.deepEqual(hosts.specs[0]!.nics, [{ network: 'blue', forwards: ['8080:80', '53:53/udp'] }]);
+  assert.deepEqual(hosts.hostOptions[0]!.networks, { blue: { capturePath: '/tmp/x.pcap' } });
+  assert.deepEqual((await run('--net', 'none')).hosts.specs[0]!.nics, []);
+  for (const words of [['-p', '80'], ['--net', 'none', '-p', '1:1'], ['--net', 'a', '--network', 'b'], ['--net', 'none', '--pcap', 'x']]) {
+    const { status, hosts: none } = await run(...words);
+    assert.deepEqual([status, none.specs.length], [2, 0], words.join(' '));
+  }
 });
 
 test('standard input is the command\'s, and ends where it ends', async () => {

@@ -8,9 +8,12 @@
 import { isUtf8 } from 'node:buffer';
 import { Writable } from 'node:stream';
 import { UsageError, ZazenError } from '../base/errors.ts';
-import type { DomainSpec, ExecSpec } from '../host/types.ts';
+import { DEFAULT_NETWORK } from '../host/networks.ts';
+import type { DomainSpec, ExecSpec, HostOptions, NicSpec } from '../host/types.ts';
 import { parseCount, shellQuote } from './arguments.ts';
 import type { Arguments } from './arguments.ts';
+import { parseDisk } from './disk-syntax.ts';
+import { parsePortForward } from '../network/port-forward.ts';
 import { say } from './io.ts';
 import type { Io } from './io.ts';
 import { serveBeside } from './serve.ts';
@@ -34,12 +37,21 @@ export const runVerb: Verb = {
     + 'Other statuses: 1 error, 2 wrong usage, 124 --timeout, 128+n ended by signal n.',
   options: {
     exec: { value: 'COMMAND', short: 'e', help: 'run one command with sh -c, then power off' },
+    type: { value: 'TYPE', help: 'pvh (default), or hvm: emulated devices, for guests without Xen drivers' },
     kernel: { value: 'KERNEL', help: 'debian (default), debian-generic, or the path of an arm64 kernel' },
     initrd: { value: 'FILE', help: 'initramfs: default, none, or the path of a file' },
     cmdline: { value: 'WORDS', help: 'add to the kernel command line' },
+    disk: { value: 'DISK', short: 'd', isList: true, help: 'a disk: PATH,FORMAT,VDEV,ACCESS as in xl.cfg; may be repeated' },
     memory: { value: 'SIZE', short: 'm', help: 'memory of the guest, such as 400MiB (default) or 1GiB' },
     vcpus: { value: 'N', help: 'virtual CPUs (default 1)' },
     name: { value: 'NAME', help: 'name of the guest' },
+    publish: {
+      value: 'PORTS', short: 'p', isList: true,
+      help: 'forward a port of the host: [ADDRESS:]HOSTPORT:GUESTPORT[/udp];\nmay be repeated',
+    },
+    network: { value: 'NAME', help: 'network of its card: default, a name of its own, or none' },
+    net: { value: 'NAME', help: 'the same' },
+    pcap: { value: 'FILE', help: 'write every frame on its network to a file' },
     timeout: { value: 'SECONDS', help: 'destroy the guest after this long' },
     verbose: { short: 'v', help: 'with a command: show the boot messages on standard error' },
     json: { help: `${JSON_OPTION.help}:\nstatus, output, timings, statistics` },
@@ -53,6 +65,7 @@ async function runGuest(args: Arguments, io: Io, services: Services): Promise<nu
   const verbose = switches.has('verbose');
   const spec = readSpec(args, io);
   const interactive = isInteractive(spec, io);
+  const networks = readNetworks(spec, values['pcap']);
   if (isJson && interactive) {
     throw new UsageError('--json needs --exec, or commands on standard input', 'see: zazen run --help');
   }
@@ -61,7 +74,7 @@ async function runGuest(args: Arguments, io: Io, services: Services): Promise<nu
   if (interactive) say(io, 'starting a guest; Ctrl-] leaves it');
   const collected = isJson ? new Collector() : undefined;
   const report = await runSession(io, {
-    spec, interactive,
+    spec, interactive, networks,
     startHost: services.startHost,
     serve: (host) => serveBeside(host, io, services),
     output: collected ?? io.stdout,
@@ -78,20 +91,22 @@ function explain(io: Io, { outcome }: SessionReport): void {
   if (outcome === 'crash') say(io, 'the guest crashed; its last words are above');
   else if (outcome === 'watchdog') say(io, 'the guest was ended by its watchdog');
   else if (outcome === 'reboot') say(io, 'the guest wants to reboot; without a terminal it is not started again');
-  else if (outcome === 'suspend') say(io, 'the guest suspended itself, and is destroyed');
 }
 
-function readSpec({ values, rest }: Arguments, io: Io): DomainSpec {
+function readSpec({ values, lists, rest }: Arguments, io: Io): DomainSpec {
   if (rest !== undefined && values['exec'] !== undefined) {
     throw new UsageError('give either --exec or a command after --, not both', 'see: zazen run --help');
   }
   if (rest?.length === 0) throw new UsageError('there is no command after --', 'see: zazen run --help');
   const spec: DomainSpec = {};
   if (values['name'] !== undefined) spec.name = values['name'];
+  if (values['type'] !== undefined) spec.type = values['type'] as DomainSpec['type'];
   if (values['memory'] !== undefined) spec.memory = values['memory'];
   if (values['kernel'] !== undefined) spec.kernel = values['kernel'];
   if (values['initrd'] !== undefined) spec.initrd = values['initrd'];
   if (values['cmdline'] !== undefined) spec.cmdline = values['cmdline'];
+  if (lists['disk'] !== undefined) spec.disks = lists['disk'].map((disk) => parseDisk(disk, process.cwd()));
+  spec.nics = readNics(values, lists['publish'] ?? []);
   const vcpus = parseCount('vcpus', values['vcpus']);
   if (vcpus !== undefined) spec.vcpus = vcpus;
   const terminal = describeTerminal(io);
@@ -100,6 +115,27 @@ function readSpec({ values, rest }: Arguments, io: Io): DomainSpec {
   const exec = chooseExec(command, spec, io);
   if (exec !== undefined) spec.exec = exec;
   return spec;
+}
+
+/** One card, unless none is wanted. */
+function readNics(values: Arguments['values'], forwards: readonly string[]): NicSpec[] {
+  const { network: given, net } = values;
+  if (given !== undefined && net !== undefined) throw new UsageError('give either --network or --net, not both');
+  const network = given ?? net ?? DEFAULT_NETWORK;
+  if (network === 'none') {
+    if (forwards.length > 0) throw new UsageError('without a network card there is nothing to forward ports to');
+    return [];
+  }
+  for (const forward of forwards) parsePortForward(forward);
+  return [{ network, ...(forwards.length === 0 ? {} : { forwards }) }];
+}
+
+/** With a capture of the card's network, if one is wanted. */
+function readNetworks({ nics }: DomainSpec, capturePath: string | undefined): HostOptions['networks'] {
+  if (capturePath === undefined) return undefined;
+  const network = nics?.[0]?.network;
+  if (network === undefined) throw new UsageError('without a network card there is nothing to write with --pcap');
+  return { [network]: { capturePath } };
 }
 
 function chooseExec(command: string | undefined, spec: DomainSpec, io: Io): ExecSpec | undefined {

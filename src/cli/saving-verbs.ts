@@ -7,7 +7,7 @@ import type { CommandOf, CommandResults } from '../daemon/command.ts';
 import { formatSize } from '../host/size.ts';
 import { parseCount } from './arguments.ts';
 import type { Arguments } from './arguments.ts';
-import { DOMAIN } from './domain-verbs.ts';
+import { DOMAIN, VIA_OPTION, describeSuspend, readVia } from './domain-verbs.ts';
 import { HOST_OPTION, hostOf, oneHost } from './hosts.ts';
 import { say } from './io.ts';
 import type { Io } from './io.ts';
@@ -24,6 +24,7 @@ const saveVerb: Verb = {
     checkpoint: { value: 'ID', short: 'k', help: 'save this checkpoint' },
     destroy: { help: 'destroy the domain when it is saved' },
     parent: { value: 'FILE', help: 'leave pages that this image has already to it' },
+    via: { ...VIA_OPTION, help: `${VIA_OPTION.help} (default: the guest notices nothing)` },
     host: HOST_OPTION,
     json: JSON_OPTION,
   },
@@ -37,7 +38,7 @@ async function saveDomain(args: Arguments, io: Io): Promise<number> {
     throw new UsageError('save needs NAME and FILE, or --checkpoint ID and FILE', 'see: zazen save --help');
   }
   const command: CommandOf<'save'> = {
-    command: 'save', path: resolve(words.at(-1)!),
+    command: 'save', path: resolve(words.at(-1)!), ...readVia(args),
     ...(checkpoint === undefined ? { domain: words[0]! } : { checkpoint }),
     ...(args.switches.has('destroy') ? { destroy: true } : {}),
     ...(args.values['parent'] === undefined ? {} : { parent: resolve(args.values['parent']) }),
@@ -69,6 +70,8 @@ async function write(command: CommandOf<'save' | 'dump-core'>, args: Arguments, 
     const rest = parentPages === 0 ? '' : `, ${formatSize(parentPages * FRAME_BYTES)} in its parent`;
     const how = direct ? '' : '; the file system has no direct I/O';
     say(io, `${path}: ${formatSize(bytesWritten)} in ${(millis / 1000).toFixed(2)} s${rest}${how}`);
+    const suspend = 'suspend' in result ? result.suspend : undefined;
+    if (suspend !== undefined) say(io, `suspended for it: ${describeSuspend(suspend)}`);
   }
   return 0;
 }

@@ -5,13 +5,14 @@ import type { Writable } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
 import { initReached } from '../guest/init-script.ts';
 import { parseSize } from '../host/size.ts';
-import type { Domain, DomainSpec, DomainStats, Host, ShutdownReason, StartHost } from '../host/types.ts';
+import type { Domain, DomainSpec, DomainStats, Host, HostOptions, ShutdownReason, StartHost } from '../host/types.ts';
 import { Interruption, orAborted, pump, say } from './io.ts';
 import type { Io } from './io.ts';
 import { forwardInput, rawTerminal } from './terminal.ts';
 
 export interface Session {
   readonly spec: DomainSpec;
+  readonly networks?: HostOptions['networks'];
   readonly startHost: StartHost;
   /** Serves the host's control socket meanwhile. */
   readonly serve?: (host: Host) => Promise<AsyncDisposable | undefined>;
@@ -98,12 +99,12 @@ class GuestRun {
   }
 
   async run(): Promise<SessionReport> {
-    const { spec, startHost, serve } = this.#session;
+    const { spec, startHost, serve, networks } = this.#session;
     const signal = this.#signal;
     signal.throwIfAborted();
     const begun = performance.now();
     const log = (line: string): void => say(this.#io, line);
-    await using host = await startHost({ memory: hostMemory(spec), log });
+    await using host = await startHost({ memory: hostMemory(spec), log, ...(networks === undefined ? {} : { networks }) });
     this.#timings.hostMillis = performance.now() - begun;
     await using _ = await serve?.(host);
     for (;;) {
@@ -126,6 +127,9 @@ class GuestRun {
   async #watch(domain: Domain): Promise<void> {
     for await (const event of domain.events()) {
       if (event.type === 'stalled') this.#stop.abort(new ZazenError('ZAZEN_DOMAIN_STALLED', event.message));
+      if (event.type === 'suspended') {
+        say(this.#io, `the guest is suspended; zazen resume ${domain.name} lets it go on`);
+      }
     }
   }
 

@@ -5,11 +5,13 @@ import { once } from 'node:events';
 import { PassThrough, Duplex } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
 import { exitMarker, initReached, startMarker } from '../guest/init-script.ts';
+import { EventLog } from '../host/event-log.ts';
 import { attachGuestCommand } from '../host/guest-command.ts';
 import type {
-  Checkpoint, CreateOptions, Domain, DomainEvent, DomainEventBody, DomainSpec, DomainState, DomainStats, ExecSpec,
-  GuestCommand, ForkSpec, Host, HostOptions, RestoreOptions, RollbackStats, SaveOptions, SaveStats,
-  ShutdownReason,
+  Checkpoint, CreateOptions, DiskSpec, Domain, DomainEvent, DomainEventBody, DomainSaveOptions, DomainSaveStats,
+  DomainSpec, DomainState, DomainStats, EventSubscription, ExecSpec, ForkSpec, GuestCommand, Host, HostEvent,
+  HostOptions, RestoreOptions, RollbackStats, SaveOptions, SaveStats, ShutdownReason, SubscribeOptions,
+  SuspendAttempt, SuspendOptions, SuspendStats, NicSpec, NicStats,
 } from '../host/types.ts';
 import { Store } from '../xenstore/store.ts';
 
@@ -97,6 +99,7 @@ export class FakeGuest {
 }
 
 export class FakeDomain implements Domain {
+  readonly nics: NicStats[] = [];
   readonly id: number;
   readonly name: string;
   readonly uuid: string;
@@ -106,15 +109,16 @@ export class FakeDomain implements Domain {
   readonly exec: GuestCommand | undefined;
   state: DomainState = 'running';
   shutdownReason: ShutdownReason | undefined;
-  readonly #events: DomainEvent[] = [];
+  readonly #events = new EventLog<DomainEvent>();
+  readonly #hostEvents: EventLog<HostEvent>;
   readonly #attached = new Set<FakeConsole>();
   #history = Buffer.alloc(0);
-  #changed = Promise.withResolvers<void>();
 
   readonly #make: (spec: DomainSpec) => FakeDomain;
 
-  constructor(id: number, spec: DomainSpec, make: (spec: DomainSpec) => FakeDomain) {
+  constructor(id: number, spec: DomainSpec, make: (spec: DomainSpec) => FakeDomain, hostEvents: EventLog<HostEvent>) {
     this.id = id;
+    this.#hostEvents = hostEvents;
     this.#make = make;
     this.name = spec.name ?? `domain-${id}`;
     this.uuid = spec.uuid ?? UUID;
@@ -144,9 +148,9 @@ export class FakeDomain implements Domain {
   }
 
   emit(body: DomainEventBody): void {
-    this.#events.push({ ...body, domainId: this.id, sequence: this.#events.length + 1, timeMillis: Date.now() });
-    this.#changed.resolve();
-    this.#changed = Promise.withResolvers();
+    const event: DomainEvent = { ...body, domainId: this.id, sequence: this.#events.length + 1, timeMillis: Date.now() };
+    this.#events.add(event);
+    this.#hostEvents.add({ ...event, name: this.name });
   }
 
   stop(body: DomainEventBody & { type: 'shutdown' }): void {
@@ -157,12 +161,8 @@ export class FakeDomain implements Domain {
     for (const stream of [this.console, ...this.#attached]) stream.push(null);
   }
 
-  async *events(): AsyncIterableIterator<DomainEvent> {
-    for (let i = 0; ; i++) {
-      while (i >= this.#events.length) await this.#changed.promise;
-      yield this.#events[i]!;
-      if (this.#events[i]!.type === 'destroyed') return;
-    }
+  events(options?: SubscribeOptions): EventSubscription<DomainEvent> {
+    return this.#events.subscribe(options);
   }
 
   async waitForShutdown(): Promise<ShutdownReason | 'destroyed'> {
@@ -178,9 +178,33 @@ export class FakeDomain implements Domain {
   }
 
   async load(): Promise<void> {}
+  readonly disks: string[] = [];
+  async attachDisk({ target = 'xvda' }: DiskSpec): Promise<string> {
+    this.disks.push(target);
+    return target;
+  }
+  async detachDisk(target: string): Promise<void> {
+    this.disks.splice(this.disks.indexOf(target), 1);
+  }
+  async resizeDisk(): Promise<void> {}
   async unpause(): Promise<void> {
     this.state = 'running';
     this.emit({ type: 'unpaused' });
+  }
+
+  async suspend({ via = 'auto' }: SuspendOptions = {}): Promise<SuspendStats> {
+    if (via === 'event-channel') throw new ZazenError('ZAZEN_SUSPEND_NOT_OFFERED', 'it offers no suspend event channel');
+    const way = via === 'store' ? 'store' : 'transparent';
+    this.state = 'suspended';
+    this.emit({ type: 'suspended', via: way });
+    const attempts: SuspendAttempt[] = [{ via: way, outcome: 'suspended', micros: 250 }];
+    if (via === 'auto') attempts.unshift({ via: 'event-channel', outcome: 'not-offered', micros: 10 });
+    return { via: way, requestedAt: 1, completedMicros: 260, attempts };
+  }
+
+  async resume(): Promise<void> {
+    this.state = 'running';
+    this.emit({ type: 'resumed', reason: 'cancelled' });
   }
 
   async shutdown({ reason = 'poweroff' }: { reason?: 'poweroff' | 'reboot' } = {}): Promise<void> {
@@ -201,7 +225,12 @@ export class FakeDomain implements Domain {
     };
   }
 
-  async save(path: string, { onProgress, signal, parent }: SaveOptions = {}): Promise<SaveStats> {
+  async save(path: string, { onProgress, signal, parent, via }: DomainSaveOptions = {}): Promise<DomainSaveStats> {
+    if (via !== undefined && this.state !== 'suspended') {
+      const suspend = await this.suspend({ via });
+      await this.resume();
+      return { ...await this.save(path), suspend };
+    }
     for (let pagesDone = 0; pagesDone <= 100; pagesDone += 50) onProgress?.({ pagesDone, pageCount: 100 });
     // A disk that never gets ready, for who wants to go.
     if (path.endsWith('slow')) await once(signal!, 'abort');
@@ -211,6 +240,21 @@ export class FakeDomain implements Domain {
 
   dumpCore(path: string, options?: SaveOptions): Promise<SaveStats> {
     return this.save(path, options);
+  }
+
+  async attachNic(spec: NicSpec = {}): Promise<NicStats> {
+    const nic = {
+      handle: this.nics.length, network: spec.network ?? 'default', mac: spec.mac ?? '00:16:3e:00:00:01', address: '10.0.2.15',
+      isConnected: true, txFrames: 1, txBytes: 2, rxFrames: 3, rxBytes: 4, txErrors: 0, rxErrors: 0, rxDropped: 0,
+      notifications: 5, forwards: spec.forwards ?? [],
+    };
+    this.nics.push(nic);
+    return nic;
+  }
+  async detachNic(handle: number): Promise<void> {
+    const at = this.nics.findIndex((nic) => nic.handle === handle);
+    if (at < 0) throw new ZazenError('ZAZEN_NIC_UNKNOWN', `${this.name} has no network card ${handle}`);
+    this.nics.splice(at, 1);
   }
 
   async rollback(checkpoint: Checkpoint): Promise<RollbackStats> {
@@ -223,6 +267,7 @@ export class FakeDomain implements Domain {
     if (this.state === 'destroyed') return;
     this.state = 'destroyed';
     this.emit({ type: 'destroyed' });
+    this.#events.end();
     for (const stream of [this.console, ...this.#attached]) stream.destroy();
   }
 
@@ -234,7 +279,7 @@ export class FakeDomain implements Domain {
     return {
       id: this.id, name: this.name, uuid: this.uuid, state: this.state, memoryBytes: 1, residentBytes: 1, vcpus: [],
       instructionsRetired: 800e6, runMillis: 4000, hypercalls: 1, unknownSystemRegisters: 0, consoleOutBytes: 1,
-      consoleInBytes: 1,
+      consoleInBytes: 1, nics: this.nics,
     };
   }
 }
@@ -261,10 +306,11 @@ export class FakeHosts {
     await this.#options.startHost?.();
     this.open++;
     const store = new Store();
+    const events = new EventLog<HostEvent>();
     const domains: FakeDomain[] = [];
     let lastId = 0;
     const make = (spec: DomainSpec): FakeDomain => {
-      const domain = new FakeDomain(++lastId, spec, make);
+      const domain = new FakeDomain(++lastId, spec, make, events);
       store.domainIntroduced(domain.id);
       domains.push(domain);
       return domain;
@@ -292,10 +338,11 @@ export class FakeHosts {
         return make({ name: name ?? 'restored', uuid, paused });
       },
       loadCheckpoint: async () => make({}).checkpoint(),
+      events: (options) => events.subscribe(options),
       domains: () => domains.filter((domain) => domain.state !== 'destroyed'),
       stats: () => ({
         memoryBytes: 1, freeBytes: 1, cleanBytes: 1, dirtyBytes: 0, scrubbingBytes: 0, sharedBytes: 0, cachedBytes: 0,
-        releasingBytes: 0, pcpus: [], domains: domains.length, uptimeMillis: 1,
+        releasingBytes: 0, pcpus: [], domains: domains.length, networks: {}, uptimeMillis: 1,
       }),
       audit: async () => ({
         frames: 0, clean: 0, cached: 0, dirty: 0, scrubbing: 0, used: 0, tables: 0, problems: [],

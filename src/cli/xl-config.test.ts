@@ -92,6 +92,7 @@ on_poweroff = "preserve"; on_crash = "restart"; disk = []; vif = [ ]`, 'web.cfg'
   assert.deepEqual(policy, { onPoweroff: 'preserve', onCrash: 'restart' });
   assert.deepEqual(warnings, []);
   assert.deepEqual(readDomainConfig('', 'f', '/').spec, {});
+  for (const key of ['type', 'builder']) assert.deepEqual(readDomainConfig(`${key}="hvm"`, 'f', '/').spec, { type: 'hvm' });
   assert.deepEqual(readDomainConfig('kernel="/k"', 'f', '/').spec, { kernel: '/k', initrd: 'none' });
   assert.deepEqual(readDomainConfig('kernel="debian-generic"', 'f', '/').spec, { kernel: 'debian-generic' });
   assert.deepEqual(readDomainConfig('cmdline="c"\nextra="x"', 'f', '/'), {
@@ -107,10 +108,8 @@ on_poweroff = "preserve"; on_crash = "restart"; disk = []; vif = [ ]`, 'web.cfg'
 });
 
 const UNSUPPORTED: readonly (readonly [text: string, says: RegExp])[] = [
-  ['disk = [ "file:/x,xvda,w" ]', /f, line 1: disk: disks are not supported/],
-  ['\nvif=[""]', /line 2: vif: network interfaces are not supported/],
-  ['type="hvm"', /type: guests with emulated devices \(hvm\) are not supported/],
-  ['builder="hvm"', /builder: guests with emulated devices/],
+  ['vfb = [ "vnc=1" ]', /f, line 1: vfb: framebuffers are not supported/],
+  ['\nvif="bridge=a"', /line 2: vif: a list of strings/],
   ['type="vax"', /there is no type "vax"/],
   ['memory="lots"', /memory: a number is expected/],
   ['name=5', /name: a string in quotes is expected/],
@@ -123,3 +122,8 @@ for (const [text, says] of UNSUPPORTED) {
     assert.throws(() => readDomainConfig(text, 'f', '/'), { code: 'ZAZEN_CONFIG_VALUE', message: says });
   });
 }
+
+test('network cards of a configuration', () => {
+  const { spec } = readDomainConfig('vif = [ "", "mac=00:16:3e:01:02:03,bridge=blue" ]', 'f', '/');
+  assert.deepEqual(spec.nics, [{}, { mac: '00:16:3e:01:02:03', network: 'blue' }]);
+});

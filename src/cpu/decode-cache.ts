@@ -127,9 +127,11 @@ export class DecodeCache {
       Atomics.sub(this.#machine.i32, this.#used, 1);
       return -1;
     }
-    const address = this.#slots + slot * SLOT_BYTES;
-    this.#machine.u8.fill(0, address, address + SLOT_BYTES);
-    this.#machine.u16[(address + (SLOT_RECORDS - 1) * RECORD_BYTES) / 2] = HANDLER_END_OF_PAGE;
+    const { u16 } = this.#machine;
+    const first = (this.#slots + slot * SLOT_BYTES) / 2;
+    // The handlers only: nobody looks at operands before they are decoded.
+    for (let i = 0; i < SLOT_RECORDS - 1; i++) u16[first + i * (RECORD_BYTES / 2)] = HANDLER_DECODE;
+    u16[first + (SLOT_RECORDS - 1) * (RECORD_BYTES / 2)] = HANDLER_END_OF_PAGE;
     return slot;
   }
 

@@ -41,6 +41,14 @@ export function oneOf<const T extends string>(...words: readonly T[]): Check<T> 
   return (value, what) => words.find((word) => word === value) ?? refuseCommand(`${what} must be ${words.join(', ')}`);
 }
 
+export function list<T>(check: Check<T>, maxCount: number): Check<readonly T[]> {
+  return (value, what) => {
+    if (!Array.isArray(value)) return refuseCommand(`${what} must be a list`);
+    if (value.length > maxCount) return refuseCommand(`${what} has more than ${maxCount} entries`);
+    return value.map((one, i) => check(one, `${what}[${i}]`));
+  };
+}
+
 export type Checks<T> = { readonly [K in keyof T]-?: Check<T[K]> };
 
 /** An object with these fields and no others. Fields that are optional and not there are left out. */

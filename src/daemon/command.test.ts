@@ -54,6 +54,8 @@ const BAD: readonly (readonly [value: unknown, says: RegExp])[] = [
   [{ command: 'create', spec: {}, policy: { onCrash: 'ignore' } }, /must be destroy, restart, preserve/],
   [{ command: 'dump-core', domain: 'a', path: 'here' }, /must be an absolute path/],
   [{ command: 'save', domain: 'a', path: '/a', parent: 'here' }, /must be an absolute path/],
+  [{ command: 'suspend', domain: 'a', via: 'mail' }, /must be auto, event-channel, store, transparent/],
+  [{ command: 'suspend', domain: 'a', timeoutMillis: 2 ** 31 }, /whole number/],
   [{ command: 'fork', domain: 'a', count: 1.5 }, /whole number from 1/],
   [{ command: 'store-write', path: '/a', value: 'x'.repeat(4097) }, /longer than 4096/],
 ];
@@ -87,7 +89,7 @@ test('whatever JSON comes, it is a command or a ZazenError, and a command is tak
 });
 
 test('a command that names a domain says in which states it is legal, and the others do not', () => {
-  const states: readonly DomainState[] = ['running', 'paused', 'shutdown', 'destroyed'];
+  const states: readonly DomainState[] = ['running', 'paused', 'suspended', 'shutdown', 'destroyed'];
   for (const name of NAMES) {
     const takesDomain = 'domain' in COMMANDS[name].arguments && name !== 'checkpoints';
     assert.equal(COMMANDS[name].states !== undefined, takesDomain, name);
@@ -100,4 +102,6 @@ test('a command that names a domain says in which states it is legal, and the ot
   }
   assert.throws(() => assertLegal('shutdown', { name: 'web', state: 'paused' }),
     { message: 'domain web is paused; shutdown takes one that is running', hint: 'unpause it first, or destroy it' });
+  assert.throws(() => assertLegal('pause', { name: 'web', state: 'suspended' }),
+    { message: 'domain web is suspended; pause takes one that is running or paused', hint: 'resume it first, or destroy it' });
 });

@@ -4,10 +4,11 @@
 
 import { ZazenError } from '../base/errors.ts';
 import type {
-  CheckpointStats, DomainEvent, DomainSpec, DomainState, DomainStats, HostStats, RollbackStats, SaveStats,
-  ShutdownReason,
+  CheckpointStats, DiskSpec, DiskStats, DomainSaveStats, DomainSpec, DomainState, DomainStats, HostEvent, HostStats,
+  NicSpec, NicStats,
+  RollbackStats, SaveStats, ShutdownReason, SuspendStats, SuspendVia,
 } from '../host/types.ts';
-import { flag, integer, isRecord, oneOf, optional, record, refuseCommand, text } from './checks.ts';
+import { flag, integer, isRecord, list, oneOf, optional, record, refuseCommand, text } from './checks.ts';
 import type { Check, Checks } from './checks.ts';
 
 /** What becomes of a domain that stopped by itself, as xl.cfg has it. */
@@ -35,6 +36,10 @@ export type Command =
   | { command: 'shutdown'; domain: string; wait?: boolean }
   | { command: 'reboot'; domain: string; wait?: boolean }
   | { command: 'destroy'; domain: string }
+  /** Answers when it is suspended; by default in the way that the guest offers, else transparently. */
+  | { command: 'suspend'; domain: string; via?: SuspendVia | 'auto'; timeoutMillis?: number }
+  /** Where it was. */
+  | { command: 'resume'; domain: string }
   /** Keeps the checkpoint in the host, under its id. */
   | { command: 'checkpoint'; domain: string }
   /** Those that the host keeps, of all domains or one. */
@@ -44,10 +49,24 @@ export type Command =
   | { command: 'rollback'; domain: string; checkpoint?: number }
   /** Of a domain as it is now, or of a checkpoint; exactly one is given. Several are called `NAME-1`, `NAME-2` … */
   | { command: 'fork'; domain?: string; checkpoint?: number; count?: number; name?: string; paused?: boolean }
-  /** Of a domain as it is now, or of a checkpoint; exactly one is given. With `destroy`, the domain stops there. */
-  | { command: 'save'; path: string; domain?: string; checkpoint?: number; destroy?: boolean; parent?: string }
+  /**
+   * Of a domain as it is now, or of a checkpoint; exactly one is given. With `destroy`, the domain stops there; with `via`,
+   * it is suspended so before.
+   */
+  | {
+    command: 'save'; path: string; domain?: string; checkpoint?: number; destroy?: boolean; parent?: string;
+    via?: SuspendVia | 'auto';
+  }
   | { command: 'dump-core'; domain: string; path: string }
   | { command: 'restore'; path: string; name?: string; uuid?: string; paused?: boolean; lazy?: boolean }
+  | { command: 'block-attach'; domain: string; disk: DiskSpec }
+  | { command: 'block-detach'; domain: string; target: string; force?: boolean }
+  | { command: 'block-resize'; domain: string; target: string; size: string }
+  | { command: 'block-list'; domain: string }
+  | { command: 'network-attach'; domain: string; nic: NicSpec }
+  /** By its number. */
+  | { command: 'network-detach'; domain: string; handle: number }
+  | { command: 'network-list'; domain: string }
   /** Bytes both ways, over an upgraded connection. */
   | { command: 'console'; domain: string }
   /** Follows events, of all domains or one; with `history`, those that are remembered come first. */
@@ -98,16 +117,25 @@ export interface CommandResults {
   'shutdown': DomainSummary & { readonly reason?: ShutdownReason | 'destroyed' };
   'reboot': DomainSummary & { readonly reason?: ShutdownReason | 'destroyed' };
   'destroy': DomainSummary;
+  'suspend': DomainSummary & { readonly suspend: SuspendStats };
+  'resume': DomainSummary;
   'checkpoint': CheckpointSummary;
   'checkpoints': { readonly checkpoints: readonly CheckpointSummary[] };
   'checkpoint-destroy': CheckpointSummary;
   'rollback': DomainSummary & { readonly checkpoint: number; readonly stats: RollbackStats };
   'fork': { readonly domains: readonly DomainSummary[]; readonly forkMicros: number };
-  'save': SaveStats & { readonly path: string };
+  'save': DomainSaveStats & { readonly path: string };
   'dump-core': SaveStats & { readonly path: string };
   'restore': DomainSummary & { readonly restoreMillis: number };
+  'block-attach': { readonly target: string };
+  'block-detach': Record<string, never>;
+  'block-resize': Record<string, never>;
+  'block-list': { readonly disks: readonly DiskStats[] };
+  'network-attach': { readonly nic: NicStats };
+  'network-detach': Record<string, never>;
+  'network-list': { readonly nics: readonly NicStats[] };
   'console': never;
-  'events': DomainEvent & { readonly name: string };
+  'events': HostEvent;
   'store-ls': { readonly names: readonly string[] };
   /** `valueBase64` when it is no UTF-8. */
   'store-read': { readonly value: string } | { readonly valueBase64: string };
@@ -155,14 +183,33 @@ function fileOr(...words: readonly string[]): Check<string> {
 const size: Check<number | string> = (value, what) =>
   typeof value === 'number' ? integer(1, Number.MAX_SAFE_INTEGER)(value, what) : text(32, 1)(value, what);
 
+/** More than a guest may have. */
+const NICS_MAX = 64;
+const FORWARDS_MAX = 256;
+const rate = integer(1, Number.MAX_SAFE_INTEGER);
+const disk = record<DiskSpec>({
+  path: absolutePath, format: optional(oneOf('raw', 'layer')), readOnly: optional(flag), target: optional(text(16, 1)),
+  bytesPerSecond: optional(rate), requestsPerSecond: optional(rate), persistentGrants: optional(flag),
+});
+const nic = record<NicSpec>({
+  network: optional(text(64, 1)), mac: optional(text(17, 1)), address: optional(text(15, 1)),
+  forwards: optional(list(text(64, 1), FORWARDS_MAX)), rateBytesPerSecond: optional(rate),
+});
+/** More than a guest has names for. */
+const DISKS_MAX = 256;
+const vdev = text(16, 1);
+
 const spec = record<ControlledSpec>({
   name: optional(text(64, 1)),
+  type: optional(oneOf('pvh', 'hvm')),
   uuid: optional(text(64, 1)),
   memory: optional(size),
   vcpus: optional(integer(1, 1024)),
   kernel: optional(fileOr('debian', 'debian-generic')),
   initrd: optional(fileOr('default', 'none')),
   cmdline: optional(text(4096)),
+  disks: optional(list(disk, DISKS_MAX)),
+  nics: optional(list(nic, NICS_MAX)),
   paused: optional(flag),
 });
 
@@ -170,17 +217,26 @@ const policy = record<StopPolicy>({
   onPoweroff: optional(stopAction), onReboot: optional(stopAction), onCrash: optional(stopAction),
 });
 
-const LIVE: readonly DomainState[] = ['running', 'paused'];
+const RUNNABLE: readonly DomainState[] = ['running', 'paused'];
+const LIVE: readonly DomainState[] = [...RUNNABLE, 'suspended'];
 const ANY: readonly DomainState[] = [...LIVE, 'shutdown'];
+const via = oneOf('auto', 'event-channel', 'store', 'transparent');
+/** As long as a timer can run. */
+const timeoutMillis = integer(0, 2 ** 31 - 1);
 
 export const COMMANDS: { readonly [N in CommandName]: CommandRow<CommandOf<N>> } = {
   'list': { answer: 'result', arguments: {} },
   'create': { answer: 'result', arguments: { spec, policy: optional(policy) } },
-  'pause': { answer: 'result', arguments: { domain }, states: LIVE },
-  'unpause': { answer: 'result', arguments: { domain }, states: LIVE },
+  'pause': { answer: 'result', arguments: { domain }, states: RUNNABLE },
+  'unpause': { answer: 'result', arguments: { domain }, states: RUNNABLE },
   'shutdown': { answer: 'result', arguments: { domain, wait: optional(flag) }, states: ['running'] },
   'reboot': { answer: 'result', arguments: { domain, wait: optional(flag) }, states: ['running'] },
   'destroy': { answer: 'result', arguments: { domain }, states: ANY },
+  'suspend': {
+    answer: 'result', states: RUNNABLE,
+    arguments: { domain, via: optional(via), timeoutMillis: optional(timeoutMillis) },
+  },
+  'resume': { answer: 'result', arguments: { domain }, states: ['suspended'] },
   'checkpoint': { answer: 'result', arguments: { domain }, states: LIVE },
   'checkpoints': { answer: 'result', arguments: { domain: optional(domain) } },
   'checkpoint-destroy': { answer: 'result', arguments: { checkpoint } },
@@ -196,7 +252,7 @@ export const COMMANDS: { readonly [N in CommandName]: CommandRow<CommandOf<N>> }
     answer: 'result', states: LIVE,
     arguments: {
       path: absolutePath, domain: optional(domain), checkpoint: optional(checkpoint), destroy: optional(flag),
-      parent: optional(absolutePath),
+      parent: optional(absolutePath), via: optional(via),
     },
   },
   'dump-core': { answer: 'result', arguments: { domain, path: absolutePath }, states: LIVE },
@@ -207,6 +263,13 @@ export const COMMANDS: { readonly [N in CommandName]: CommandRow<CommandOf<N>> }
       lazy: optional(flag),
     },
   },
+  'block-attach': { answer: 'result', arguments: { domain, disk }, states: LIVE },
+  'block-detach': { answer: 'result', arguments: { domain, target: vdev, force: optional(flag) }, states: LIVE },
+  'block-resize': { answer: 'result', arguments: { domain, target: vdev, size: text(32, 1) }, states: LIVE },
+  'block-list': { answer: 'result', arguments: { domain }, states: ANY },
+  'network-attach': { answer: 'result', arguments: { domain, nic }, states: LIVE },
+  'network-detach': { answer: 'result', arguments: { domain, handle: integer(0, 65535) }, states: LIVE },
+  'network-list': { answer: 'result', arguments: { domain }, states: ANY },
   'console': { answer: 'console', arguments: { domain }, states: ANY },
   'events': { answer: 'stream', arguments: { domain: optional(domain), history: optional(flag) }, states: ANY },
   'store-ls': { answer: 'result', arguments: { path } },
@@ -244,11 +307,12 @@ export function assertLegal(name: CommandName, target: { readonly name: string; 
 }
 
 const STATE_WORDS: Readonly<Record<DomainState, string>> = {
-  running: 'running', paused: 'paused', shutdown: 'shut down', destroyed: 'destroyed',
+  running: 'running', paused: 'paused', suspended: 'suspended', shutdown: 'shut down', destroyed: 'destroyed',
 };
 
 function hintFor(name: CommandName, state: DomainState): string | undefined {
   if (state === 'paused' && (name === 'shutdown' || name === 'reboot')) return 'unpause it first, or destroy it';
+  if (state === 'suspended') return 'resume it first, or destroy it';
   if (state === 'shutdown') return 'destroy it';
   return undefined;
 }

@@ -4,7 +4,9 @@
 import { isUtf8 } from 'node:buffer';
 import type { Duplex } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
-import type { Checkpoint, Domain, ForkSpec, Host, SaveOptions, SaveStats, ShutdownReason, TransferOptions } from '../host/types.ts';
+import type {
+  Checkpoint, Domain, DomainSaveStats, ForkSpec, Host, SaveOptions, ShutdownReason, SuspendVia, TransferOptions,
+} from '../host/types.ts';
 import { assertLegal } from './command.ts';
 import type {
   CheckpointSummary, Command, CommandName, CommandOf, CommandResults, DomainSummary, HostDescription, ListedDomain,
@@ -67,6 +69,8 @@ export class Control {
       case 'pause': return this.#act(command, (domain) => domain.pause());
       case 'unpause': return this.#act(command, (domain) => domain.unpause());
       case 'destroy': return this.#act(command, (domain) => domain.destroy());
+      case 'resume': return this.#act(command, (domain) => domain.resume());
+      case 'suspend': return this.#suspend(command, options.signal);
       case 'shutdown': return this.#shutDown(command, 'poweroff', options.signal);
       case 'reboot': return this.#shutDown(command, 'reboot', options.signal);
       case 'checkpoint': return this.#checkpoint(command);
@@ -81,6 +85,16 @@ export class Control {
         return { path: command.path, ...stats };
       }
       case 'restore': return this.#restore(command, options);
+      case 'block-attach': return { target: await this.#find(command.domain, command.command).attachDisk(command.disk) };
+      case 'block-detach':
+        return await this.#find(command.domain, command.command).detachDisk(command.target, { force: command.force }), {};
+      case 'block-resize':
+        return await this.#find(command.domain, command.command).resizeDisk(command.target, command.size), {};
+      case 'network-attach': return { nic: await this.#find(command.domain, command.command).attachNic(command.nic) };
+      case 'network-detach':
+        return await this.#find(command.domain, command.command).detachNic(command.handle), {};
+      case 'network-list': return { nics: this.#find(command.domain, command.command).stats().nics };
+      case 'block-list': return { disks: this.#find(command.domain, command.command).stats().disks ?? [] };
       case 'store-ls': return { names: there(command.path, store.list(command.path)) };
       case 'store-read': return describeValue(there(command.path, store.readBytes(command.path)));
       case 'store-write': return store.write(command.path, command.value), {};
@@ -94,7 +108,7 @@ export class Control {
   }
 
   async #act(
-    command: CommandOf<'pause' | 'unpause' | 'destroy'>, act: (domain: Domain) => Promise<void>,
+    command: CommandOf<'pause' | 'unpause' | 'destroy' | 'resume'>, act: (domain: Domain) => Promise<void>,
   ): Promise<DomainSummary> {
     const domain = this.#find(command.domain, command.command);
     await act(domain);
@@ -110,6 +124,14 @@ export class Control {
     await domain.shutdown({ reason });
     if (wait !== true) return summary(domain);
     return { reason: await untilAborted(domain.waitForShutdown(), signal), ...summary(domain) };
+  }
+
+  async #suspend(
+    { command, domain: name, via, timeoutMillis }: CommandOf<'suspend'>, signal: AbortSignal | undefined,
+  ): Promise<CommandResults['suspend']> {
+    const domain = this.#find(name, command);
+    const suspend = await domain.suspend({ via, timeoutMillis, signal });
+    return { ...summary(domain), suspend };
   }
 
   // ---- checkpoints
@@ -182,17 +204,19 @@ export class Control {
   // ---- images
 
   async #save(command: CommandOf<'save'>, options: ExecuteOptions): Promise<CommandResults['save']> {
-    const { path, checkpoint, destroy = false, parent } = command;
+    const { path, checkpoint, destroy = false, parent, via } = command;
     const saving = { ...saveOptions(options), ...(parent === undefined ? {} : { parent }) };
-    if ((command.domain === undefined) === (checkpoint === undefined) || (destroy && checkpoint !== undefined)) {
-      throw new ZazenError('ZAZEN_COMMAND_INVALID', 'save takes a domain, which it may destroy, or a checkpoint');
+    const isOfDomain = destroy || via !== undefined;
+    if ((command.domain === undefined) === (checkpoint === undefined) || (isOfDomain && checkpoint !== undefined)) {
+      throw new ZazenError('ZAZEN_COMMAND_INVALID',
+        'save takes a domain, which it may suspend or destroy, or a checkpoint');
     }
     if (command.domain === undefined) {
       return { path, ...await this.#kept(checkpoint!).checkpoint.save(path, saving) };
     }
     const domain = this.#find(command.domain, command.command);
-    if (!destroy) return { path, ...await domain.save(path, saving) };
-    return { path, ...await saveAndDestroy(domain, path, saving) };
+    if (!destroy) return { path, ...await domain.save(path, { ...saving, via }) };
+    return { path, ...await saveAndDestroy(domain, path, saving, via) };
   }
 
   async #restore(command: CommandOf<'restore'>, options: ExecuteOptions): Promise<CommandResults['restore']> {
@@ -266,15 +290,20 @@ function describeCheckpoint(checkpoint: Checkpoint): CheckpointSummary {
 }
 
 /** Nothing that the guest does is lost: it does nothing after what is saved. Goes on if that fails. */
-async function saveAndDestroy(domain: Domain, path: string, options: SaveOptions): Promise<SaveStats> {
+async function saveAndDestroy(
+  domain: Domain, path: string, options: SaveOptions, via: SuspendVia | 'auto' | undefined,
+): Promise<DomainSaveStats> {
   const before = domain.state;
-  await domain.pause();
+  const suspend = via === undefined || before === 'suspended' ? undefined
+    : await domain.suspend({ via, signal: options.signal });
+  if (suspend === undefined) await domain.pause();
   try {
     const stats = await domain.save(path, options);
     await domain.destroy();
-    return stats;
+    return suspend === undefined ? stats : { ...stats, suspend };
   } catch (error) {
-    if (before === 'running' && domain.state === 'paused') await domain.unpause();
+    if (suspend !== undefined && domain.state === 'suspended') await domain.resume();
+    else if (before === 'running' && domain.state === 'paused') await domain.unpause();
     throw error;
   }
 }

@@ -109,6 +109,35 @@ test('commands act on the host, and answer with what they did', async () => {
   assert.deepEqual(it.host.domains(), []);
 });
 
+test('suspend, what may be done meanwhile, resume; a save that suspends', async () => {
+  await using it = await setUp();
+  const { client } = it;
+  const { state, suspend } = await client.send({ command: 'suspend', domain: 'web', timeoutMillis: 5 });
+  assert.deepEqual([state, suspend.via, suspend.attempts.length], ['suspended', 'transparent', 2]);
+  for (const command of ['pause', 'unpause', 'shutdown', 'suspend'] as const) {
+    await assert.rejects(client.send({ command, domain: 'web' }), { code: 'ZAZEN_DOMAIN_STATE' });
+  }
+  await client.send({ command: 'checkpoint', domain: 'web' });
+  assert.equal((await client.send({ command: 'save', domain: 'web', path: '/x', via: 'store' })).suspend, undefined);
+  assert.equal((await client.send({ command: 'resume', domain: 'web' })).state, 'running');
+  await assert.rejects(client.send({ command: 'resume', domain: 'web' }), { code: 'ZAZEN_DOMAIN_STATE' });
+  assert.equal((await client.send({ command: 'save', domain: 'web', path: '/x', via: 'store' })).suspend?.via, 'store');
+  assert.equal(it.domain().state, 'running');
+  const refused = { command: 'save', domain: 'web', path: '/x', via: 'event-channel', destroy: true } as const;
+  await assert.rejects(client.send(refused), { code: 'ZAZEN_SUSPEND_NOT_OFFERED' });
+  assert.equal(it.domain().state, 'running');
+  await assert.rejects(client.send({ command: 'save', checkpoint: 1, path: '/x', via: 'store' }), { code: 'ZAZEN_COMMAND_INVALID' });
+  // One that cannot be written lets the guest go on.
+  const stop = new AbortController();
+  const saving = client.send({ ...refused, via: 'store', path: '/slow' }, { signal: stop.signal });
+  await until(() => it.domain().state === 'suspended');
+  stop.abort();
+  await assert.rejects(saving);
+  await until(() => it.domain().state === 'running');
+  assert.equal((await client.send({ ...refused, via: 'store' })).suspend?.via, 'store');
+  assert.deepEqual(it.host.domains(), []);
+});
+
 test('errors come out as the ones that the API throws', async () => {
   await using it = await setUp({
     create: async ({ name }) => {
@@ -254,7 +283,6 @@ test('on_poweroff, on_reboot, on_crash', async (t) => {
   await stop('web', 'poweroff');
   assert.equal(it.domain().state, 'shutdown');
   assert.equal(actionFor('watchdog', { onCrash: 'restart' }), 'restart');
-  assert.equal(actionFor('suspend', {}), 'preserve');
 });
 
 test('a guest that reboots at once again and again is not started for ever', async () => {

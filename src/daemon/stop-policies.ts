@@ -1,5 +1,5 @@
 // What becomes of domains that stopped by themselves: xl's on_poweroff, on_reboot and on_crash, for the domains that
-// were created or forked over the control socket. A domain that suspended itself is kept.
+// were created or forked over the control socket. One that is suspended has not stopped.
 
 import { ZazenError } from '../base/errors.ts';
 import type { CreateOptions, Domain, Host, ShutdownReason } from '../host/types.ts';
@@ -74,6 +74,5 @@ export function actionFor(reason: ShutdownReason, policy: StopPolicy): StopActio
     case 'poweroff': return policy.onPoweroff ?? 'destroy';
     case 'reboot': return policy.onReboot ?? 'restart';
     case 'crash': case 'watchdog': return policy.onCrash ?? 'destroy';
-    case 'suspend': return 'preserve';
   }
 }

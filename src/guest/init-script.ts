@@ -4,6 +4,7 @@
 //                          the command line holds (2048 bytes in all) goes into the file /etc/zazen/command instead
 //   zazen.nonce=HEX        frame the command's output (below); required for /etc/zazen/command to be looked at
 //   zazen.tty=pipe|raw|cooked   how the terminal treats the command's bytes; `pipe` if left out
+//   zazen.net=none         leave network cards alone; without it, each is configured by DHCP
 //   zazen.winsize=ROWSxCOLUMNS  zazen.term=TERM  zazen.hostname=NAME   of the terminal; TERM is `xterm` if left out
 //
 // What the command writes reaches the console byte for byte: the terminal translates nothing on output, echoes nothing,
@@ -56,8 +57,10 @@ echo "${initReached} $uptime"
 read -r consoles </sys/class/tty/console/active
 tty=/dev/\${consoles##* }
 [ -c "$tty" ] || tty=/dev/console
+# A serial port that is not told when to wait loses what comes too fast.
+case $tty in /dev/ttyAMA*) stty -F "$tty" crtscts ;; esac
 
-run= command= nonce= mode=pipe winsize= hostname=zazen TERM=xterm
+run= command= nonce= nonet= mode=pipe winsize= hostname=zazen TERM=xterm
 read -r cmdline </proc/cmdline
 set -f
 for word in $cmdline; do
@@ -69,6 +72,7 @@ for word in $cmdline; do
     zazen.winsize=*) winsize=$value ;;
     zazen.term=*) TERM=$value ;;
     zazen.hostname=*) hostname=$value ;;
+    zazen.net=none) nonet=1 ;;
   esac
 done
 set +f
@@ -78,11 +82,27 @@ command=\${command%.}
 [ -z "$run" ] && [ -n "$nonce" ] && [ -f /${commandPath} ] && run=1 command=$(cat /${commandPath})
 echo "$hostname" >/proc/sys/kernel/hostname
 
-while read -r module; do
-  reason=$(insmod "$module" 2>&1) || echo "zazen: $reason" >/dev/kmsg
+while read -r module parameters; do
+  reason=$(insmod "$module" $parameters 2>&1) || echo "zazen: $reason" >/dev/kmsg
 done </${moduleListPath}
 [ -d /proc/xen ] && mount -t xenfs xenfs /proc/xen 2>/dev/null
 ip link set lo up
+# Network cards are configured by DHCP before the command runs. Xen's appear a moment after their module; one without an
+# answer costs a few seconds.
+if [ -z "$nonet" ]; then
+  tries=0
+  while [ -d /sys/bus/xen/devices/vif-0 ] && [ ! -d /sys/class/net/eth0 ] && [ $tries -lt 300 ]; do
+    usleep 10000
+    tries=$((tries + 1))
+  done
+  for card in /sys/class/net/eth*; do
+    [ -d "$card" ] || continue
+    card=\${card##*/}
+    ip link set "$card" up
+    udhcpc -i "$card" -n -q -f -t 4 -T 1 >/dev/null 2>&1 \\
+      || echo "zazen: $card: no answer to DHCP" >/dev/kmsg
+  done
+fi
 
 [ -n "$winsize" ] && stty -F "$tty" rows "\${winsize%x*}" columns "\${winsize#*x}"
 
@@ -118,6 +138,21 @@ sync
 poweroff -f
 `;
 
+/** What udhcpc of Debian's busybox runs with what it was told in its environment: address, mask, MTU, route, names. */
+const dhcpScript = `#!/bin/busybox sh
+case $1 in
+  deconfig) ip link set "$interface" up; ip -4 addr flush dev "$interface" ;;
+  bound|renew)
+    [ -n "$mtu" ] && ip link set "$interface" mtu "$mtu"
+    ip -4 addr flush dev "$interface"
+    ip addr add "$ip/$mask" brd + dev "$interface"
+    for gateway in $router; do ip route add default via "$gateway" dev "$interface" 2>/dev/null; done
+    { [ -n "$domain" ] && echo "search $domain"; for server in $dns; do echo "nameserver $server"; done; } >/etc/resolv.conf
+    ;;
+esac
+exit 0
+`;
+
 /** Files that make the guest a place to work in, by path. */
 export const etcFiles: Readonly<Record<string, string>> = {
   'etc/passwd': 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n',
@@ -136,4 +171,5 @@ export const etcFiles: Readonly<Record<string, string>> = {
 export const programFiles: Readonly<Record<string, string>> = {
   'usr/sbin/poweroff': '#!/bin/busybox sh\nsync\npoweroff -f\n',
   'usr/sbin/reboot': '#!/bin/busybox sh\nsync\nreboot -f\n',
+  'etc/udhcpc/default.script': dhcpScript,
 };

@@ -11,7 +11,7 @@ import type { CpioEntry } from './cpio.ts';
 import { fetchGuest } from './fetch-guest.ts';
 import type { GuestFiles, GuestFlavour } from './fetch-guest.ts';
 import { commandPath, etcFiles, initScript, moduleListPath, programFiles } from './init-script.ts';
-import { modulesInLoadOrder, readModule } from './modules.ts';
+import { moduleName, modulesInLoadOrder, readModule } from './modules.ts';
 import { openCache } from './packages.ts';
 import type { FetchOptions } from './packages.ts';
 
@@ -30,6 +30,12 @@ export interface InitramfsOptions {
 export const xenModules: readonly string[] = [
   'xen-blkfront', 'xen-netfront', 'xenfs', 'xen-privcmd', 'xen-evtchn', 'xen-gntdev', 'xen-gntalloc',
 ];
+
+/** Modules of a guest without Xen: what drives its virtio devices. */
+export const virtioModules: readonly string[] = ['virtio_mmio', 'virtio_blk', 'virtio_net', 'virtio-rng', 'virtio_console'];
+
+/** By name of the module. A disk takes requests of 1 MiB; the driver's own limit is 128 KiB, for the sake of other hosts. */
+const moduleParameters: Readonly<Record<string, readonly string[]>> = { xen_blkfront: ['max_indirect_segments=256'] };
 
 const encoder = new TextEncoder();
 const mergedDirs = /^(bin|sbin|lib)(?=\/|$)/;
@@ -63,7 +69,7 @@ export async function buildInitramfs(options: InitramfsOptions): Promise<Uint8Ar
   for (const module of modules) {
     const path = `usr/lib/modules/${basename(module).replace(/\.(xz|gz|zst)$/, '')}`;
     files.file(path, await readModule(module));
-    modulePaths.push(`/${path}\n`);
+    modulePaths.push(`/${[path, ...(moduleParameters[moduleName(path)] ?? [])].join(' ')}\n`);
   }
   files.file(moduleListPath, encoder.encode(modulePaths.join('')));
   for (const tree of trees) await addTree(files, tree);
@@ -164,6 +170,8 @@ async function readInput(path: string): Promise<Uint8Array> {
 
 export interface PrepareGuestOptions extends FetchOptions {
   flavour?: GuestFlavour;
+  /** What its devices are; default: Xen's. */
+  devices?: 'xen' | 'virtio';
   /** Directories to lay over the initramfs. */
   trees?: readonly string[];
   /** Names of further kernel modules to load; those built into the kernel, or unknown to it, are left out. */
@@ -181,12 +189,12 @@ export interface PreparedGuest extends GuestFiles {
  * file that goes into it changes.
  */
 export async function prepareGuest(options: PrepareGuestOptions = {}): Promise<PreparedGuest> {
-  const { trees = [], modules = [] } = options;
+  const { trees = [], modules = [], devices = 'xen' } = options;
   const guest = await fetchGuest(options);
   const cache = openCache(options);
-  const names = [...xenModules, ...modules];
+  const names = [...(devices === 'xen' ? xenModules : virtioModules), ...modules];
   // What was fetched never changes under its version; the caller's trees may.
-  const hash = createHash('sha256').update(JSON.stringify([initScript, etcFiles, programFiles, names, guest, trees]));
+  const hash = createHash('sha256').update(JSON.stringify([initScript, etcFiles, programFiles, names, moduleParameters, guest, trees]));
   for (const path of trees) await hashStatus(hash, path);
   const key = hash.digest('hex').slice(0, 32);
   const listPath = await cache.file(`initramfs/${key}.modules.json`, async () =>

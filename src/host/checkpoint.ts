@@ -8,13 +8,16 @@ import { freezeDomain } from '../lifecycle/checkpoint.ts';
 import type { FrozenDomain } from '../lifecycle/checkpoint.ts';
 import { forkDomain } from '../lifecycle/fork.ts';
 import { rollBackDomain } from '../lifecycle/rollback.ts';
+import { endSuspendElsewhere, isSuspended } from '../lifecycle/suspend.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import { checkName, checkUuid, randomUuid } from './domain-spec.ts';
 import type { HostedDomain } from './domain.ts';
 import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts';
+import { releaseDisks } from './guest-disks.ts';
 import type { HostCore } from './host-core.ts';
 import type { ParentReference } from '../image/format.ts';
 import { openParent, saveCheckpoint } from './image-files.ts';
+import type { SaveToParent } from './image-files.ts';
 import type { ImageUser, LoadedImage } from './loaded-images.ts';
 import type { Checkpoint, CheckpointStats, Domain, ForkSpec, RollbackStats, SaveOptions, SaveStats } from './types.ts';
 
@@ -78,6 +81,7 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
     this.vcpus = parts.origin.vcpus;
     this.stats = parts.stats;
     core.frozenRoots.add(parts.frozen.root);
+    if (parts.devices.disks.length > 0) core.frozenDisks.add(parts.devices.disks);
     parts.family.image?.join(this);
   }
 
@@ -143,6 +147,8 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
       throw new ZazenError('ZAZEN_DOMAIN_LIMIT', `the host has no room for another fork of ${origin.name}`,
         { hint: 'destroy a domain or a checkpoint, or start the host with more memory' });
     }
+    const wasSuspended = isSuspended(record);
+    if (wasSuspended) endSuspendElsewhere(thread, record);
     const ends = connectHost(core, record);
     setWallClock(core, record);
     tellGuest(core, ends);
@@ -150,16 +156,16 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
     const hosted = core.makeHosted({ identity, ends, vcpuAddresses: vcpuAddresses!, family, devices });
     core.domains.set(record.domid, hosted);
     thread.timers.startTime(record.domid);
-    hosted.start(paused);
+    hosted.start(paused, wasSuspended);
     return hosted;
   }
 
-  async save(path: string, options: SaveOptions = {}): Promise<SaveStats> {
+  async save(path: string, options: SaveOptions & Pick<SaveToParent, 'withoutDisks'> = {}): Promise<SaveStats> {
     this.#assertHere();
     return this.#heldFor(this.#save(path, options));
   }
 
-  async #save(path: string, { parent: parentPath, ...options }: SaveOptions): Promise<SaveStats> {
+  async #save(path: string, { parent: parentPath, ...options }: Parameters<HeldCheckpoint['save']>[1] & {}): Promise<SaveStats> {
     const parent = parentPath === undefined ? undefined : await openParent(parentPath, this.origin);
     const held = heldAs(this.#core);
     const base = parent === undefined ? undefined : held.get(keyOf(parent.reference));
@@ -188,6 +194,8 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
     this.#core.frozenRoots.delete(this.#parts.frozen.root);
     this.#core.releaseRoot(this.#parts.frozen.root);
     this.#parts.family.image?.leave(this);
+    this.#core.frozenDisks.delete(this.#parts.devices.disks);
+    await releaseDisks(this.#parts.devices.disks);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -209,7 +217,7 @@ function tellGuest({ ports }: HostCore, { consolePort, xenstorePort }: DomainEnd
 }
 
 /** The guest computes its wall clock from its own time, which has stood still for a while. */
-function setWallClock({ thread, builder }: HostCore, record: DomainRecord): void {
+export function setWallClock({ thread, builder }: HostCore, record: DomainRecord): void {
   builder.setWallClock(record, thread.clock.wallMillis() - thread.timers.time(record.domid) / NANOS_PER_MILLI);
 }
 
@@ -223,18 +231,22 @@ function assertNoGrants({ thread }: HostCore, record: DomainRecord, name: string
   throw new ZazenError('ZAZEN_DOMAIN_BUSY', `devices use memory of domain ${name}`);
 }
 
-/** With the domain stopped, its virtual time included. `whileStopped` gets the micros that the stop took. */
+/**
+ * With the domain stopped, its virtual time included, which stays so if it was. `whileStopped` gets the micros that the
+ * stop took.
+ */
 function stopped<T>({ thread }: HostCore, record: DomainRecord, whileStopped: (stopMicros: number) => T): T {
   const { scheduling, timers } = thread;
   const { domid } = record;
   const start = performance.now();
+  const wasTimeStopped = timers.isTimeStopped(domid);
   scheduling.pauseDomain(domid);
   try {
     scheduling.waitUntilStopped(domid);
     timers.stopTime(domid);
     return whileStopped((performance.now() - start) * MICROS_PER_MILLI);
   } finally {
-    timers.startTime(domid);
+    if (!wasTimeStopped) timers.startTime(domid);
     scheduling.unpauseDomain(domid);
   }
 }
@@ -253,7 +265,7 @@ export function takeCheckpoint(
   let stopMicros = 0;
   const frozen = stopped(core, record, (micros) => {
     stopMicros = micros;
-    if (record.get(DOMAIN.at.shutdown) !== 0) return 'shutdown';
+    if (record.get(DOMAIN.at.shutdown) !== 0 && !isSuspended(record)) return 'shutdown';
     const result = freezeDomain(core.thread, record);
     setWallClock(core, record);
     return result;

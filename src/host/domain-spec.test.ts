@@ -56,8 +56,8 @@ test('sizes: units are powers of 1024, no unit is MiB, numbers are bytes, all in
 test('the defaults', async () => {
   const made = await plan({});
   assert.deepEqual({ ...made, kernel: made.kernel.imageSize, initramfs: made.initramfs!.sizeBytes }, {
-    name: undefined, uuid: made.uuid, memoryBytes: 400 * 2 ** 20, vcpus: 1, cmdline: 'console=hvc0', paused: false,
-    kernel: 4096, initramfs: 5, exec: undefined,
+    name: undefined, type: 'pvh', uuid: made.uuid, memoryBytes: 400 * 2 ** 20, vcpus: 1, cmdline: 'console=hvc0',
+    paused: false, nics: [], kernel: 4096, initramfs: 5, exec: undefined,
   });
   assert.match(made.uuid, /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
   assert.equal((await plan({ initrd: 'none' })).initramfs, undefined);
@@ -107,6 +107,9 @@ const refused: readonly (readonly [DomainSpec, string])[] = [
   [{ cmdline: 'x'.repeat(2040) }, 'ZAZEN_SPEC_CMDLINE'],
   [{ terminal: { rows: 0, columns: 80 } }, 'ZAZEN_SPEC_TERMINAL'],
   [{ terminal: { rows: 24, columns: 80, type: 'a b' } }, 'ZAZEN_SPEC_TERMINAL'],
+  [{ nics: [{ mac: 'x' }] }, 'ZAZEN_SPEC_NIC'],
+  [{ nics: Array.from({ length: 9 }, () => ({})) }, 'ZAZEN_SPEC_NIC'],
+  [{ nics: [{ network: '' }] }, 'ZAZEN_SPEC_NETWORK'],
   [{ initrd: join(dir, 'absent') }, 'ZAZEN_INITRD_UNREADABLE'],
   [{ initrd: dir }, 'ZAZEN_INITRD_UNREADABLE'],
   [{ initrd: '/dev/zero' }, 'ZAZEN_INITRD_UNREADABLE'],

@@ -3,15 +3,20 @@
 
 import { ZazenError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
+import type { MachineType } from '../lifecycle/guest-device-tree.ts';
 import { commandOverlay, prepareGuest } from '../guest/initramfs.ts';
 import type { BootContents, BootFiles, BootKernel } from './boot-images.ts';
+import { MACHINE_DEVICES_MAX } from './emulated-machine.ts';
+import { checkNics } from './guest-nics.ts';
+import type { CommandConsole } from './guest-command.ts';
 import { parseSize } from './size.ts';
-import type { CreateOptions, DomainSpec, ExecTty, TerminalSpec } from './types.ts';
+import type { CreateOptions, DomainSpec, ExecTty, NicSpec, TerminalSpec } from './types.ts';
 
 /** What a domain is built from: complete and checked, except against what the host has left. */
 export interface DomainPlan {
   /** Undefined: the host chooses one. */
   readonly name: string | undefined;
+  readonly type: MachineType;
   readonly uuid: string;
   readonly memoryBytes: number;
   readonly vcpus: number;
@@ -19,8 +24,9 @@ export interface DomainPlan {
   readonly initramfs: BootContents | undefined;
   readonly cmdline: string;
   readonly paused: boolean;
+  readonly nics: readonly NicSpec[];
   /** For `attachGuestCommand`. */
-  readonly exec: { readonly nonce: string; readonly tty: ExecTty } | undefined;
+  readonly exec: CommandConsole | undefined;
 }
 
 export interface PlanOptions extends CreateOptions {
@@ -31,7 +37,7 @@ export interface PlanOptions extends CreateOptions {
 }
 
 export const DEFAULT_MEMORY = '400MiB';
-const DEFAULT_CMDLINE = 'console=hvc0';
+const DEFAULT_CMDLINES: Readonly<Record<MachineType, string>> = { pvh: 'console=hvc0', hvm: 'console=ttyAMA0' };
 const VCPUS_MAX = 64;
 /** COMMAND_LINE_SIZE of arm64 Linux, its terminating zero included. */
 const CMDLINE_MAX_BYTES = 2048;
@@ -43,15 +49,21 @@ const refuse = (code: string, message: string, hint?: string): never => {
 };
 
 /**
- * Errors: ZAZEN_SPEC_NAME, _UUID, _SIZE, _VCPUS, _CMDLINE, _EXEC, _TERMINAL; those of BootFiles and
+ * Errors: ZAZEN_SPEC_NAME, _TYPE, _DEVICES, _UUID, _SIZE, _VCPUS, _CMDLINE, _EXEC, _TERMINAL, _NIC, _NETWORK; those of BootFiles and
  * prepareGuest.
  */
 export async function planDomain(spec: DomainSpec, options: PlanOptions): Promise<DomainPlan> {
-  const { name, vcpus = 1 } = spec;
+  const { name, vcpus = 1, type = 'pvh' } = spec;
   // Everything that needs no reading first: a mistake should not have to wait for a download.
   checkName(name);
+  if (!Object.hasOwn(DEFAULT_CMDLINES, type)) refuse('ZAZEN_SPEC_TYPE', `there is no type "${type}"`, 'use pvh or hvm');
   if (!Number.isInteger(vcpus) || vcpus < 1 || vcpus > VCPUS_MAX) {
     refuse('ZAZEN_SPEC_VCPUS', `a domain cannot have ${vcpus} vCPUs`, `give 1 to ${VCPUS_MAX}`);
+  }
+  const { nics = [], disks = [] } = spec;
+  checkNics(nics);
+  if (type === 'hvm' && disks.length + nics.length > MACHINE_DEVICES_MAX) {
+    refuse('ZAZEN_SPEC_DEVICES', `a guest of type hvm has ${MACHINE_DEVICES_MAX} disks and network cards at most`);
   }
   const memoryBytes = parseSize(spec.memory ?? DEFAULT_MEMORY);
   const uuid = checkUuid(spec.uuid) ?? randomUuid(options.random);
@@ -59,10 +71,10 @@ export async function planDomain(spec: DomainSpec, options: PlanOptions): Promis
   const cmdline = composeCmdline(spec, exec);
   options.signal?.throwIfAborted();
   return {
-    name, uuid, memoryBytes, vcpus, cmdline,
+    name, type, uuid, memoryBytes, vcpus, cmdline, nics,
     ...await readFiles(spec, memoryBytes, exec?.overlay, options),
     paused: spec.paused ?? false,
-    exec: exec && { nonce: exec.nonce, tty: exec.tty },
+    exec: exec && { nonce: exec.nonce, tty: exec.tty, ...(type === 'hvm' ? { isSerial: true } : {}) },
   };
 }
 
@@ -94,7 +106,7 @@ function planExec(spec: DomainSpec, random: Random): ExecPlan | undefined {
 }
 
 function composeCmdline(spec: DomainSpec, exec: ExecPlan | undefined): string {
-  const words = [DEFAULT_CMDLINE, ...(exec?.words ?? []), ...terminalWords(spec.terminal)];
+  const words = [DEFAULT_CMDLINES[spec.type ?? 'pvh'], ...(exec?.words ?? []), ...terminalWords(spec.terminal)];
   if (spec.name !== undefined) words.push(`zazen.hostname=${spec.name}`);
   const extra = spec.cmdline?.trim() ?? '';
   if (extra !== '') words.push(extra);
@@ -131,7 +143,8 @@ async function readFiles(
   const given = isDebian ? undefined : await files.kernel(kernelName, memoryBytes);
   const named = initrd === 'default' || initrd === 'none' ? undefined : await readInitramfs(initrd);
   if (given !== undefined && initrd !== 'default') return { kernel: given, initramfs: named };
-  const guest = await prepareGuest({ flavour, cacheDir, log, signal });
+  const devices = spec.type === 'hvm' ? 'virtio' : 'xen';
+  const guest = await prepareGuest({ flavour, devices, cacheDir, log, signal });
   signal?.throwIfAborted();
   const kernel = given ?? await files.kernel(guest.kernelPath, memoryBytes);
   return { kernel, initramfs: initrd === 'default' ? await readInitramfs(guest.initramfsPath) : named };

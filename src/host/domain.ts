@@ -6,32 +6,42 @@ import { DOMAIN, STALL_LOST_PAGE } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { VCPU_SCHEDULE, VCPU_STATE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
+import { SHUTDOWN } from '../abi/xen.ts';
 import { ZazenError } from '../base/errors.ts';
 import { consoleLogEnd, readConsoleLog } from '../hypervisor/console-io.ts';
-import { domainPath } from '../lifecycle/store-entries.ts';
+import { isSuspended, shutdownPath } from '../lifecycle/suspend.ts';
 import { framesInTlbs } from '../lifecycle/working-set.ts';
 import { HeldCheckpoint, rollBackMemory, takeCheckpoint } from './checkpoint.ts';
-import type { Family } from './checkpoint.ts';
+import type { CheckpointParts, Family } from './checkpoint.ts';
 import { attachGuestCommand } from './guest-command.ts';
 import { GuestDevices } from './guest-devices.ts';
+import { checkNics } from './guest-nics.ts';
 import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts';
+import { releaseDisks } from './guest-disks.ts';
+import type { OpenedDisk } from './guest-disks.ts';
 import { EventLog } from './event-log.ts';
 import type { DomainPlan } from './domain-spec.ts';
 import type { HostCore } from './host-core.ts';
 import type { ImageUser } from './loaded-images.ts';
+import { parseSize } from './size.ts';
+import { Suspension } from './suspension.ts';
 import type {
-  Checkpoint, Domain, DomainEvent, DomainEventBody, DomainState, DomainStats, GuestCommand, RollbackStats, SaveOptions,
-  SaveStats, ShutdownReason, TransferOptions,  VcpuStats,
+  Checkpoint, ConsoleDevice, DetachOptions, DiskSpec, Domain, DomainEvent, DomainEventBody, DomainSaveOptions, DomainSaveStats,
+  DomainState, DomainStats, EventSubscription, GuestCommand, NicSpec, NicStats, RollbackStats, SaveStats, ShutdownReason, Size,
+  SubscribeOptions, SuspendOptions, SuspendStats, TransferOptions, VcpuStats,
 } from './types.ts';
 
-/** By SHUTDOWN_* of Xen's sched.h; a soft reset has no meaning here. */
-const SHUTDOWN_REASONS: readonly ShutdownReason[] = ['poweroff', 'reboot', 'suspend', 'crash', 'watchdog', 'crash'];
+/** By SHUTDOWN_* of Xen's sched.h, of which a suspend is none that ends it; a soft reset has no meaning here. */
+const SHUTDOWN_REASONS: Readonly<Record<number, ShutdownReason>> = {
+  [SHUTDOWN.poweroff]: 'poweroff', [SHUTDOWN.reboot]: 'reboot', [SHUTDOWN.watchdog]: 'watchdog',
+};
 const VCPU_STATE_NAMES: Readonly<Record<number, VcpuStats['state']>> = {
   [VCPU_STATE.offline]: 'offline', [VCPU_STATE.starting]: 'offline', [VCPU_STATE.runnable]: 'runnable',
   [VCPU_STATE.running]: 'running', [VCPU_STATE.blocked]: 'blocked',
 };
 const NANOS_PER_MILLI = 1e6;
 const MICROS_PER_MILLI = 1000;
+const DETACH_TIMEOUT_MILLIS = 10_000;
 
 export interface HostedDomainParts {
   readonly identity: DomainIdentity;
@@ -39,8 +49,11 @@ export interface HostedDomainParts {
   readonly vcpuAddresses: readonly number[];
   readonly family: Family;
   readonly exec?: DomainPlan['exec'];
+  readonly nics?: DomainPlan['nics'];
   /** Of the checkpoint that it is a fork of. */
   readonly devices?: DeviceState;
+  /** Of a new domain. */
+  readonly disks?: readonly OpenedDisk[];
 }
 
 export class HostedDomain implements Domain, ImageUser {
@@ -54,7 +67,8 @@ export class HostedDomain implements Domain, ImageUser {
   readonly #identity: DomainIdentity & { readonly id: number };
   readonly #family: Family;
   readonly #vcpuAddresses: readonly number[];
-  readonly #events = new EventLog();
+  readonly #events = new EventLog<DomainEvent>();
+  readonly #suspension: Suspension;
   readonly #devices: GuestDevices;
   #stopped = Promise.withResolvers<ShutdownReason | 'destroyed'>();
   #paused = true;
@@ -81,7 +95,11 @@ export class HostedDomain implements Domain, ImageUser {
     this.#vcpuAddresses = parts.vcpuAddresses;
     // What a fork's original has said was heard there.
     this.#logCursor = consoleLogEnd(ends.domain);
-    this.#devices = new GuestDevices(core, ends, this.#identity, parts.devices);
+    this.#devices = new GuestDevices(core, ends, this.#identity, parts.devices, parts.disks, parts.nics);
+    this.#suspension = new Suspension(core, {
+      name: this.name, record: ends.domain,
+      isPaused: () => this.#paused, assertRunnable: () => this.#assertRunnable(), emit: (event) => this.#emit(event),
+    });
     this.#family.image?.join(this);
     if (exec !== undefined) this.exec = attachGuestCommand(this.#devices.console.stream, exec);
   }
@@ -90,9 +108,13 @@ export class HostedDomain implements Domain, ImageUser {
     return this.#ends.domain.get(DOMAIN.at.p2mRoot);
   }
 
-  /** To be called once, when vCPU 0 is ready to run. */
-  start(paused: boolean): void {
+  /**
+   * To be called once, when vCPU 0 is ready to run.
+   * @param wasSuspended in the state that it goes on from
+   */
+  start(paused: boolean, wasSuspended = false): void {
     this.#emit({ type: 'started' });
+    if (wasSuspended) this.#emit({ type: 'resumed', reason: 'new-place' });
     if (paused) this.#emit({ type: 'paused' });
     else {
       this.#paused = false;
@@ -100,9 +122,15 @@ export class HostedDomain implements Domain, ImageUser {
     }
   }
 
+  wasRestored(path: string): void {
+    this.#emit({ type: 'restored', path });
+  }
+
   #emit(body: DomainEventBody): void {
     const timeMillis = performance.timeOrigin + performance.now();
-    this.#events.add({ ...body, domainId: this.id, sequence: this.#events.length + 1, timeMillis } as DomainEvent);
+    const event: DomainEvent = { ...body, domainId: this.id, sequence: this.#events.length + 1, timeMillis };
+    this.#events.add(event);
+    this.#core.events.add({ ...event, name: this.name });
   }
 
   // ---- what the hypervisor tells
@@ -111,18 +139,35 @@ export class HostedDomain implements Domain, ImageUser {
   notice(): void {
     if (this.#destroyed !== undefined) return;
     this.#takeLog();
+    this.#devices.emulated?.service();
     const stall = this.#core.thread.scheduling.takeStall(this.id);
     if (stall !== 0) this.#stalled(stall);
-    const shutdown = this.#ends.domain.get(DOMAIN.at.shutdown);
+    const { domain } = this.#ends;
+    const shutdown = domain.get(DOMAIN.at.shutdown);
     if (shutdown === 0 || this.#shutdownReason !== undefined) return;
+    if (isSuspended(domain) && this.#suspension.via !== undefined) return;
     this.#core.thread.scheduling.waitUntilStopped(this.id);
     this.#takeLog();
     this.#devices.console.service();
-    this.#shutdownReason = SHUTDOWN_REASONS[shutdown - 1] ?? 'crash';
-    this.#core.store.domainShutdown(this.id);
+    if (isSuspended(domain)) this.#guestSuspended();
+    else this.#guestStopped(SHUTDOWN_REASONS[shutdown - 1] ?? 'crash');
+  }
+
+  #guestStopped(reason: ShutdownReason): void {
+    this.#shutdownReason = reason;
     this.#devices.closeConsole();
-    this.#emit({ type: 'shutdown', reason: this.#shutdownReason });
-    this.#stopped.resolve(this.#shutdownReason);
+    this.#emit({ type: 'shutdown', reason });
+    this.#stopped.resolve(reason);
+    this.#suspension.ended(this.#shutDownError());
+    this.#core.store.domainShutdown(this.id);
+  }
+
+  /** Whoever waits for this comes first, and what the store tells everybody later. */
+  #guestSuspended(): void {
+    this.#suspension.guestSuspended();
+    setImmediate(() => {
+      if (this.state === 'suspended') this.#core.store.domainShutdown(this.id);
+    });
   }
 
   /** Paused for want of a frame, once more than by the user. */
@@ -163,6 +208,7 @@ export class HostedDomain implements Domain, ImageUser {
   get state(): DomainState {
     if (this.#destroyed !== undefined) return 'destroyed';
     if (this.#shutdownReason !== undefined) return 'shutdown';
+    if (this.#suspension.via !== undefined) return 'suspended';
     return this.#paused ? 'paused' : 'running';
   }
   get shutdownReason(): ShutdownReason | undefined {
@@ -171,16 +217,29 @@ export class HostedDomain implements Domain, ImageUser {
   get console(): Duplex {
     return this.#devices.console.stream;
   }
-  attachConsole(): Duplex {
-    return this.#devices.console.attach();
+  attachConsole(device: ConsoleDevice = 'first'): Duplex {
+    if (device === 'first') return this.#devices.console.attach();
+    if (this.#devices.emulated !== undefined) return this.#devices.emulated.attachConsole();
+    throw new ZazenError('ZAZEN_CONSOLE_MISSING', `domain ${this.name} has no virtio console`,
+      { hint: 'guests of type hvm have one' });
   }
-  events(): AsyncIterableIterator<DomainEvent> {
-    return this.#events.read();
+  events(options?: SubscribeOptions): EventSubscription<DomainEvent> {
+    return this.#events.subscribe(options);
   }
 
   #assertAlive(): void {
     if (this.#destroyed === undefined) return;
-    throw new ZazenError('ZAZEN_DOMAIN_GONE', `domain ${this.name} has been destroyed`);
+    throw this.#goneError();
+  }
+  #assertRunnable(): void {
+    this.#assertAlive();
+    if (this.#shutdownReason !== undefined) throw this.#shutDownError();
+  }
+  #goneError(): ZazenError {
+    return new ZazenError('ZAZEN_DOMAIN_GONE', `domain ${this.name} has been destroyed`);
+  }
+  #shutDownError(): ZazenError {
+    return new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${this.name} has shut down (${this.#shutdownReason})`);
   }
 
   async pause(): Promise<void> {
@@ -214,41 +273,122 @@ export class HostedDomain implements Domain, ImageUser {
 
   async shutdown({ reason = 'poweroff' }: { reason?: 'poweroff' | 'reboot' } = {}): Promise<void> {
     this.#assertAlive();
-    this.#core.store.write(`${domainPath(this.id)}/control/shutdown`, reason);
+    if (this.#devices.emulated !== undefined) {
+      throw new ZazenError('ZAZEN_HVM_UNHEARD', `domain ${this.name} is of type hvm, and nothing in it listens to the host`,
+        { hint: `run ${reason} in the guest, or destroy it` });
+    }
+    this.#core.store.write(shutdownPath(this.id), reason);
   }
 
   waitForShutdown(): Promise<ShutdownReason | 'destroyed'> {
     return this.#stopped.promise;
   }
 
+  async suspend(options?: SuspendOptions): Promise<SuspendStats> {
+    this.#assertRunnable();
+    return this.#suspension.suspend(options);
+  }
+
+  async resume(): Promise<void> {
+    this.#assertRunnable();
+    if (this.#suspension.via === undefined) return;
+    this.#suspension.resume();
+    this.#core.store.domainResumed(this.id);
+  }
+
+  /** Those of its cards' specs. @throws ZazenError ZAZEN_PORT_* */
+  openForwards(): Promise<void> {
+    return this.#devices.nics.openForwards();
+  }
+  async attachNic(spec: NicSpec = {}): Promise<NicStats> {
+    this.#assertAlive();
+    checkNics([spec]);
+    this.#assertPluggable();
+    const { nics } = this.#devices;
+    const handle = nics.add(spec);
+    try {
+      await nics.openForwards(handle);
+    } catch (error) {
+      await nics.remove(handle);
+      throw error;
+    }
+    this.#assertAlive();
+    return nics.stats().find((nic) => nic.handle === handle)!;
+  }
+  async detachNic(handle: number): Promise<void> {
+    this.#assertAlive();
+    this.#assertPluggable();
+    await this.#devices.nics.remove(handle);
+  }
+  #assertPluggable(): void {
+    if (this.#devices.emulated === undefined) return;
+    throw new ZazenError('ZAZEN_HVM_FIXED', 'network cards of a guest of type hvm neither come nor go while it runs');
+  }
+
   async checkpoint(): Promise<Checkpoint> {
     return this.#checkpoint({});
   }
-  #checkpoint(more: { hotFrames?: ReadonlySet<number> }): HeldCheckpoint {
+  async #checkpoint(more: { hotFrames?: ReadonlySet<number> }): Promise<HeldCheckpoint> {
     this.#assertAlive();
-    if (this.#shutdownReason !== undefined) {
-      throw new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${this.name} has shut down`);
-    }
+    const { disks } = this.#devices;
+    return disks.isEmpty ? this.#checkpointNow(more) : disks.quiesced(() => this.#checkpointNow(more));
+  }
+  /** With the disks quiesced. */
+  #checkpointNow(more: { hotFrames?: ReadonlySet<number> }): HeldCheckpoint {
+    this.#assertRunnable();
     this.#takeLog();
     const parts = { origin: this.#identity, family: this.#family, ...more };
-    return takeCheckpoint(this.#core, this.#ends.domain, parts, () => this.#devices.save());
+    this.#devices.nics.letGo();
+    let devices: DeviceState | undefined;
+    try {
+      return takeCheckpoint(this.#core, this.#ends.domain, parts, () => devices = this.#devices.save());
+    } catch (error) {
+      void releaseDisks(devices?.disks ?? []);
+      throw error;
+    }
   }
 
-  async save(path: string, options: SaveOptions = {}): Promise<SaveStats> {
+  async save(path: string, { via, ...options }: DomainSaveOptions = {}): Promise<DomainSaveStats> {
     const hotFrames = framesInTlbs(this.#core.thread.machine, this.#vcpuAddresses);
-    await using checkpoint = this.#checkpoint({ hotFrames });
-    return await checkpoint.save(path, options);
+    const mustSuspend = via !== undefined && this.state !== 'suspended';
+    const suspend = mustSuspend ? await this.suspend({ via, signal: options.signal }) : undefined;
+    await using checkpoint = await this.#checkpointOnce({ hotFrames }, suspend !== undefined);
+    const stats = await checkpoint.save(path, options);
+    if (this.#destroyed === undefined) this.#emit({ type: 'saved', path });
+    return suspend === undefined ? stats : { ...stats, suspend };
   }
-  dumpCore(path: string, { onProgress, signal }: TransferOptions = {}): Promise<SaveStats> {
-    return this.save(path, { onProgress, signal });
+  /** @param mustResume whatever comes of it */
+  async #checkpointOnce(more: { hotFrames?: ReadonlySet<number> }, mustResume: boolean): Promise<HeldCheckpoint> {
+    try {
+      return await this.#checkpoint(more);
+    } finally {
+      if (mustResume && this.state === 'suspended') await this.resume();
+    }
+  }
+  async dumpCore(path: string, { onProgress, signal }: TransferOptions = {}): Promise<SaveStats> {
+    const hotFrames = framesInTlbs(this.#core.thread.machine, this.#vcpuAddresses);
+    await using checkpoint = await this.#checkpoint({ hotFrames });
+    const stats = await checkpoint.save(path, { onProgress, signal, withoutDisks: true });
+    if (this.#destroyed === undefined) this.#emit({ type: 'saved', path });
+    return stats;
   }
 
   async rollback(checkpoint: Checkpoint): Promise<RollbackStats> {
     this.#assertAlive();
     if (!(checkpoint instanceof HeldCheckpoint)) throw new TypeError('not a checkpoint');
-    const { frozen, devices } = checkpoint.partsFor(this.#core, this.#family, this.name);
+    const parts = checkpoint.partsFor(this.#core, this.#family, this.name);
+    const { disks } = this.#devices;
+    if (disks.isEmpty && parts.devices.disks.length === 0) return this.#rollBack(parts);
+    return disks.quiesced(() => {
+      this.#assertAlive();
+      return this.#rollBack(checkpoint.partsFor(this.#core, this.#family, this.name));
+    });
+  }
+  /** With the disks quiesced. */
+  #rollBack({ frozen, devices }: CheckpointParts): RollbackStats {
     const start = performance.now();
     this.#takeLog();
+    this.#devices.nics.letGo();
     const stats = rollBackMemory(this.#core, this.#ends, frozen, this.name);
     this.#logCursor = consoleLogEnd(this.#ends.domain);
     if (this.#shutdownReason !== undefined) {
@@ -256,6 +396,8 @@ export class HostedDomain implements Domain, ImageUser {
       this.#stopped = Promise.withResolvers();
     }
     this.#devices.restore(devices);
+    this.#core.store.domainResumed(this.id);
+    this.#suspension.rolledBack();
     this.#emit({ type: 'rolledBack' });
     return { ...stats, totalMicros: (performance.now() - start) * MICROS_PER_MILLI };
   }
@@ -267,17 +409,33 @@ export class HostedDomain implements Domain, ImageUser {
   async #destroy(): Promise<void> {
     const { thread } = this.#core;
     const { domain } = this.#ends;
+    this.#suspension.ended(this.#goneError());
+    this.#suspension.close();
     this.#lastStats = { ...this.stats(), state: 'destroyed' };
     thread.scheduling.pauseDomain(this.id);
     thread.scheduling.waitUntilStopped(this.id);
     this.#takeLog();
-    this.#devices.close();
+    const disksClosed = this.#devices.close();
     for (const address of this.#vcpuAddresses) thread.scheduling.detach(address);
     this.#core.release(this, domain, this.#vcpuAddresses);
     this.#family.image?.leave(this);
     this.#emit({ type: 'destroyed' });
     this.#events.end();
     this.#stopped.resolve('destroyed');
+    await disksClosed;
+  }
+
+  async attachDisk(spec: DiskSpec): Promise<string> {
+    this.#assertAlive();
+    return this.#devices.disks.attach(spec);
+  }
+  async detachDisk(target: string, { timeoutMillis = DETACH_TIMEOUT_MILLIS, force = false }: DetachOptions = {}): Promise<void> {
+    this.#assertAlive();
+    return this.#devices.disks.detach(target, { timeoutMillis, force });
+  }
+  async resizeDisk(target: string, size: Size): Promise<void> {
+    this.#assertAlive();
+    return this.#devices.disks.resize(target, parseSize(size, 'the disk\'s size'));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -304,6 +462,9 @@ export class HostedDomain implements Domain, ImageUser {
       hypercalls: sum(address => machine.u32[(address + vcpuRecord.at.hypercalls) / 4]!),
       unknownSystemRegisters: sum(address => Number(machine.u64[(address + vcpuRecord.at.unknownSystemRegisters) / 8]!)),
       consoleOutBytes: outputBytes, consoleInBytes: inputBytes,
+      ...(this.#devices.emulated === undefined ? {} : { emulated: this.#devices.emulated.stats() }),
+      nics: this.#devices.nics.stats(),
+      ...(this.#devices.disks.isEmpty ? {} : { disks: this.#devices.disks.stats() }),
       ...(this.#family.image === undefined ? {} : { image: this.#family.image.stats() }),
     };
   }

@@ -119,11 +119,14 @@ const END_OF_FILE_COUNT = 16;
 /** Input of the command, as it has to be typed. A cooked terminal is for a person, who may mean what ^C or ^O does. */
 export class ExecInput {
   readonly #tty: ExecTty;
+  readonly #isSerial: boolean;
   /** Bytes since the last line end that the guest's terminal has in hand. */
   #lineBytes = 0;
 
-  constructor(tty: ExecTty) {
+  /** @param isSerial the console is a serial port, whose driver has no such key */
+  constructor(tty: ExecTty, isSerial = false) {
     this.#tty = tty;
+    this.#isSerial = isSerial;
   }
 
   encode(chunk: Uint8Array): Uint8Array {
@@ -138,7 +141,7 @@ export class ExecInput {
         this.#lineBytes = 0;
       }
       if (isPipe && SPECIAL.has(byte)) typed[length++] = CTRL_V;
-      if (byte === CTRL_O) typed[length++] = CTRL_O;
+      if (byte === CTRL_O && !this.#isSerial) typed[length++] = CTRL_O;
       typed[length++] = byte;
       this.#lineBytes = byte === LF ? 0 : this.#lineBytes + 1;
     }

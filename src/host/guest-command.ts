@@ -11,7 +11,15 @@ const LOG_UNREAD_MAX_BYTES = 1024 * 1024;
 /** How much of the end of what the guest said is looked at for the error of a command that was lost. */
 const TAIL_MAX_BYTES = 4096;
 
-export function attachGuestCommand(console: Duplex, exec: { nonce: string; tty: ExecTty }): GuestCommand {
+/** How the guest's console treats the command's bytes. */
+export interface CommandConsole {
+  readonly nonce: string;
+  readonly tty: ExecTty;
+  /** A serial port in place of a hypervisor's console. */
+  readonly isSerial?: boolean;
+}
+
+export function attachGuestCommand(console: Duplex, exec: CommandConsole): GuestCommand {
   return new ConsoleCommand(console, exec);
 }
 
@@ -29,7 +37,7 @@ class ConsoleCommand implements GuestCommand {
   #isLogEnded = false;
   #tail: Buffer = Buffer.alloc(0);
 
-  constructor(console: Duplex, { nonce, tty }: { nonce: string; tty: ExecTty }) {
+  constructor(console: Duplex, { nonce, tty, isSerial }: CommandConsole) {
     this.#console = console;
     this.#filter = new ExecFilter(nonce);
     this.started = this.#start.promise;
@@ -39,7 +47,7 @@ class ConsoleCommand implements GuestCommand {
     this.result.catch(() => {});
     this.output = new Readable({ read: () => void this.#console.resume() });
     this.log = new Readable({ read: () => {} });
-    this.input = this.#makeInput(new ExecInput(tty));
+    this.input = this.#makeInput(new ExecInput(tty, isSerial));
     // An input that is closed early, by an error of its source, concerns the source only.
     this.input.on('error', () => {});
     console.on('data', (chunk: Buffer) => this.#take(chunk));

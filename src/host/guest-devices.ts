@@ -4,6 +4,7 @@
 import { DOMAIN } from '../abi/domain-record.ts';
 import { ConsoleBackend } from '../devices/console/backend.ts';
 import type { ConsoleState } from '../devices/console/backend.ts';
+import { ConsoleRing } from '../devices/console/ring.ts';
 import { writeConsoleEntries } from '../devices/console/store-entries.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import { heldMfn } from '../hypervisor/held-frames.ts';
@@ -12,7 +13,14 @@ import type { ConnectionState } from '../xenstore/connection.ts';
 import { XenstoreRing } from '../xenstore/ring.ts';
 import type { StoreSnapshot } from '../xenstore/snapshot.ts';
 import type { DomainState as StoreDomainState } from '../xenstore/store.ts';
+import { GuestNics } from './guest-nics.ts';
+import type { NicState } from './guest-nics.ts';
+import { EmulatedMachine } from './emulated-machine.ts';
+import type { EmulatedState } from './emulated-machine.ts';
+import { GuestDisks } from './guest-disks.ts';
+import type { OpenedDisk, SavedDisk } from './guest-disks.ts';
 import type { HostCore } from './host-core.ts';
+import type { NicSpec } from './types.ts';
 
 /** The domain's record and the host's ends of its event channels. */
 export interface DomainEnds {
@@ -40,19 +48,30 @@ export interface DeviceState {
   /** Below /local/domain/ID and /vm/UUID. */
   readonly domainNodes: StoreSnapshot | undefined;
   readonly vmNodes: StoreSnapshot | undefined;
+  /** Type hvm only. */
+  readonly emulated: EmulatedState | undefined;
+  readonly disks: readonly SavedDisk[];
+  readonly nics: readonly NicState[];
 }
 
 export class GuestDevices {
+  readonly disks: GuestDisks;
+  readonly nics: GuestNics;
   readonly #core: HostCore;
   readonly #ends: DomainEnds;
   readonly #identity: DomainIdentity;
   #console: ConsoleBackend;
   #ring: XenstoreRing;
+  /** Of type hvm. */
+  readonly emulated: EmulatedMachine | undefined;
   #isConsoleClosed = false;
   #isClosed = false;
 
   /** @param state of the domain that this one is a fork of; it is introduced to the store here */
-  constructor(core: HostCore, ends: DomainEnds, identity: DomainIdentity, state?: DeviceState) {
+  constructor(
+    core: HostCore, ends: DomainEnds, identity: DomainIdentity, state?: DeviceState, disks: readonly OpenedDisk[] = [],
+    nics: readonly NicSpec[] = [],
+  ) {
     this.#core = core;
     this.#ends = ends;
     this.#identity = identity;
@@ -61,8 +80,16 @@ export class GuestDevices {
     core.store.domainIntroduced(ends.domain.domid);
     this.#console = this.#openConsole(state?.console);
     this.#ring = this.#openRing(state?.connection);
+    if (ends.domain.get(DOMAIN.at.emulated) !== 0) {
+      this.emulated = new EmulatedMachine(core, ends.domain, () => this.#console.service(), state?.emulated);
+    }
+    this.disks = new GuestDisks(core, ends.domain.domid, disks, state?.disks ?? [], this.emulated);
+    this.nics = new GuestNics(core, { ...identity, domainId: ends.domain.domid }, this.emulated);
+    this.nics.takeOver(state?.nics ?? []);
+    for (const nic of nics) this.nics.add(nic);
     core.ports.listen(ends.consolePort, () => this.#console.service());
     core.ports.listen(ends.xenstorePort, () => this.serveStore());
+    this.emulated?.start();
   }
 
   get console(): ConsoleBackend {
@@ -72,8 +99,11 @@ export class GuestDevices {
   #openConsole(state?: ConsoleState): ConsoleBackend {
     const { domain, consolePort } = this.#ends;
     return new ConsoleBackend({
-      page: heldPage(this.#core, domain, DOMAIN.at.console), state,
-      notify: () => this.#core.ports.notify(consolePort),
+      transport: new ConsoleRing(heldPage(this.#core, domain, DOMAIN.at.console)), state,
+      notify: () => {
+        if (this.emulated === undefined) this.#core.ports.notify(consolePort);
+        else this.emulated.serialMoved();
+      },
     });
   }
   #openRing(state?: ConnectionState): XenstoreRing {
@@ -90,7 +120,7 @@ export class GuestDevices {
   }
 
   /**
-   * What the guest's memory does not hold. The guest may run: it changes the rings' pages, but only the host's thread
+   * What the guest's memory does not hold. With the disks quiesced; whoever has it releases their states. The guest may run: it changes the rings' pages, but only the host's thread
    * changes this.
    */
   save(): DeviceState {
@@ -105,11 +135,15 @@ export class GuestDevices {
       storeDomain: store.saveDomain(domid),
       domainNodes: store.snapshot(domainPath(domid)),
       vmNodes: store.snapshot(vmPath(this.#identity.uuid)),
+      emulated: this.emulated?.save(),
+      disks: this.disks.save(),
+      nics: this.nics.save(),
     };
   }
 
-  /** The guest's memory is as it was when `state` was taken; the guest may run. */
+  /** The guest's memory is as it was when `state` was taken; the guest may run. With its disks quiesced. */
   restore(state: DeviceState): void {
+    this.nics.beginRestore();
     // Most rollbacks find the store as it was; then its connection, too, goes on as it is.
     if (this.#isStoreChanged(state)) {
       this.#ring.close();
@@ -118,8 +152,11 @@ export class GuestDevices {
     }
     if (this.#isConsoleClosed) this.#console = this.#openConsole(state.console);
     this.#isConsoleClosed = false;
+    this.disks.restore(state.disks);
+    this.nics.restore(state.nics);
     this.serveStore();
     this.#console.restore(state.console);
+    if (state.emulated !== undefined) this.emulated?.restore(state.emulated);
   }
 
   #isStoreChanged(state: DeviceState): boolean {
@@ -146,17 +183,23 @@ export class GuestDevices {
   closeConsole(): void {
     this.#isConsoleClosed = true;
     this.#console.close();
+    this.emulated?.closeConsole();
   }
 
-  close(): void {
+  /** Resolves when the disks have all that the guest wrote; all else is done when it returns. */
+  close(): Promise<void> {
     const { store, ports } = this.#core;
     const { domain, consolePort, xenstorePort } = this.#ends;
     this.#isClosed = true;
     this.closeConsole();
+    this.emulated?.close();
     this.#ring.close();
+    const disksClosed = this.disks.close();
+    this.nics.close();
     removeDomainEntries(store, { domainId: domain.domid, uuid: this.#identity.uuid });
     store.domainReleased(domain.domid);
     for (const port of [consolePort, xenstorePort]) ports.close(port);
+    return disksClosed;
   }
 }
 

@@ -23,11 +23,16 @@ import { audit } from '../memory/audit.ts';
 import type { AuditReport } from '../memory/audit.ts';
 import { Store } from '../xenstore/store.ts';
 import type { HostedDomain, HostedDomainParts } from './domain.ts';
+import { releaseDisks } from './guest-disks.ts';
+import type { SavedDisk } from './guest-disks.ts';
+import { EventLog } from './event-log.ts';
 import { FrameCaches } from './frame-caches.ts';
 import type { PostedImage } from './image-source.ts';
+import { HostNetworks } from './networks.ts';
 import { LoadedImages } from './loaded-images.ts';
 import type { PCpuWorkerData } from './pcpu-loop.ts';
 import type { TranslatorWorkerData } from './translator-worker.ts';
+import type { HostEvent } from './types.ts';
 
 /** What this thread takes apart in one go when all pCPUs are busy, about 100 µs of work, and how often it looks. */
 const RELEASE_STEP_FRAMES = 512;
@@ -41,6 +46,7 @@ export interface CoreOptions {
   readonly clock: Clock;
   readonly random: Random;
   readonly log: (line: string) => void;
+  readonly networks?: HostNetworks;
 }
 
 export class HostCore {
@@ -50,11 +56,16 @@ export class HostCore {
   readonly ports: HostPorts;
   readonly random: Random;
   readonly log: (line: string) => void;
+  readonly networks: HostNetworks;
   readonly domains = new Map<number, HostedDomain>();
+  /** Of all domains. */
+  readonly events = new EventLog<HostEvent>();
   /** Makes the host's half of a domain; set by the host, since domains know the core. */
   makeHosted: (parts: HostedDomainParts) => HostedDomain = () => unreachable('the core has no host yet');
   /** p2m trees of checkpoints. */
   readonly frozenRoots = new Set<number>();
+  /** Disks of checkpoints: they keep files open and locked. */
+  readonly frozenDisks = new Set<readonly SavedDisk[]>();
   /** What the host can do without when memory is short. */
   readonly caches = new FrameCaches();
   /** What domains were restored from. */
@@ -69,13 +80,14 @@ export class HostCore {
   #housekeeping: NodeJS.Timeout | undefined;
   #workersEnded: Promise<unknown> = Promise.resolve();
 
-  constructor({ memoryBytes, pcpus, clock, random, log }: CoreOptions) {
+  constructor({ memoryBytes, pcpus, clock, random, log, networks = new HostNetworks() }: CoreOptions) {
     const machine = MachineMemory.create({
       sizeBytes: memoryBytes, pcpuCount: pcpus, addressType: memoryBytes > SIZE_MAX_BYTES.i32 ? 'i64' : 'i32',
     });
     Heap.initialize(machine);
     this.random = random;
     this.log = log;
+    this.networks = networks;
     this.thread = new HypervisorThread(machine, MAIN_THREAD, clock);
     this.thread.heap.reclaim = () => this.caches.giveUpOldest();
     this.thread.p2m.loader = new PageLoader(this.thread.heap, this.thread.p2m, this.images);
@@ -94,7 +106,7 @@ export class HostCore {
     const { machine } = this.thread;
     const { addressType, sizeBytes, pcpuCount } = machine.parameters;
     // What this process was started with need not suit a worker: `--input-type`, or the options of the test runner.
-    const execArgv: string[] = process.env['ZPROF'] ? ['--cpu-prof', '--cpu-prof-dir=/tmp/prof'] : [];
+    const execArgv: string[] = [];
     const channels = Array.from({ length: pcpuCount }, () => new MessageChannel());
     const ready = channels.map(({ port1: translator }, pcpu) => {
       const workerData: PCpuWorkerData = { memory: machine.memory, pcpu, translator };
@@ -136,7 +148,7 @@ export class HostCore {
    */
   #keepHouse(): void {
     const { hypercalls: { sched, domains }, heap, scheduling } = this.thread;
-    for (const id of this.domains.keys()) sched.checkWatchdogs(domains.record(id));
+    for (const [id, domain] of this.domains) if (domain.state !== 'suspended') sched.checkWatchdogs(domains.record(id));
     if (heap.hasIdleWork) scheduling.wakeIdlePcpus();
     this.images.keepHouse();
   }
@@ -273,7 +285,10 @@ export class HostCore {
 
   async close(): Promise<void> {
     this.#closed = true;
+    this.events.end();
     await this.images.close();
+    await Promise.all([...this.frozenDisks].map(releaseDisks));
+    await this.networks.close();
     clearInterval(this.#housekeeping);
     clearTimeout(this.#releaseWatch);
     this.thread.scheduling.close();

@@ -18,12 +18,16 @@ import { HeldCheckpoint } from './checkpoint.ts';
 import { HostedDomain } from './domain.ts';
 import { checkName, planDomain } from './domain-spec.ts';
 import type { DomainPlan } from './domain-spec.ts';
+import { closeDisks, openDisks } from './guest-disks.ts';
+import type { OpenedDisk } from './guest-disks.ts';
 import { HostCore } from './host-core.ts';
 import { loadCheckpoint } from './image-files.ts';
+import { HostNetworks } from './networks.ts';
 import { parseSize } from './size.ts';
 import { warmUpLater } from './warm-up.ts';
 import type {
-  Checkpoint, CreateOptions, Domain, DomainSpec, Host as HostInterface, HostOptions, HostStats, HostStore, LoadOptions, RestoreOptions, StartHost,
+  Checkpoint, CreateOptions, Domain, DomainSpec, EventSubscription, Host as HostInterface, HostEvent, HostOptions,
+  HostStats, HostStore, LoadOptions, RestoreOptions, StartHost, SubscribeOptions,
 } from './types.ts';
 
 const DEFAULT_MEMORY = '2GiB';
@@ -60,10 +64,24 @@ class RunningHost implements HostInterface {
     const plan = await planDomain(spec, {
       log: core.log, ...options, random: core.random, cacheDir: this.#cacheDir, files,
     });
-    options.signal?.throwIfAborted();
-    this.#assertOpen();
-    if (plan.name !== undefined) core.assertNameFree(plan.name);
-    return this.#build(plan, files);
+    const disks = await openDisks(spec.disks ?? []);
+    let domain: HostedDomain;
+    try {
+      options.signal?.throwIfAborted();
+      this.#assertOpen();
+      if (plan.name !== undefined) core.assertNameFree(plan.name);
+      domain = this.#build(plan, files, disks);
+    } catch (error) {
+      await closeDisks(disks);
+      throw error;
+    }
+    try {
+      await domain.openForwards();
+    } catch (error) {
+      await domain.destroy();
+      throw error;
+    }
+    return domain;
   }
 
   async loadCheckpoint(path: string, options: LoadOptions = {}): Promise<Checkpoint> {
@@ -94,6 +112,7 @@ class RunningHost implements HostInterface {
     const isTaken = this.domains().some(domain => domain.uuid === origin.uuid);
     const uuid = options.uuid ?? (isTaken ? undefined : origin.uuid);
     const [domain] = await checkpoint.fork([{ name: options.name ?? origin.name, uuid, paused: options.paused }]);
+    (domain as HostedDomain).wasRestored(path);
     return domain!;
   }
 
@@ -101,14 +120,14 @@ class RunningHost implements HostInterface {
     if (this.#closing !== undefined) throw closed();
   }
 
-  #build(plan: DomainPlan, files: BootFiles): HostedDomain {
+  #build(plan: DomainPlan, files: BootFiles, disks: readonly OpenedDisk[]): HostedDomain {
     const core = this.#core;
     const { thread } = core;
     core.makeRoom(plan.memoryBytes);
     const vcpuAddresses = core.takeVcpus(plan.vcpus);
     const made = vcpuAddresses && core.builder.createDomain({
       vcpuAddresses, handle: Buffer.from(plan.uuid.replaceAll('-', ''), 'hex'),
-      maxPages: plan.memoryBytes / FRAME_BYTES + EXTRA_PAGES,
+      maxPages: plan.memoryBytes / FRAME_BYTES + EXTRA_PAGES, hasEmulatedDevices: plan.type === 'hvm',
     });
     if (!made) {
       if (vcpuAddresses) core.returnVcpus(vcpuAddresses);
@@ -124,7 +143,7 @@ class RunningHost implements HostInterface {
       core.builder.setWallClock(domain, thread.clock.wallMillis());
       const name = plan.name ?? core.freeName(`domain-${domain.domid}`);
       const hosted = core.makeHosted({
-        identity: { ...plan, name }, ends: made, vcpuAddresses, family: { image: undefined }, exec: plan.exec,
+        identity: { ...plan, name }, ends: made, vcpuAddresses, family: { image: undefined }, exec: plan.exec, disks, nics: plan.nics,
       });
       core.domains.set(domain.domid, hosted);
       thread.scheduling.start(vcpuAddresses[0]!, () =>
@@ -148,7 +167,7 @@ class RunningHost implements HostInterface {
     const { kernel, initramfs, memoryBytes } = plan;
     const sizes = {
       kernel: { image: kernel, textOffset: kernel.textOffset, imageSize: kernel.imageSize }, initrd: initramfs,
-      commandLine: plan.cmdline, memoryBytes, vcpuCount: plan.vcpus,
+      commandLine: plan.cmdline, type: plan.type, memoryBytes, vcpuCount: plan.vcpus,
     };
     const layout = layoutDomain(sizes);
     checkHostMemory(heap, memoryBytes);
@@ -166,6 +185,9 @@ class RunningHost implements HostInterface {
 
   get store(): HostStore {
     return this.#core.store;
+  }
+  events(options?: SubscribeOptions): EventSubscription<HostEvent> {
+    return this.#core.events.subscribe(options);
   }
   domains(): Domain[] {
     return [...this.#core.domains.values()].toSorted((a, b) => a.id - b.id);
@@ -188,6 +210,7 @@ class RunningHost implements HostInterface {
         id, busyMillis: machine.f64[(machine.pcpuAddress(id) + PCPU.at.busyNanos) / 8]! / NANOS_PER_MILLI,
       })),
       domains: this.#core.domains.size,
+      networks: this.#core.networks.metrics(),
       uptimeMillis: performance.now() - this.#startMillis,
     };
   }
@@ -218,9 +241,11 @@ async function start(options: HostOptions = {}): Promise<HostInterface> {
   if (!Number.isInteger(pcpus) || pcpus < 1 || pcpus > PCPU_MAX) {
     throw new ZazenError('ZAZEN_SPEC_PCPUS', `a host cannot have ${pcpus} pCPUs`, { hint: `give 1 to ${PCPU_MAX}` });
   }
+  const networks = await HostNetworks.create(options.networks);
   const core = new HostCore({
     memoryBytes: Math.ceil(memoryBytes / WASM_PAGE_BYTES) * WASM_PAGE_BYTES, pcpus,
     clock: options.clock ?? systemClock, random: options.random ?? systemRandom, log: options.log ?? (() => {}),
+    networks,
   });
   await core.startWorkers();
   warmUpLater();

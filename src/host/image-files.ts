@@ -1,5 +1,6 @@
 // Checkpoints in files: what a checkpoint has beside the domain's own state, as sections of an image, and back.
 
+import { VIRTIO_QUEUES_MAX, VIRTIO_QUEUE_NUM_MAX, VIRTIO_SLOTS } from '../abi/emulated-devices.ts';
 import type { Image } from '../image/image.ts';
 import { imageError } from '../image/format.ts';
 import type { ParentReference, StateSection } from '../image/format.ts';
@@ -8,7 +9,7 @@ import type { DomainState } from '../lifecycle/domain-state.ts';
 import { decodeState } from '../lifecycle/image-state.ts';
 import { outOfMemory } from '../lifecycle/restore.ts';
 import { saveFrozen } from '../lifecycle/save.ts';
-import { workingSetSection } from '../lifecycle/working-set.ts';
+import { workingSetSections } from '../lifecycle/working-set.ts';
 import { HOST_ACCOUNT } from '../memory/heap.ts';
 import { OUT_OF_FRAMES, PAGE_LOST } from '../memory/p2m.ts';
 import type { ConnectionState } from '../xenstore/connection.ts';
@@ -18,13 +19,20 @@ import type { StoreSnapshot } from '../xenstore/snapshot.ts';
 import type { DomainState as StoreDomainState } from '../xenstore/store.ts';
 import { checkName, checkUuid } from './domain-spec.ts';
 import type { CheckpointParts } from './checkpoint.ts';
+import { loadDisks, removeDisks, removeOldDisks, saveDisks } from './disk-images.ts';
+import type { ImageDisk } from './disk-images.ts';
+import type { EmulatedState } from './emulated-machine.ts';
 import type { DeviceState, DomainIdentity } from './guest-devices.ts';
+import type { SavedDisk } from './guest-disks.ts';
+import { parseNicStates } from './guest-nics.ts';
+import type { NicState } from './guest-nics.ts';
 import type { HostCore } from './host-core.ts';
 import { formatSize } from './size.ts';
 import type { LoadedImage } from './loaded-images.ts';
 import type { LoadOptions, SaveOptions, SaveStats } from './types.ts';
 
 const HISTORY_BYTES_MAX = 2 ** 20;
+const VIRTIO_HISTORY = 'devices/virtio-console-history';
 /** Where nodes of an image stand while they become a snapshot; nobody watches it. */
 const SCRATCH_PATH = '/zazen-restore';
 
@@ -35,6 +43,10 @@ interface SavedDevices {
   readonly storeDomain: StoreDomainState;
   readonly domainNodes: TreeDump | null;
   readonly vmNodes: TreeDump | null;
+  /** Type hvm only; the history is in a section of its own. */
+  readonly emulated?: Omit<EmulatedState, 'console'>;
+  readonly disks: readonly ImageDisk[];
+  readonly nics: readonly NicState[];
 }
 
 /** With the parent opened. */
@@ -42,6 +54,8 @@ export interface SaveToParent extends Omit<SaveOptions, 'parent'> {
   readonly parent?: ParentImage | undefined;
   /** Of the checkpoint that was saved as the parent, if it is held; it must be until this is over. */
   readonly parentRoot?: number | undefined;
+  /** For those who only want to look at the guest's memory. */
+  readonly withoutDisks?: boolean | undefined;
 }
 
 export interface Saved {
@@ -57,13 +71,21 @@ export async function saveCheckpoint(
   await family.image?.completeFrozen(frozen.root, { signal: options.signal });
   const { name, uuid, memoryBytes, vcpus } = origin;
   const { machine, heap } = core.thread;
-  const workingSet = () => workingSetSection(machine, heap.frames, frozen, parts.hotFrames ?? new Set());
-  const { reference, ...stats } = await saveFrozen(machine, {
-    path, frozen, sections: () => [...deviceSections(devices, origin), workingSet()],
-    domain: { name, uuid, memoryBytes, vcpus },
-    parent: options.parent, parentRoot: options.parentRoot, onProgress: options.onProgress, signal: options.signal,
-  });
-  return { reference, stats };
+  const workingSet = () => workingSetSections(
+    machine, heap.frames, frozen, parts.hotFrames ?? new Set(), options.parent === undefined);
+  const disks = await saveDisks(path, devices.disks, options.withoutDisks ?? false);
+  try {
+    const { reference, ...stats } = await saveFrozen(machine, {
+      path, frozen, sections: () => [...deviceSections(devices, origin, disks), ...workingSet()],
+      domain: { name, uuid, memoryBytes, vcpus },
+      parent: options.parent, parentRoot: options.parentRoot, onProgress: options.onProgress, signal: options.signal,
+    });
+    await removeOldDisks(path, disks);
+    return { reference, stats };
+  } catch (error) {
+    await removeDisks(path, disks);
+    throw error;
+  }
 }
 
 /**
@@ -82,23 +104,29 @@ export async function openParent(path: string, { memoryBytes, vcpus }: DomainIde
     { hint: 'take an image of the same guest, or save without a parent' });
 }
 
-function deviceSections(devices: DeviceState, { name, uuid, memoryBytes, vcpus }: DomainIdentity): StateSection[] {
+function deviceSections(
+  devices: DeviceState, { name, uuid, memoryBytes, vcpus }: DomainIdentity, disks: readonly ImageDisk[],
+): StateSection[] {
   const dump = (nodes: StoreSnapshot | undefined): TreeDump | null => nodes === undefined ? null : dumpNodes(nodes);
   const saved: SavedDevices = {
     identity: { name, uuid, memoryBytes, vcpus },
     domainId: devices.domainId, connection: devices.connection, storeDomain: devices.storeDomain,
-    domainNodes: dump(devices.domainNodes), vmNodes: dump(devices.vmNodes),
+    domainNodes: dump(devices.domainNodes), vmNodes: dump(devices.vmNodes), disks, nics: devices.nics,
+    ...(devices.emulated === undefined ? {} : { emulated: { slots: devices.emulated.slots } }),
   };
   return [
     { name: 'devices', bytes: Buffer.from(JSON.stringify(saved)) },
     { name: 'devices/console-history', bytes: devices.console.history },
+    ...(devices.emulated === undefined ? [] : [{ name: VIRTIO_HISTORY, bytes: devices.emulated.console.history }]),
   ];
 }
 
 interface ImageContents {
   readonly state: DomainState;
+  /** Without its disks. */
   readonly devices: DeviceState;
   readonly identity: DomainIdentity;
+  readonly disks: unknown;
 }
 /** Many domains may be restored from one image. */
 const contentsOfImages = new WeakMap<LoadedImage, ImageContents>();
@@ -106,7 +134,8 @@ const contentsOfImages = new WeakMap<LoadedImage, ImageContents>();
 function contentsOf(core: HostCore, loaded: LoadedImage): ImageContents {
   const known = contentsOfImages.get(loaded);
   if (known !== undefined) return known;
-  const contents = { ...decodeDevices(core, loaded.image), state: decodeState(loaded.image) };
+  const state = decodeState(loaded.image);
+  const contents = { ...decodeDevices(core, loaded.image, state.emulated !== undefined), state };
   contentsOfImages.set(loaded, contents);
   return contents;
 }
@@ -127,15 +156,22 @@ export async function loadCheckpoint(core: HostCore, path: string, options: Load
   const image = await core.images.open(path, holder);
   const done = (): void => image.leave(holder);
   try {
-    const { state, devices, identity } = contentsOf(core, image);
+    const { state, devices, identity, disks: savedDisks } = contentsOf(core, image);
     if (options.lazy === false) await image.complete(options);
     readHeldPages(core, image, state);
     options.signal?.throwIfAborted();
     const root = core.thread.p2m.share(image.root, HOST_ACCOUNT);
     if (root === 0) throw outOfMemory(path);
+    let disks: SavedDisk[];
+    try {
+      disks = await loadDisks(path, savedDisks);
+    } catch (error) {
+      core.releaseRoot(root);
+      throw error;
+    }
     if (options.readAhead !== false) image.loadBeside();
     const parts = {
-      frozen: { root, state }, devices, origin: { ...identity, id: devices.domainId }, family: { image },
+      frozen: { root, state }, devices: { ...devices, disks }, origin: { ...identity, id: devices.domainId }, family: { image },
       stats: { stopMicros: 0, downtimeMicros: 0, totalMicros: (performance.now() - start) * 1000 },
     };
     return { parts, done };
@@ -156,7 +192,7 @@ function readHeldPages({ thread }: HostCore, image: LoadedImage, { held }: Domai
   }
 }
 
-function decodeDevices(core: HostCore, image: Image): { devices: DeviceState; identity: DomainIdentity } {
+function decodeDevices(core: HostCore, image: Image, isEmulated: boolean): Omit<ImageContents, 'state'> {
   const unreadable = (cause?: unknown) => imageError('FORMAT', image.path, 'has devices that cannot be read', { cause });
   let saved: Partial<SavedDevices>;
   try {
@@ -164,22 +200,37 @@ function decodeDevices(core: HostCore, image: Image): { devices: DeviceState; id
   } catch (cause) {
     throw unreadable(cause);
   }
-  const { identity, domainId, connection, storeDomain, domainNodes, vmNodes } = saved;
+  const { identity, domainId, connection, storeDomain, domainNodes, vmNodes, disks } = saved;
+  const nics = parseNicStates(saved.nics ?? []);
   const history = image.section('devices/console-history');
   const isCount = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) > 0;
   if (typeof identity?.name !== 'string' || typeof identity.uuid !== 'string' || !isCount(identity.memoryBytes)
-    || !isCount(identity.vcpus) || !isCount(domainId) || connection === undefined || storeDomain === undefined
+    || !isCount(identity.vcpus) || !isCount(domainId) || connection === undefined || storeDomain === undefined || nics === undefined
     || history.length > HISTORY_BYTES_MAX) throw unreadable();
+  if (isEmulated !== (saved.emulated !== undefined)) throw unreadable();
   checkName(identity.name);
   checkUuid(identity.uuid);
   return {
-    identity,
+    identity, disks,
     devices: {
       domainId: domainId!, connection, storeDomain, connectionChanges: 0, ring: undefined,
       console: { history: history.slice() },
       domainNodes: snapshotOf(core, domainNodes), vmNodes: snapshotOf(core, vmNodes),
+      emulated: saved.emulated && decodeEmulated(image, saved.emulated, unreadable),
+      disks: [], nics,
     },
   };
+}
+
+/** Heads of requests, which are looked at as the guest's own when they are taken again. */
+function decodeEmulated(image: Image, { slots }: Partial<EmulatedState>, unreadable: () => Error): EmulatedState {
+  const isList = (value: unknown, max: number): value is unknown[] => Array.isArray(value) && value.length <= max;
+  const isHead = (value: unknown): boolean => Number.isInteger(value) && (value as number) >= 0 && (value as number) <= 0xffff;
+  const history = image.section(VIRTIO_HISTORY);
+  if (!isList(slots, VIRTIO_SLOTS) || history.length > HISTORY_BYTES_MAX
+    || !slots.every((slot) => isList(slot?.inFlight, VIRTIO_QUEUES_MAX)
+      && slot.inFlight.every((heads) => isList(heads, VIRTIO_QUEUE_NUM_MAX) && heads.every(isHead)))) throw unreadable();
+  return { slots, console: { history: history.slice() } };
 }
 
 /** Nodes as the store has them, made by putting them into it for a moment. */

@@ -15,9 +15,9 @@ import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
 import { openImage } from '../image/image.ts';
 import type { Image } from '../image/image.ts';
-import { TemplateLoader, makeTemplate, outOfMemory } from '../lifecycle/restore.ts';
+import { TemplateLoader, makeTemplate, outOfMemory, placePages } from '../lifecycle/restore.ts';
 import type { LoadOptions } from '../lifecycle/restore.ts';
-import { decodeWorkingSet } from '../lifecycle/working-set.ts';
+import { decodeWorkingSet, takeHotPages } from '../lifecycle/working-set.ts';
 import { HOST_ACCOUNT } from '../memory/heap.ts';
 import { resolveImageLeaves } from '../memory/image-leaves.ts';
 import type { ImagePages, ImageSource } from '../memory/image-pages.ts';
@@ -53,6 +53,8 @@ export class LoadedImage implements FrameCache {
   readonly #loader: TemplateLoader;
   readonly #counters = newCounters();
   readonly #workingSetPages: number;
+  /** Came when the file was opened. */
+  readonly #hotPages: number;
   readonly #forget: () => void;
   #source: TouchedImage;
   #isWhole = false;
@@ -72,6 +74,7 @@ export class LoadedImage implements FrameCache {
     this.#forget = forget;
     const { thread } = core;
     this.root = makeTemplate(thread, image, number);
+    this.#hotPages = placePages(thread, this.root, takeHotPages(image));
     const workingSet = decodeWorkingSet(image);
     this.#workingSetPages = workingSet.reduce((sum, { count }) => sum + count, 0);
     this.#loader = new TemplateLoader(thread, () => this.image, this.root, workingSet,
@@ -227,7 +230,8 @@ export class LoadedImage implements FrameCache {
 
   stats(): ImageLoadStats {
     const touchedPages = Atomics.load(this.#counters, TOUCH_COUNT.pages);
-    const { pageCount, pagesRead, isComplete } = this.#loader;
+    const { pageCount, isComplete } = this.#loader;
+    const pagesRead = this.#loader.pagesRead + this.#hotPages;
     return {
       path: this.path, pageCount, isComplete,
       pagesDone: isComplete ? pageCount : Math.min(pageCount, pagesRead + touchedPages),

@@ -10,7 +10,11 @@ import { Engine } from '../cpu/engine.ts';
 import { RegionClient } from '../cpu/jit/region-client.ts';
 import type { RegionChannel } from '../cpu/jit/region-client.ts';
 import type { RegionMessage } from '../cpu/jit/region-parcels.ts';
+import { Pl011 } from '../devices/pl011/registers.ts';
+import { Pl031 } from '../devices/pl031/registers.ts';
+import { VirtioMmio } from '../devices/virtio/registers.ts';
 import { DomainCpuHost } from '../hypervisor/cpu-host.ts';
+import { EmulatedDevices } from '../hypervisor/emulated-devices.ts';
 import { notifyHostOf } from '../hypervisor/event-delivery.ts';
 import { GicCpuInterface } from '../hypervisor/gic-cpu-interface.ts';
 import { GicRegisters } from '../hypervisor/gic-registers.ts';
@@ -61,6 +65,7 @@ export function runPcpu(
     environment, hypercalls, gic, timers, psci,
     gicRegisters: new GicRegisters(gic),
     cpuInterface: new GicCpuInterface(gic),
+    devices: new EmulatedDevices(gic, hypercalls.domains, [new Pl011(), new VirtioMmio(), new Pl031(systemClock)]),
     flushDecodeCache: () => flushDecodeCache(),
     stopCode: action => safePoints.stopWorld(() => {
       action();

@@ -12,6 +12,7 @@ import type { Duplex, Readable, Writable } from 'node:stream';
 import type { Clock } from '../base/clock.ts';
 import type { Random } from '../base/random.ts';
 import type { AuditReport } from '../memory/audit.ts';
+import type { NetworkMetrics, NetworkOptions } from '../network/network.ts';
 import type { Store } from '../xenstore/store.ts';
 
 /** A number of bytes, or text as `parseSize` takes it: `400MiB`, `400M`, `1GiB`; digits alone are MiB, as in xl. */
@@ -27,6 +28,11 @@ export interface HostOptions {
   random?: Random;
   /** Gets a line, without newline, for each thing worth telling the operator; default: nowhere. */
   log?: (line: string) => void;
+  /**
+   * Networks with other options than the usual ones, by name; a guest's card that names none comes to `default`, and any
+   * other name is a private network of its own, made when it is first named. Errors: ZAZEN_NETWORK_*.
+   */
+  networks?: Readonly<Record<string, NetworkOptions>>;
   /** Where guest files are kept; default: `$ZAZEN_CACHE_DIR`, else `zazen` in `$XDG_CACHE_HOME` or `~/.cache`. */
   cacheDir?: string;
 }
@@ -48,10 +54,69 @@ export interface ExecSpec {
   tty?: ExecTty;
 }
 
+/** A disk of a guest. */
+export interface DiskSpec {
+  /** File or block device on the host. */
+  readonly path: string;
+  /** `layer`: Zazen's own (docs/formats/layer.md). Default: `layer` if the name of the file ends in that, else `raw`. */
+  readonly format?: 'raw' | 'layer' | undefined;
+  /** The guest cannot write to it, and any number of guests may have it. */
+  readonly readOnly?: boolean | undefined;
+  /** What the guest calls it: `xvda`, `xvdb` …; default: the first that is free. */
+  readonly target?: string | undefined;
+  /** For reads and writes together. */
+  readonly bytesPerSecond?: number | undefined;
+  readonly requestsPerSecond?: number | undefined;
+  /** Offers the guest to grant its pages once for all; it then copies what it writes and reads. Default false. */
+  readonly persistentGrants?: boolean | undefined;
+}
+
+/** Counters since the disk was attached. */
+export interface DiskStats {
+  readonly target: string;
+  /** Its number, as `virtual-device` in the store. */
+  readonly device: number;
+  readonly path: string;
+  readonly sizeBytes: number;
+  readonly readOnly: boolean;
+  /** False: what the guest writes is gone with it, as with forks. */
+  readonly lasting: boolean;
+  /** False where the file system refused O_DIRECT for one of its files. */
+  readonly direct: boolean;
+  /** Files that it consists of, the newest first. */
+  readonly layers: readonly string[];
+  readonly reads: number;
+  readonly writes: number;
+  readonly flushes: number;
+  readonly discards: number;
+  readonly readBytes: number;
+  readonly writtenBytes: number;
+  /** Answered with an error, because of the guest or because of the disk. */
+  readonly badRequests: number;
+  readonly failures: number;
+  readonly notifications: number;
+  readonly badIndices: number;
+  readonly throttled: number;
+  readonly latencyMicrosMean: number;
+  readonly latencyMicrosMax: number;
+}
+
+export interface DetachOptions {
+  /** How long the guest may take to let go; default 10 s. */
+  readonly timeoutMillis?: number | undefined;
+  /** Then it loses the disk whether it has let go or not. */
+  readonly force?: boolean | undefined;
+}
+
 /** What to create. Every field has a default: `host.create({})` boots Debian's cloud kernel to a shell. */
 export interface DomainSpec {
   /** Unique on the host, 1 to 64 of `A-Z a-z 0-9 _ . + -`, not all digits; default `domain-ID`. */
   name?: string;
+  /**
+   * `pvh` (default): Xen's interfaces, with paravirtual devices. `hvm`: a machine with emulated devices (PL011, PL031,
+   * virtio-mmio) for guests without Xen drivers; docs/hvm.md.
+   */
+  type?: 'pvh' | 'hvm';
   /** Default: random. */
   uuid?: string;
   /** Guest RAM; default 400MiB. */
@@ -66,7 +131,7 @@ export interface DomainSpec {
   /** `default`: Zazen's own initramfs with the modules of the Debian kernel; `none`; or the path of a file. */
   initrd?: string;
   /**
-   * Added after the default command line, `console=hvc0` (and `panic=-1` with `exec`). Linux lets the last word of a
+   * Added after the default command line, `console=hvc0`, with type `hvm` `console=ttyAMA0` (and `panic=-1` with `exec`). Linux lets the last word of a
    * kind win, so whatever the default says can be overruled.
    */
   cmdline?: string;
@@ -74,8 +139,48 @@ export interface DomainSpec {
   exec?: string | ExecSpec;
   /** Of the person at the console; without it the guest believes what its kernel believes. */
   terminal?: TerminalSpec;
+  disks?: readonly DiskSpec[];
+  /** Network cards, eth0 first; default: none. `[{}]` is one on the network `default`, with DHCP, DNS and NAT. */
+  nics?: readonly NicSpec[];
   /** Create it paused: it runs from `unpause()` on. */
   paused?: boolean;
+}
+
+export interface NicSpec {
+  /** Name of the network, as a domain's name; guests on one network see each other, others do not. Default `default`. */
+  readonly network?: string;
+  /** `00:16:3e:12:34:56`; default: from the guest's UUID. */
+  readonly mac?: string;
+  /** IPv4 address that DHCP gives it; default: a free one. */
+  readonly address?: string;
+  /** Ports of the host that lead to the guest: `[ADDRESS:]HOSTPORT:GUESTPORT[/udp]`. Forks have none of them. */
+  readonly forwards?: readonly string[];
+  /** Most that the guest may send. */
+  readonly rateBytesPerSecond?: number;
+}
+
+/** Counters since the card was attached; tx is what the guest sends. */
+export interface NicStats {
+  /** Counted from 0 in the order in which cards are attached; none is used twice. */
+  readonly handle: number;
+  readonly network: string;
+  readonly mac: string;
+  readonly address: string;
+  /** The guest's driver is there. */
+  readonly isConnected: boolean;
+  readonly txFrames: number;
+  readonly txBytes: number;
+  readonly rxFrames: number;
+  readonly rxBytes: number;
+  /** Frames that were malformed or from others' addresses. */
+  readonly txErrors: number;
+  /** Frames that the guest got with an error, and those that it had no room for in the end. */
+  readonly rxErrors: number;
+  readonly rxDropped: number;
+  /** Events sent to the guest. */
+  readonly notifications: number;
+  /** In force, with the host's ports as they are. */
+  readonly forwards: readonly string[];
 }
 
 export interface CreateOptions {
@@ -85,16 +190,67 @@ export interface CreateOptions {
   log?: (line: string) => void;
 }
 
-/** Why a guest stopped by itself: SHUTDOWN_* of Xen's public/sched.h. */
-export type ShutdownReason = 'poweroff' | 'reboot' | 'suspend' | 'crash' | 'watchdog';
+/** Why a guest stopped by itself, for good: SHUTDOWN_* of Xen's public/sched.h. */
+export type ShutdownReason = 'poweroff' | 'reboot' | 'crash' | 'watchdog';
 
-export type DomainState = 'running' | 'paused' | 'shutdown' | 'destroyed';
+/** `suspended` is until `resume`, whether or not it is paused as well. */
+export type DomainState = 'running' | 'paused' | 'suspended' | 'shutdown' | 'destroyed';
+
+/** How a guest is suspended: two ways to ask it, which docs/suspend.md describes, and without asking it. */
+export type SuspendVia = 'event-channel' | 'store' | 'transparent';
+
+export interface SuspendOptions {
+  /**
+   * Default `auto`: what the guest offers, the quicker way first, and if it does not answer, transparently. A paused guest
+   * cannot be asked.
+   */
+  readonly via?: SuspendVia | 'auto' | undefined;
+  /**
+   * How long the guest may take for each step, in each way: over the event channel, until it has suspended itself; over the
+   * store, until it has acknowledged, and again until it has suspended itself. Default 10 000.
+   */
+  readonly timeoutMillis?: number | undefined;
+  /** Ends waiting for the guest, which runs on. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface SuspendAttempt {
+  readonly via: SuspendVia;
+  /** `not-offered`: the guest does not wait to be asked so. `no-answer`: not in time; it was left running. */
+  readonly outcome: 'suspended' | 'not-offered' | 'paused' | 'no-answer';
+  readonly micros: number;
+}
+
+/** Microseconds of wall time since `requestedAt`. */
+export interface SuspendStats {
+  /** The way that worked. */
+  readonly via: SuspendVia;
+  /** Unix time in milliseconds, with fractions. */
+  readonly requestedAt: number;
+  /** When the guest had taken the request from the store. */
+  readonly acknowledgedMicros?: number;
+  /** When it was suspended. */
+  readonly completedMicros: number;
+  /** All ways that were tried, in order; the last one worked. */
+  readonly attempts: readonly SuspendAttempt[];
+}
 
 export type DomainEventBody =
   | { readonly type: 'started' }
   | { readonly type: 'paused' }
   | { readonly type: 'unpaused' }
   | { readonly type: 'rolledBack' }
+  /** It stands still until `resume`. `guest`: it has suspended itself without being asked. */
+  | { readonly type: 'suspended'; readonly via: SuspendVia | 'guest' }
+  /**
+   * It goes on; what a guest that had suspended itself is told. `cancelled`: where it was. `new-place`: it was made from a
+   * state in which it was suspended, and has to find its surroundings anew.
+   */
+  | { readonly type: 'resumed'; readonly reason: 'cancelled' | 'new-place' }
+  /** An image of it is complete. */
+  | { readonly type: 'saved'; readonly path: string }
+  /** It was made from that image. */
+  | { readonly type: 'restored'; readonly path: string }
   /** The guest runs no more; its memory is kept until it is destroyed. */
   | { readonly type: 'shutdown'; readonly reason: ShutdownReason }
   /**
@@ -108,11 +264,26 @@ export type DomainEventBody =
 
 export type DomainEvent = DomainEventBody & {
   readonly domainId: number;
-  /** 1, 2, 3 … within the domain. */
+  /** 1, 2, 3 … within the domain, the same for all subscribers. */
   readonly sequence: number;
   /** Unix time in milliseconds, with fractions. */
   readonly timeMillis: number;
 };
+
+/** With the name of the domain. */
+export type HostEvent = DomainEvent & { readonly name: string };
+
+export interface SubscribeOptions {
+  /** Begin with the past, as far as it is kept: the latest 1000 events. Default true. */
+  readonly history?: boolean | undefined;
+}
+
+/** Independent of all others. `return()`, as by leaving a loop, ends it, also while it waits. */
+export interface EventSubscription<E> extends AsyncIterableIterator<E, undefined> {
+  /** Events that it has not seen, because they are no longer kept: it began late or was slow. */
+  readonly missed: number;
+  return(): Promise<IteratorResult<E, undefined>>;
+}
 
 export interface VcpuStats {
   readonly id: number;
@@ -141,8 +312,24 @@ export interface DomainStats {
   readonly unknownSystemRegisters: number;
   readonly consoleOutBytes: number;
   readonly consoleInBytes: number;
+  readonly nics: readonly NicStats[];
+  /** When it has disks. */
+  readonly disks?: readonly DiskStats[];
+  /** When it is of type hvm. */
+  readonly emulated?: EmulatedStats;
   /** When it was restored. */
   readonly image?: ImageLoadStats;
+}
+
+/** `first`: hvc0, or with type hvm the serial port. `virtio`: type hvm only. */
+export type ConsoleDevice = 'first' | 'virtio';
+
+/** Of emulated devices, since the domain was built; modulo 2^32. */
+export interface EmulatedStats {
+  /** Accesses to registers. */
+  readonly accesses: number;
+  /** How many of them had something to tell the host's thread. */
+  readonly hostCalls: number;
 }
 
 /** Of the image that a domain was restored from, for all domains that were; bytes and pages since it was opened. */
@@ -183,6 +370,8 @@ export interface HostStats {
   readonly pcpus: readonly { readonly id: number; readonly busyMillis: number }[];
   /** Live domains. */
   readonly domains: number;
+  /** By name, those that are in use or were given options. */
+  readonly networks: Readonly<Record<string, NetworkMetrics>>;
   readonly uptimeMillis: number;
 }
 
@@ -281,6 +470,14 @@ export interface SaveOptions extends TransferOptions {
   readonly parent?: string;
 }
 
+export interface DomainSaveOptions extends SaveOptions {
+  /**
+   * Suspends the domain so before (errors: of `suspend`), and resumes it as soon as its state is taken; one that is
+   * suspended is saved as it is. Default: the guest notices nothing.
+   */
+  readonly via?: SuspendVia | 'auto' | undefined;
+}
+
 export interface SaveStats {
   readonly pagesWritten: number;
   readonly zeroPages: number;
@@ -296,6 +493,11 @@ export interface SaveStats {
   readonly writeMillis: number;
   readonly syncMillis: number;
   readonly millis: number;
+}
+
+export interface DomainSaveStats extends SaveStats {
+  /** When it was suspended for it. */
+  readonly suspend?: SuspendStats;
 }
 
 /** How an image becomes memory. Progress is told when it is not lazy. */
@@ -329,15 +531,15 @@ export interface Domain extends AsyncDisposable {
    * stops the guest's console, not the guest. Ends after the last byte when the domain has shut down or is destroyed.
    */
   readonly console: Duplex;
-  /** A stream of its own beside `console`, as that: each sees everything. Destroy it when done. */
-  attachConsole(): Duplex;
+  /**
+   * A stream of its own beside `console`, as that: each sees everything. Destroy it when done. Error:
+   * ZAZEN_CONSOLE_MISSING.
+   */
+  attachConsole(device?: ConsoleDevice): Duplex;
   /** When the spec had `exec`. */
   readonly exec: GuestCommand | undefined;
-  /**
-   * All events since the domain was created, then those to come; each call is a subscription of its own. Ends after
-   * `destroyed`. Leaving the loop unsubscribes.
-   */
-  events(): AsyncIterableIterator<DomainEvent>;
+  /** What becomes of it; each call is a subscription of its own. Ends after `destroyed`. */
+  events(options?: SubscribeOptions): EventSubscription<DomainEvent>;
   /** When it resolves, no vCPU runs. Paused twice is paused. Errors: ZAZEN_DOMAIN_GONE, also of the next two. */
   pause(): Promise<void>;
   unpause(): Promise<void>;
@@ -352,22 +554,47 @@ export interface Domain extends AsyncDisposable {
   /** When the guest has stopped, by itself or by being destroyed; at once if it has already. */
   waitForShutdown(): Promise<ShutdownReason | 'destroyed'>;
   /**
+   * Stops the guest at a point of its own choosing, if it can: see `SuspendOptions`. Its time stands still until `resume`;
+   * meanwhile it can be checkpointed, saved, forked and destroyed, and forks and restored domains go on by themselves.
+   * Errors: ZAZEN_SUSPEND_NOT_OFFERED, _NO_ANSWER, _PAUSED, and then it runs on and is told no more (an answer that comes
+   * after all is answered by resuming it at once); ZAZEN_SUSPEND_UNDER_WAY, ZAZEN_DOMAIN_SUSPENDED,
+   * ZAZEN_SUSPEND_TIMEOUT_RANGE; ZAZEN_DOMAIN_SHUTDOWN, ZAZEN_DOMAIN_GONE, also when that happens instead;
+   * `signal.reason`.
+   */
+  suspend(options?: SuspendOptions): Promise<SuspendStats>;
+  /**
+   * A suspended domain goes on where it was, and the guest is told that its suspending was cancelled; one that is not
+   * suspended is left alone. Errors: ZAZEN_DOMAIN_SHUTDOWN, ZAZEN_DOMAIN_GONE.
+   */
+  resume(): Promise<void>;
+  /**
    * Freezes the domain's state and lets it go on; nothing is asked of the guest. A paused domain stays paused. Errors:
    * ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_SHUTDOWN, ZAZEN_DOMAIN_BUSY, ZAZEN_DOMAIN_GONE; the domain is as before.
    */
   checkpoint(): Promise<Checkpoint>;
   /** A checkpoint into a file (see Checkpoint.save); the domain goes on. Errors: of both. */
-  save(path: string, options?: SaveOptions): Promise<SaveStats>;
+  save(path: string, options?: DomainSaveOptions): Promise<DomainSaveStats>;
   /** The same file by another name: every image is a core dump, for gdb and its like. */
   dumpCore(path: string, options?: TransferOptions): Promise<SaveStats>;
   /**
    * Puts the domain back to a checkpoint of itself, of a fork, or of what it is a fork of; it keeps its identity. Also
-   * when it has shut down; `console` is a new stream then. A paused domain stays paused. Whoever reads its console
+   * when it has shut down; `console` is a new stream then. A paused domain stays paused; it is suspended afterwards if
+   * the guest had suspended itself at the checkpoint, and not otherwise. Whoever reads its console
    * goes on with what the guest says from there: what it said since the checkpoint has been said. Errors:
    * ZAZEN_CHECKPOINT_FOREIGN, ZAZEN_CHECKPOINT_GONE, and those of `checkpoint`; the domain is as before.
    */
   rollback(checkpoint: Checkpoint): Promise<RollbackStats>;
-  /** Returns when the domain is unreachable. Destroyed twice is destroyed. */
+  /** Gives the running guest another disk. @returns its target. Errors: ZAZEN_DISK_*, ZAZEN_DOMAIN_GONE, also of the next two */
+  attachDisk(spec: DiskSpec): Promise<string>;
+  /** Asks the guest to let go of a disk, and takes it away. Errors: ZAZEN_DISK_NOT_ATTACHED, _BUSY when it does not let go. */
+  detachDisk(target: string, options?: DetachOptions): Promise<void>;
+  /** The guest hears of it. Errors: ZAZEN_DISK_NOT_ATTACHED, _SIZE, _SPACE, _IO */
+  resizeDisk(target: string, size: Size): Promise<void>;
+  /** A further network card. Errors: ZAZEN_SPEC_NIC, ZAZEN_NETWORK_*, ZAZEN_PORT_*, ZAZEN_DOMAIN_GONE. */
+  attachNic(spec?: NicSpec): Promise<NicStats>;
+  /** Asks the guest to let go of a card; after some seconds it is gone in any case. Errors: ZAZEN_NIC_UNKNOWN, _GONE. */
+  detachNic(handle: number): Promise<void>;
+  /** Returns when the domain is unreachable, and what it wrote to its disks is in their files. Destroyed twice is destroyed. */
   destroy(): Promise<void>;
   /** Also after `destroy`: as it was then. */
   stats(): DomainStats;
@@ -396,6 +623,8 @@ export interface Host extends AsyncDisposable {
   loadCheckpoint(path: string, options?: LoadOptions): Promise<Checkpoint>;
   /** Live ones, by id. */
   domains(): Domain[];
+  /** What becomes of any of the domains. Ends when the host is closed. */
+  events(options?: SubscribeOptions): EventSubscription<HostEvent>;
   stats(): HostStats;
   /** Accounts for every frame of the machine; stops all guests meanwhile. `problems` is empty when all is well. */
   audit(): Promise<AuditReport>;
@@ -403,5 +632,5 @@ export interface Host extends AsyncDisposable {
   close(): Promise<void>;
 }
 
-/** The one way to get a host. Errors: ZAZEN_HOST_MEMORY_SIZE, ZAZEN_HOST_MEMORY_UNAVAILABLE, ZAZEN_SPEC_*. */
+/** The one way to get a host. Errors: ZAZEN_HOST_MEMORY_SIZE, ZAZEN_HOST_MEMORY_UNAVAILABLE, ZAZEN_SPEC_*, _NETWORK_*. */
 export type StartHost = (options?: HostOptions) => Promise<Host>;

@@ -9,6 +9,7 @@ import { NO_FRAME } from '../cpu/host.ts';
 import type { CpuHost } from '../cpu/host.ts';
 import type { VcpuState } from '../cpu/vcpu-state.ts';
 import { OUT_OF_FRAMES, PAGE_LOST } from '../memory/p2m.ts';
+import type { EmulatedDevices } from './emulated-devices.ts';
 import { settleP2m } from './environment.ts';
 import type { Environment } from './environment.ts';
 import type { GicCpuInterface } from './gic-cpu-interface.ts';
@@ -25,6 +26,7 @@ export interface CpuHostParts {
   readonly hypercalls: Hypercalls;
   readonly gic: Gic;
   readonly gicRegisters: GicRegisters;
+  readonly devices: EmulatedDevices;
   readonly cpuInterface: GicCpuInterface;
   readonly timers: Timers;
   readonly psci: Psci;
@@ -74,10 +76,12 @@ export class DomainCpuHost implements CpuHost {
   }
 
   mmioLoad(vcpu: VcpuState, physicalAddress: number, sizeBytes: number): boolean {
-    return this.#parts.gicRegisters.load(vcpu.address, physicalAddress, sizeBytes);
+    return this.#parts.gicRegisters.load(vcpu.address, physicalAddress, sizeBytes)
+      || this.#parts.devices.load(vcpu.address, physicalAddress, sizeBytes);
   }
   mmioStore(vcpu: VcpuState, physicalAddress: number, sizeBytes: number): boolean {
-    return this.#parts.gicRegisters.store(vcpu.address, physicalAddress, sizeBytes);
+    return this.#parts.gicRegisters.store(vcpu.address, physicalAddress, sizeBytes)
+      || this.#parts.devices.store(vcpu.address, physicalAddress, sizeBytes);
   }
 
   readSystemRegister(vcpu: VcpuState, encoding: number): bigint | undefined {

@@ -31,6 +31,8 @@ export interface DomainConfig {
   readonly handle: Uint8Array;
   /** Most pages of RAM that the guest may ever have. */
   readonly maxPages: number;
+  /** Type hvm: it has a frame for the registers of emulated devices, all zero. */
+  readonly hasEmulatedDevices?: boolean | undefined;
 }
 
 export interface NewDomain {
@@ -74,7 +76,7 @@ export class DomainBuilder {
     if (domain === undefined) return undefined;
     domain.set(DOMAIN.at.maxPages, config.maxPages);
     this.#environment.memory.u8.set(config.handle, domain.address + DOMAIN.at.handle);
-    const complete = this.#allocateAll(domain, config.vcpuAddresses) ? this.#connect(domain) : undefined;
+    const complete = this.#allocateAll(domain, config) ? this.#connect(domain) : undefined;
     if (complete === undefined) this.#undo(domain);
     return complete;
   }
@@ -131,7 +133,7 @@ export class DomainBuilder {
       }
       domain.set(at.vcpuCount, 0);
       for (let i = 0; i < VCPU_FRAMES; i++) this.#releaseField(domain, at.vcpuFrames + 4 * i);
-      this.#releaseField(domain, at.consoleLog);
+      for (const field of [at.consoleLog, at.emulated]) this.#releaseField(domain, field);
       const root = domain.get(at.p2mRoot);
       domain.set(at.p2mRoot, 0);
       return root;
@@ -157,7 +159,7 @@ export class DomainBuilder {
   claims(domain: DomainRecord): Required<Pick<AuditClaims, 'roots' | 'held' | 'pins'>> {
     const { at } = DOMAIN;
     const root = domain.get(at.p2mRoot);
-    const held = [domain.get(at.consoleLog), domain.get(at.hostEvents)];
+    const held = [domain.get(at.consoleLog), domain.get(at.emulated), domain.get(at.hostEvents)];
     const pins: number[] = [];
     const addHeld = (address: number) => pins.push(heldMfn(this.#environment, address));
     for (let i = 0; i < PORT_FRAMES_MAX; i++) held.push(domain.get(at.portFrames + 4 * i));
@@ -214,7 +216,7 @@ export class DomainBuilder {
     domain.set(DOMAIN.at.incarnation, incarnation + 1);
   }
 
-  #allocateAll(domain: DomainRecord, vcpuAddresses: readonly number[]): boolean {
+  #allocateAll(domain: DomainRecord, { vcpuAddresses, hasEmulatedDevices = false }: DomainConfig): boolean {
     const { heap, p2m } = this.#environment;
     const allocate = (field: number) => {
       const mfn = heap.allocate(domain.domid);
@@ -229,6 +231,7 @@ export class DomainBuilder {
     const root = p2m.create(domain.domid);
     domain.set(DOMAIN.at.p2mRoot, root);
     if (root === 0 || !allocate(DOMAIN.at.consoleLog) || !this.#grants.grow(domain, 1)) return false;
+    if (hasEmulatedDevices && !allocate(DOMAIN.at.emulated)) return false;
     const held = (field: number) => holdNewFrame(this.#environment, domain, domain.address + field) !== 0;
     const map = (field: number, gfn: number) =>
       held(field) && mapHeldFrame(this.#environment, domain, domain.address + field, gfn) === 0;

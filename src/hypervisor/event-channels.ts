@@ -133,24 +133,25 @@ export class EventChannels {
 
   /** Closes all ports that have another end. */
   disconnect(domain: DomainRecord): void {
-    this.#closeAll(domain, (state) => state === EVTCHNSTAT.interdomain);
+    this.#closeAll(domain, (_port, state) => state === EVTCHNSTAT.interdomain);
   }
 
-  #closeAll(domain: DomainRecord, which: (state: number) => boolean): void {
+  #closeAll(domain: DomainRecord, which: (port: number, state: number) => boolean): void {
     const { u8 } = domain.memory;
     for (let index = 0; index < PORT_LIMIT / PORTS_PER_FRAME; index++) {
       const mfn = domain.get(DOMAIN.at.portFrames + 4 * index);
       if (mfn === 0) continue;
       for (let i = 0; i < PORTS_PER_FRAME; i++) {
+        const port = index * PORTS_PER_FRAME + i;
         const state = u8[mfn * FRAME_BYTES + i * PORT.sizeBytes + PORT.at.state]!;
-        if (state !== EVTCHNSTAT.closed && which(state)) this.close(domain, index * PORTS_PER_FRAME + i);
+        if (state !== EVTCHNSTAT.closed && which(port, state)) this.close(domain, port);
       }
     }
   }
 
-  /** Closes all ports and goes back to two-level events. */
-  reset(domain: DomainRecord): void {
-    this.#closeAll(domain, () => true);
+  /** Closes all ports but those in `kept`, and goes back to two-level events. */
+  reset(domain: DomainRecord, kept: readonly number[] = []): void {
+    this.#closeAll(domain, (port) => !kept.includes(port));
     domain.locked(() => {
       if (domain.get(DOMAIN.at.eventMode) === EVENT_MODE.fifo) this.#leaveFifo(domain);
     });

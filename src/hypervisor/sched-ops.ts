@@ -12,10 +12,15 @@ import type { Environment } from './environment.ts';
 import { isSelf } from './event-channel-op.ts';
 import type { EventChannels } from './event-channels.ts';
 import { notifyHostOf } from './event-delivery.ts';
-import { GuestStruct } from './guest-struct.ts';
+import { GuestStruct, RegisterArguments } from './guest-struct.ts';
 import type { Caller, HypercallArguments } from './guest-struct.ts';
 
 const NANOS_PER_SECOND = 1e9;
+
+/** The call answers 0 at first, which stands if the domain goes on in a new place; see lifecycle/suspend.ts. */
+function awaitResume({ domain, vcpuId }: Caller): void {
+  domain.memory.u32[(domain.vcpuEntry(vcpuId) + VCPU_ENTRY.at.awaitsResume) / 4] = 1;
+}
 
 export class SchedOperations {
   readonly #environment: Environment;
@@ -36,7 +41,11 @@ export class SchedOperations {
       case SCHEDOP.block: return this.#block(caller);
       case SCHEDOP.poll: return this.#poll(caller, va);
       case SCHEDOP.shutdown:
-        return this.#withReason(caller, va, (reason) => this.shutdown(caller.domain, reason));
+        return this.#withReason(caller, va, (reason) => {
+          // The answer of a call within a multicall is not in x0.
+          if (reason === SHUTDOWN.suspend && args instanceof RegisterArguments) awaitResume(caller);
+          this.shutdown(caller.domain, reason);
+        });
       case SCHEDOP.shutdown_code:
         return this.#withReason(caller, va, (reason) => caller.domain.set(DOMAIN.at.shutdownCode, reason + 1));
       case SCHEDOP.remote_shutdown: return this.#remoteShutdown(caller, va);

@@ -66,6 +66,9 @@ export class Timers {
     const index = this.#timeField(domid, 'timeStopped');
     this.#gic.machine.f64[index] ||= this.#clock.monotonicNanos();
   }
+  isTimeStopped(domid: number): boolean {
+    return this.#gic.machine.f64[this.#timeField(domid, 'timeStopped')] !== 0;
+  }
   startTime(domid: number): void {
     const { f64 } = this.#gic.machine;
     const index = this.#timeField(domid, 'timeStopped');

@@ -117,6 +117,14 @@ export class Image {
     return bytes;
   }
 
+  /** A section that is large and wanted once: the image forgets it. */
+  takeSection(name: string): Uint8Array | undefined {
+    const { sections } = this.#file.content;
+    const bytes = sections.get(name);
+    sections.delete(name);
+    return bytes;
+  }
+
   /** What this file itself says of a guest page; undefined where the guest has no memory. */
   pageState(gfn: number): PageState | undefined {
     return this.#file.map.state(gfn);

@@ -22,6 +22,8 @@ export const ZAZEN_NOTE = {
 const SECTION_NAME = /^[a-z0-9][a-z0-9._/-]{0,63}$/;
 const SECTION_NAME_BYTES = 64;
 export const NOTES_MAX = SECTIONS_MAX + 2 * VCPUS_MAX + 64;
+/** A section that is longer stays in the area that was read, which then lasts as long as the section. */
+const COPIED_BYTES_MAX = 2 ** 18;
 const NOTE_OVERHEAD_BYTES = 192; // header, names, padding
 
 /** No image with this many pages has more bytes of notes. */
@@ -42,14 +44,16 @@ export function encodeSection({ name, bytes }: StateSection): Uint8Array {
 function decodeSection(bytes: Uint8Array): StateSection | undefined {
   if (bytes.length < SECTION_NAME_BYTES) return undefined;
   const name = new TextDecoder('latin1').decode(bytes.subarray(0, SECTION_NAME_BYTES)).replace(/\0+$/, '');
-  return SECTION_NAME.test(name) ? { name, bytes: bytes.slice(SECTION_NAME_BYTES) } : undefined;
+  if (!SECTION_NAME.test(name)) return undefined;
+  const content = bytes.subarray(SECTION_NAME_BYTES);
+  return { name, bytes: content.length > COPIED_BYTES_MAX ? content : content.slice() };
 }
 
 export interface NotesContent {
   readonly header: ImageHeader;
   readonly vcpus: readonly VcpuRegisters[];
   readonly vmcoreinfo: Uint8Array | undefined;
-  readonly sections: ReadonlyMap<string, Uint8Array>;
+  readonly sections: Map<string, Uint8Array>;
   readonly pageMap: Uint8Array;
   /** Two words for each stored page, low first. */
   readonly checksums: Uint32Array;

@@ -34,7 +34,7 @@ import { mapBootImage, writePages } from './boot-image.ts';
 import type { BootImage } from './boot-image.ts';
 import { writeDeviceTree } from './device-tree.ts';
 import { guestDeviceTree } from './guest-device-tree.ts';
-import type { AddressRange } from './guest-device-tree.ts';
+import type { AddressRange, MachineType } from './guest-device-tree.ts';
 
 export interface KernelImage<Contents> {
   /** The raw Image. */
@@ -51,6 +51,8 @@ export interface DomainSpec<Contents extends { readonly sizeBytes: number } = Bo
   /** Empty or left out: none. */
   readonly initrd?: Contents | undefined;
   readonly commandLine: string;
+  /** Default: pvh. */
+  readonly type?: MachineType | undefined;
   /** A multiple of 4 KiB. */
   readonly memoryBytes: number;
   readonly vcpuCount: number;
@@ -160,8 +162,8 @@ export function loadDomain(p2m: P2m, heap: Heap, domain: DomainRecord, spec: Dom
   assert(!p2m.stale, 'stale translations of other domains are still to be flushed');
   const layout = layoutDomain(spec);
   const { banks, initrd } = layout;
-  const { commandLine, vcpuCount } = spec;
-  const tree = writeDeviceTree(guestDeviceTree({ commandLine, vcpuCount, banks, initrd, random }));
+  const { commandLine, vcpuCount, type } = spec;
+  const tree = writeDeviceTree(guestDeviceTree({ type, commandLine, vcpuCount, banks, initrd, random }));
   assert(tree.length <= DEVICE_TREE_MAX_BYTES, 'the device tree is larger than the place kept for it');
 
   const root = domain.get(DOMAIN.at.p2mRoot);

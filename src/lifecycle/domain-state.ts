@@ -8,6 +8,7 @@
 //   ├─ vCPU entries         vcpus[].entry            address of the vCPU record, start of the present run state
 //   ├─ ports                ports[]                  other ends: own id, the host's ports
 //   ├─ console log          consoleLog
+//   ├─ emulated devices     emulated                 locks are free; host ends say again what their devices are
 //   ├─ grants in use        –                        none is: who uses grants is asked to let go before
 //   └─ held frames          held[]                   found by GFN in the p2m that goes with the state
 //   vCPU record, first 4K   vcpus[].registers        TLB addresses; TLBs are flushed before they are used
@@ -18,6 +19,7 @@ import {
   CONSOLE_LOG, DOMAIN, FIFO_PAGES_MAX, HELD_FRAME, NO_GFN, PORT, PORTS_PER_FRAME, PORT_FRAMES_MAX, VCPUS_PER_FRAME,
   VCPU_ENTRY,
 } from '../abi/domain-record.ts';
+import { EMULATED, EMULATED_LOCKS } from '../abi/emulated-devices.ts';
 import { GIC_DOMAIN, GIC_VCPU } from '../abi/gic.ts';
 import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
@@ -58,6 +60,8 @@ export interface DomainState {
   readonly record: Uint8Array;
   readonly gic: Uint8Array;
   readonly consoleLog: Uint8Array;
+  /** Registers of emulated devices; undefined: the domain has none. */
+  readonly emulated: Uint8Array | undefined;
   /** By number of the table's frame; undefined: the table has none there. */
   readonly ports: readonly (Uint8Array | undefined)[];
   readonly vcpus: readonly SavedVcpu[];
@@ -101,7 +105,7 @@ export function saveDomain(thread: HypervisorThread, record: DomainRecord): Doma
   const portFrames = portFramesOf(record);
   const portTables = portFrames.reduce((count, mfn) => count + Number(mfn !== 0), 0);
   const all = new Uint8Array(DOMAIN.sizeBytes + GIC_DOMAIN.sizeBytes + vcpuCount * SAVED_VCPU_BYTES
-    + portTables * FRAME_BYTES + CONSOLE_LOG.sizeBytes);
+    + portTables * FRAME_BYTES + CONSOLE_LOG.sizeBytes + (record.get(DOMAIN.at.emulated) === 0 ? 0 : EMULATED.sizeBytes));
   let used = 0;
   const copy = (address: number, sizeBytes: number) => {
     const bytes = all.subarray(used, used + sizeBytes);
@@ -132,6 +136,8 @@ export function saveDomain(thread: HypervisorThread, record: DomainRecord): Doma
     monotonicNanos: thread.clock.monotonicNanos(),
     record: copy(record.address, DOMAIN.sizeBytes),
     consoleLog: copy(record.get(DOMAIN.at.consoleLog) * FRAME_BYTES, CONSOLE_LOG.sizeBytes),
+    emulated: record.get(DOMAIN.at.emulated) === 0 ? undefined
+      : copy(record.get(DOMAIN.at.emulated) * FRAME_BYTES, EMULATED.sizeBytes),
   };
 }
 
@@ -175,6 +181,8 @@ export interface PreparedDomain {
   readonly portFrames: readonly number[];
   readonly activeFrames: readonly number[];
   readonly consoleLog: number;
+  /** 0: none. */
+  readonly emulated: number;
   /** Pinned, in the order of the state's `held`. */
   readonly held: readonly number[];
 }
@@ -220,6 +228,7 @@ export function prepareDomain(
       portFrames: state.ports.map((bytes) => (bytes === undefined ? 0 : allocate())),
       activeFrames: allocateAll(savedField(state, DOMAIN.at.grantFrames)),
       consoleLog: allocate(),
+      emulated: state.emulated === undefined ? 0 : allocate(),
     };
   } catch (error) {
     if (error !== OUT_OF_FRAMES) throw error;
@@ -286,7 +295,8 @@ function tablesOf(record: DomainRecord, state: DomainState): PreparedDomain | un
   const held: number[] = [];
   let matches = portFrames.length === state.ports.length
     && portFrames.every((mfn, i) => (mfn !== 0) === (state.ports[i] !== undefined))
-    && record.get(at.grantFrames) === savedField(state, at.grantFrames);
+    && record.get(at.grantFrames) === savedField(state, at.grantFrames)
+    && (record.get(at.emulated) !== 0) === (state.emulated !== undefined);
   forEachHeld(record, (vcpuId, offset, _address, mfn, gfn) => {
     const saved = state.held[held.length];
     matches &&= saved !== undefined && saved.bytes === undefined
@@ -295,7 +305,7 @@ function tablesOf(record: DomainRecord, state: DomainState): PreparedDomain | un
   });
   if (!matches || held.length !== state.held.length) return undefined;
   return {
-    root: record.get(at.p2mRoot), held, portFrames, consoleLog: record.get(at.consoleLog),
+    root: record.get(at.p2mRoot), held, portFrames, consoleLog: record.get(at.consoleLog), emulated: record.get(at.emulated),
     vcpuFrames: tables(at.vcpuFrames, Math.ceil(state.vcpus.length / VCPUS_PER_FRAME)),
     activeFrames: tables(at.activeFrames, record.get(at.grantFrames)),
   };
@@ -354,6 +364,11 @@ function restoreRecord(
   record.set(at.p2mRoot, prepared.root);
   record.set(at.consoleLog, prepared.consoleLog);
   machine.u8.set(state.consoleLog, prepared.consoleLog * FRAME_BYTES);
+  record.set(at.emulated, prepared.emulated);
+  if (state.emulated !== undefined) {
+    machine.u8.set(state.emulated, prepared.emulated * FRAME_BYTES);
+    for (const lock of EMULATED_LOCKS) machine.u32[(prepared.emulated * FRAME_BYTES + lock) / 4] = 0;
+  }
   prepared.vcpuFrames.forEach((mfn, i) => {
     machine.zeroFrame(mfn);
     record.set(at.vcpuFrames + 4 * i, mfn);

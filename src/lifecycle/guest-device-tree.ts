@@ -1,8 +1,13 @@
 // The device tree of a guest of Xen on Arm, as `xl` gives it to one (libxl_arm.c; Documentation/devicetree/bindings of
-// Linux: arm/xen.txt, arm/cpus.yaml, arm/psci.yaml, timer/arm,arch_timer.yaml, interrupt-controller/arm,gic-v3.yaml).
-// Everything that it names is at the addresses of abi/xen.ts.
+// Linux: arm/xen.txt, arm/cpus.yaml, arm/psci.yaml, timer/arm,arch_timer.yaml, interrupt-controller/arm,gic-v3.yaml), and
+// that of a machine of type hvm, which has emulated devices in place of the hypervisor (serial/pl011.yaml, rtc/arm,pl031.yaml,
+// virtio/mmio.yaml). Everything that it names is at the addresses of abi/xen.ts and abi/emulated-devices.ts.
 
-import { affinityOfVcpu } from '../abi/gic.ts';
+import {
+  GUEST_PL011_BASE, GUEST_PL011_SIZE, GUEST_PL011_SPI, GUEST_PL031_BASE, GUEST_PL031_SIZE, GUEST_PL031_SPI,
+  GUEST_VIRTIO_MMIO_BASE, GUEST_VIRTIO_MMIO_SPI_FIRST, VIRTIO_MMIO_BYTES, VIRTIO_SLOTS,
+} from '../abi/emulated-devices.ts';
+import { GIC_FIRST_SPI, affinityOfVcpu } from '../abi/gic.ts';
 import { FRAME_BYTES, GFN_LIMIT } from '../abi/machine-memory.ts';
 import {
   GUEST_EVTCHN_PPI, GUEST_GICV3_GICD_BASE, GUEST_GICV3_GICD_SIZE, GUEST_GICV3_GICR0_BASE, GUEST_GICV3_GICR_STRIDE,
@@ -19,7 +24,12 @@ export interface AddressRange {
   readonly sizeBytes: number;
 }
 
+/** As xl has them: with Xen's interfaces, or with devices that need no driver for Xen. */
+export type MachineType = 'pvh' | 'hvm';
+
 export interface GuestDescription {
+  /** Default: pvh. */
+  readonly type?: MachineType | undefined;
   readonly commandLine: string;
   readonly vcpuCount: number;
   /** RAM, in ascending order. */
@@ -33,21 +43,28 @@ export interface GuestDescription {
 const XEN_VERSION = '4.17';
 const RNG_SEED_WORDS = 16;
 const KASLR_SEED_WORDS = 2;
+const SPI_CELL = 0;
 const PPI_CELL = 1;
 const FIRST_PPI_INTID = 16;
 /** Flags of a PPI: active low, level-sensitive, on the first four CPUs (a mask that GICv3 ignores). */
 const PPI_FLAGS = 0xf08;
+/** Flags of an SPI: level-sensitive, active high. */
+const SPI_FLAGS = 4;
+/** Of the serial port's clock: any that all baud rates can be made of. */
+const PERIPHERAL_CLOCK_HZ = 24_000_000;
+const SERIAL_NAME = `pl011@${GUEST_PL011_BASE.toString(16)}`;
 const EXTENDED_REGION_ALIGN = 2 ** 21;
 /** Smaller ones are of no use to Linux, which takes a section of memory at a time. */
 const EXTENDED_REGION_MIN_BYTES = 64 * 2 ** 20;
 
 export function guestDeviceTree(guest: GuestDescription): DeviceTreeNode {
   const interruptController = interruptControllerNode(guest.vcpuCount);
+  const isHvm = guest.type === 'hvm';
   return {
     name: '',
     properties: {
-      model: `XENVM-${XEN_VERSION}`,
-      compatible: [`xen,xenvm-${XEN_VERSION}`, 'xen,xenvm'],
+      ...(isHvm ? { model: 'Zazen', compatible: ['linux,dummy-virt'] }
+        : { model: `XENVM-${XEN_VERSION}`, compatible: [`xen,xenvm-${XEN_VERSION}`, 'xen,xenvm'] }),
       'interrupt-parent': [interruptController],
       '#address-cells': [2],
       '#size-cells': [2],
@@ -59,17 +76,18 @@ export function guestDeviceTree(guest: GuestDescription): DeviceTreeNode {
       ...guest.banks.map(memoryNode),
       interruptController,
       timerNode,
-      hypervisorNode(guest.banks),
+      ...(isHvm ? emulatedNodes() : [hypervisorNode(guest.banks)]),
     ],
   };
 }
 
-function chosenNode({ commandLine, initrd, random }: GuestDescription): DeviceTreeNode {
+function chosenNode({ type, commandLine, initrd, random }: GuestDescription): DeviceTreeNode {
   const seed = (words: number) => Array.from({ length: words }, () => random.u32());
   return {
     name: 'chosen',
     properties: {
       bootargs: commandLine,
+      ...(type === 'hvm' && { 'stdout-path': `/${SERIAL_NAME}` }),
       ...(initrd !== undefined && {
         'linux,initrd-start': cells64(initrd.address),
         'linux,initrd-end': cells64(initrd.address + initrd.sizeBytes),
@@ -129,6 +147,50 @@ const timerNode: DeviceTreeNode = {
     interrupts: ppiCells(GUEST_TIMER_PHYS_S_PPI, GUEST_TIMER_PHYS_NS_PPI, GUEST_TIMER_VIRT_PPI),
   },
 };
+
+const spiCells = (intid: number) => [SPI_CELL, intid - GIC_FIRST_SPI, SPI_FLAGS];
+
+function emulatedNodes(): DeviceTreeNode[] {
+  const clock: DeviceTreeNode = {
+    name: 'apb-pclk',
+    properties: { compatible: 'fixed-clock', '#clock-cells': [0], 'clock-frequency': [PERIPHERAL_CLOCK_HZ] },
+  };
+  const serial: DeviceTreeNode = {
+    name: SERIAL_NAME,
+    properties: {
+      compatible: ['arm,pl011', 'arm,primecell'],
+      reg: cells64(GUEST_PL011_BASE, GUEST_PL011_SIZE),
+      interrupts: spiCells(GUEST_PL011_SPI),
+      clocks: [clock, clock],
+      'clock-names': ['uartclk', 'apb_pclk'],
+    },
+  };
+  const realTimeClock: DeviceTreeNode = {
+    name: `pl031@${GUEST_PL031_BASE.toString(16)}`,
+    properties: {
+      compatible: ['arm,pl031', 'arm,primecell'],
+      reg: cells64(GUEST_PL031_BASE, GUEST_PL031_SIZE),
+      interrupts: spiCells(GUEST_PL031_SPI),
+      clocks: [clock],
+      'clock-names': 'apb_pclk',
+    },
+  };
+  return [clock, serial, realTimeClock, ...Array.from({ length: VIRTIO_SLOTS }, (_, slot) => virtioNode(slot))];
+}
+
+/** A slot without a device says so itself: device number 0. */
+function virtioNode(slot: number): DeviceTreeNode {
+  const address = GUEST_VIRTIO_MMIO_BASE + slot * VIRTIO_MMIO_BYTES;
+  return {
+    name: `virtio@${address.toString(16)}`,
+    properties: {
+      compatible: 'virtio,mmio',
+      reg: cells64(address, VIRTIO_MMIO_BYTES),
+      interrupts: spiCells(GUEST_VIRTIO_MMIO_SPI_FIRST + slot),
+      'dma-coherent': true,
+    },
+  };
+}
 
 function hypervisorNode(banks: readonly AddressRange[]): DeviceTreeNode {
   const { address, sizeBytes } = extendedRegion(banks);

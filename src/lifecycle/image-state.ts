@@ -4,6 +4,7 @@
 
 import { DOMAIN, EVENT_MODE, FIFO_PAGES_MAX, CONSOLE_LOG, HELD_FRAME, NO_GFN, PORT, PORTS_PER_FRAME, PORT_FRAMES_MAX,
   PORT_LIMIT, VCPU_ENTRY } from '../abi/domain-record.ts';
+import { EMULATED } from '../abi/emulated-devices.ts';
 import { GIC_DOMAIN, GIC_NO_TARGET, GIC_VCPU } from '../abi/gic.ts';
 import { FRAME_BYTES, GFN_LIMIT } from '../abi/machine-memory.ts';
 import { tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
@@ -26,6 +27,8 @@ interface Summary {
   readonly domid: number;
   readonly timeNanos: number;
   readonly monotonicNanos: number;
+  /** Type hvm: it has registers of emulated devices, in which the guest may have written anything. */
+  readonly isEmulated?: boolean;
   /** Numbers of the port tables that there are. */
   readonly ports: readonly number[];
   readonly vcpus: readonly { readonly address: number; readonly schedule: SavedVcpu['schedule'] }[];
@@ -33,9 +36,10 @@ interface Summary {
 }
 
 export function stateSections(state: DomainState): StateSection[] {
-  const { domid, timeNanos, monotonicNanos, vcpus, held, ports } = state;
+  const { domid, timeNanos, monotonicNanos, vcpus, held, ports, emulated } = state;
   const summary: Summary = {
     version: VERSION, domid, timeNanos, monotonicNanos,
+    ...(emulated === undefined ? {} : { isEmulated: true }),
     ports: ports.flatMap((bytes, i) => (bytes === undefined ? [] : [i])),
     vcpus: vcpus.map(({ address, schedule }) => ({ address, schedule })),
     held: held.map(({ vcpuId, offset, gfn, bytes }) => ({ vcpuId, offset, gfn, stored: bytes !== undefined })),
@@ -46,6 +50,7 @@ export function stateSections(state: DomainState): StateSection[] {
     section('domain/record', state.record),
     section('domain/gic', state.gic),
     section('domain/console-log', state.consoleLog),
+    ...(emulated === undefined ? [] : [section('domain/emulated', emulated)]),
     ...summary.ports.map((i) => section(`domain/ports/${i}`, ports[i]!)),
     ...vcpus.flatMap((vcpu, i) => [
       section(`domain/vcpu/${i}/registers`, vcpu.registers),
@@ -104,7 +109,11 @@ export function decodeState(image: SectionSource): DomainState {
   check(places.size === held.length, 'two pages of the hypervisor in one place');
   for (const field of [DOMAIN.at.sharedInfo, DOMAIN.at.console, DOMAIN.at.xenstore]) check(places.has(`-1 ${field}`), 'a page is missing');
   const { domid, timeNanos, monotonicNanos } = summary;
-  return { domid, timeNanos, monotonicNanos, record, gic, ports, vcpus, held, consoleLog: bytes('domain/console-log', CONSOLE_LOG.sizeBytes) };
+  return {
+    domid, timeNanos, monotonicNanos, record, gic, ports, vcpus, held,
+    consoleLog: bytes('domain/console-log', CONSOLE_LOG.sizeBytes),
+    emulated: summary.isEmulated === true ? bytes('domain/emulated', EMULATED.sizeBytes) : undefined,
+  };
 }
 
 type Check = (holds: boolean, what: string) => asserts holds;

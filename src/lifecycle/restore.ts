@@ -61,6 +61,28 @@ export function outOfMemory(path: string): ZazenError {
     { hint: 'destroy a domain or a checkpoint, or start the host with more memory' });
 }
 
+/**
+ * Puts pages into a template that nobody uses yet, as far as there are frames and the image has such pages.
+ * @returns how many
+ */
+export function placePages(
+  { heap, p2m, machine }: HypervisorThread, root: number, pages: Iterable<{ gfn: number; bytes: Uint8Array }>,
+): number {
+  let placed = 0;
+  for (const { gfn, bytes } of pages) {
+    if (entryKind(p2m.lookup(root, gfn)) !== P2M_KIND.image) continue;
+    const mfn = heap.allocate(HOST_ACCOUNT, true);
+    if (mfn === 0) break;
+    machine.frameBytes(mfn).set(bytes);
+    if (!placeInTemplate(heap, p2m, root, gfn, mfn)) {
+      heap.release(mfn);
+      break;
+    }
+    placed++;
+  }
+  return placed;
+}
+
 /** Reads all of an image into its template, in the main thread, beside whoever touches pages first. */
 export class TemplateLoader {
   readonly pageCount: number;

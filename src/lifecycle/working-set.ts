@@ -1,11 +1,17 @@
-// The working set: which pages a guest was using when it was saved, as a section of its image, so that restoring reads
-// them first. Advice only: a reader may overlook it, and believes nothing of it but the order.
+// The working set: which pages a guest was using when it was saved, as two sections of its image, so that a guest that is
+// restored need not wait for them one by one. The pages that it needs at once are stored a second time, one after the
+// other, and so are there when the image has been opened; the others are read before the rest of the image.
 //
-//   section "working-set":  gfn u32 │ count u32   for each stretch of pages, in the order of reading
+//   section "working-set":        gfn u32 │ count u32   for each stretch of pages, in the order of reading
+//   section "working-set/pages":  count u32 │ gfn u32 × count │ page × count
 //
-//   1  what the vCPUs' TLBs led to: code, data                       just before the guest was stopped
-//   2  page tables, from TTBR0_EL1 and TTBR1_EL1 of each vCPU down   at the state that is saved
-//   3  code that has run since the decode cache was last emptied
+//   1  pages that the hypervisor holds: of the console, the store, …  at the state that is saved           both sections
+//   2  what the vCPUs' TLBs led to: code, data                        just before the guest was stopped    both sections
+//   3  page tables that lead to these, from TTBR0_EL1 and TTBR1_EL1   at the state that is saved           both sections
+//   4  the other page tables; code that has run since the decode cache was last emptied                    the first one
+//
+// An incremental image has the first section alone. A reader may overlook both, and believes the first in nothing but the
+// order.
 
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
@@ -19,9 +25,12 @@ import { p2mRanges } from '../memory/p2m-ranges.ts';
 import type { FrozenDomain } from './checkpoint.ts';
 
 const SECTION = 'working-set';
+const PAGES_SECTION = 'working-set/pages';
 /** 32 MiB of guest memory. */
 const PAGES_MAX = 8192;
 const TABLES_MAX = 1024;
+/** Stored twice: 4 MiB, what one request reads. */
+export const HOT_PAGES_MAX = 1024;
 const STRETCH_BYTES = 8;
 /** Pages that lie so near to each other are read in one request, with what is between them. */
 const GAP_PAGES = 8;
@@ -55,31 +64,58 @@ export function framesInTlbs(machine: MachineMemory, vcpuAddresses: readonly num
   return frames;
 }
 
-/** @param hot what `framesInTlbs` found before the domain was stopped */
-export function workingSetSection(
+/**
+ * @param hot what `framesInTlbs` found before the domain was stopped
+ * @param withPages false for an image that is to hold only what has changed: the first section alone
+ */
+export function workingSetSections(
   machine: MachineMemory, frames: FrameTable, frozen: FrozenDomain, hot: ReadonlySet<number>,
-): StateSection {
+  withPages: boolean,
+): StateSection[] {
   const mfns = mapOfFrames(machine, frozen.root);
+  const held = frozen.state.held.flatMap(({ gfn, bytes }) => (bytes === undefined && mfns.has(gfn) ? [gfn] : []));
   const inTlbs: number[] = [];
   const code: number[] = [];
   for (const [gfn, mfn] of mfns) {
     if (hot.has(mfn)) inTlbs.push(gfn);
     else if (frames.decode(mfn) !== 0) code.push(gfn);
   }
+  const tables = tablesOf(machine, frozen, mfns, new Set(inTlbs));
   const chosen = new Set<number>();
   const stretches: PageStretch[] = [];
-  for (const gfns of [inTlbs, tablesOf(machine, frozen, mfns), code]) {
+  const choose = (gfns: readonly number[]): void => {
     const fresh = gfns.filter((gfn) => !chosen.has(gfn)).slice(0, PAGES_MAX - chosen.size);
     for (const gfn of fresh) chosen.add(gfn);
     stretches.push(...joined(fresh));
-  }
+  };
+  for (const gfns of [held, inTlbs, tables.hot]) choose(gfns);
+  const hotPages = [...chosen].slice(0, HOT_PAGES_MAX);
+  for (const gfns of [tables.other, code]) choose(gfns);
   const bytes = new Uint8Array(stretches.length * STRETCH_BYTES);
   const view = new DataView(bytes.buffer);
   stretches.forEach(({ gfn, count }, i) => {
     view.setUint32(i * STRETCH_BYTES, gfn, true);
     view.setUint32(i * STRETCH_BYTES + 4, count, true);
   });
-  return { name: SECTION, bytes };
+  const sections: StateSection[] = [{ name: SECTION, bytes }];
+  if (withPages) {
+    const pages = encodePages(hotPages, (gfn) => machine.frameBytes(mfns.get(gfn)!));
+    sections.push({ name: PAGES_SECTION, bytes: pages });
+  }
+  return sections;
+}
+
+/** @param pageOf 4 KiB each */
+export function encodePages(gfns: readonly number[], pageOf: (gfn: number) => Uint8Array): Uint8Array {
+  const firstPage = 4 * (gfns.length + 1);
+  const bytes = new Uint8Array(firstPage + gfns.length * FRAME_BYTES);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, gfns.length, true);
+  gfns.forEach((gfn, i) => {
+    view.setUint32(4 * (i + 1), gfn, true);
+    bytes.set(pageOf(gfn), firstPage + i * FRAME_BYTES);
+  });
+  return bytes;
 }
 
 function mapOfFrames(machine: MachineMemory, root: number): Map<number, number> {
@@ -91,18 +127,30 @@ function mapOfFrames(machine: MachineMemory, root: number): Map<number, number> 
   return mfns;
 }
 
-/** GFNs of the stage 1 tables of all vCPUs; whatever the guest says there, each page is looked at once. */
-function tablesOf(machine: MachineMemory, { state }: FrozenDomain, mfns: ReadonlyMap<number, number>): number[] {
-  const tables = new Set<number>();
-  const visit = (gfn: number, level: number): void => {
+/**
+ * GFNs of the stage 1 tables of all vCPUs, those that lead to hot pages apart; whatever the guest says there, each page
+ * is looked at once.
+ */
+function tablesOf(
+  machine: MachineMemory, { state }: FrozenDomain, mfns: ReadonlyMap<number, number>, hotGfns: ReadonlySet<number>,
+): { hot: number[]; other: number[] } {
+  /** Whether each leads to a hot page. */
+  const tables = new Map<number, boolean>();
+  const visit = (gfn: number, level: number): boolean => {
     const mfn = mfns.get(gfn);
-    if (mfn === undefined || tables.has(gfn) || tables.size >= TABLES_MAX) return;
-    tables.add(gfn);
-    if (level === 3) return;
+    const known = tables.get(gfn);
+    if (mfn === undefined || known !== undefined || tables.size >= TABLES_MAX) return known ?? false;
+    tables.set(gfn, false);
+    let isHot = false;
     for (let word = mfn * 1024; word < (mfn + 1) * 1024; word += 2) {
       const low = machine.u32[word]!;
-      if ((low & 3) === 3) visit((machine.u32[word + 1]! & ADDRESS_HIGH) * 2 ** 20 + (low >>> 12), level + 1);
+      if ((low & 3) !== 3) continue;
+      const target = (machine.u32[word + 1]! & ADDRESS_HIGH) * 2 ** 20 + (low >>> 12);
+      // At level 3 these bits name a page.
+      if (level === 3 ? hotGfns.has(target) : visit(target, level + 1)) isHot = true;
     }
+    tables.set(gfn, isHot);
+    return isHot;
   };
   for (const { registers } of state.vcpus) {
     const view = new DataView(registers.buffer, registers.byteOffset, registers.byteLength);
@@ -113,7 +161,8 @@ function tablesOf(machine: MachineMemory, { state }: FrozenDomain, mfns: Readonl
       visit(table, 4 - Math.ceil((64 - size - 12) / 9));
     }
   }
-  return [...tables];
+  const gfns = [...tables.keys()];
+  return { hot: gfns.filter((gfn) => tables.get(gfn)), other: gfns.filter((gfn) => !tables.get(gfn)) };
 }
 
 function joined(gfns: readonly number[]): PageStretch[] {
@@ -124,6 +173,20 @@ function joined(gfns: readonly number[]): PageStretch[] {
     else stretches.push({ gfn, count: 1 });
   }
   return stretches;
+}
+
+/** Pages that came with the image when it was opened; to be asked for once. None if the section is malformed. */
+export function* takeHotPages(image: Pick<Image, 'takeSection'>): Generator<{ gfn: number; bytes: Uint8Array }> {
+  const section = image.takeSection(PAGES_SECTION);
+  if (section === undefined || section.length < 4) return;
+  const view = new DataView(section.buffer, section.byteOffset, section.length);
+  const count = view.getUint32(0, true);
+  const firstPage = 4 * (count + 1);
+  if (count > HOT_PAGES_MAX || section.length !== firstPage + count * FRAME_BYTES) return;
+  for (let i = 0; i < count; i++) {
+    const at = firstPage + i * FRAME_BYTES;
+    yield { gfn: view.getUint32(4 * (i + 1), true), bytes: section.subarray(at, at + FRAME_BYTES) };
+  }
 }
 
 /** @returns stretches that are stored, in the order in which they are to be read */

@@ -9,6 +9,8 @@ import type { Subnet } from './addresses.ts';
 
 const GATEWAY_HOST = 2;
 const DNS_HOST = 3;
+/** From here on an operator may choose; others are given out from the next on. */
+const FIRST_HOST = 4;
 const FIRST_GUEST_HOST = 15;
 const FIRST_GUEST_HOST_SMALL = 4;
 const SMALL_PREFIX = 27;
@@ -30,10 +32,20 @@ export class AddressTable {
     this.dnsAddress = subnet.network + DNS_HOST;
   }
 
+  /** Whether a guest may have the address, and none has. */
+  isFree(address: number): boolean {
+    return this.#isForGuests(address) && !this.#held.has(address);
+  }
+
+  #isForGuests(address: number): boolean {
+    return inSubnet(this.#subnet, address) && address >= this.#subnet.network + FIRST_HOST
+      && address < subnetBroadcast(this.#subnet);
+  }
+
   /** Takes `wanted` for a card; an operator's choice, so that it fails if it cannot be. */
   takeExactly(mac: number, wanted: number): number {
-    const first = this.#subnet.network + GATEWAY_HOST + 2;
-    if (!inSubnet(this.#subnet, wanted) || wanted < first || wanted >= subnetBroadcast(this.#subnet)) {
+    const first = this.#subnet.network + FIRST_HOST;
+    if (!this.#isForGuests(wanted)) {
       throw new ZazenError('ZAZEN_NETWORK_ADDRESS', `${formatAddress(wanted)} is no guest's address in this network`, {
         hint: `choose one from ${formatAddress(first)} to ${formatAddress(subnetBroadcast(this.#subnet) - 1)}`,
       });

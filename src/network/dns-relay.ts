@@ -29,8 +29,9 @@ export interface DnsRelayOptions {
   readonly hosts: HostsFile;
   /** Without it, only local names have answers. */
   readonly upstream: DnsUpstream | undefined;
-  readonly addressOfGuest: (name: string) => number | undefined;
-  readonly guestOfAddress: (address: number) => string | undefined;
+  /** As the guest that asks has to use it. */
+  readonly addressOfGuest: (name: string, asker: object) => number | undefined;
+  readonly guestOfAddress: (address: number, asker: object) => string | undefined;
 }
 
 interface LocalAnswer {
@@ -58,7 +59,7 @@ export class DnsRelay {
       this.counters.dropped++;
       return false;
     }
-    const local = this.#answerLocally(query);
+    const local = this.#answerLocally(query, guest);
     if (local !== undefined) {
       this.counters.local++;
       const answer = buildAnswer(message, query, local.code, local.records);
@@ -96,12 +97,12 @@ export class DnsRelay {
     return true;
   }
 
-  #answerLocally(query: DnsQuery): LocalAnswer | undefined {
-    if (query.name.endsWith('.in-addr.arpa')) return this.#answerReverse(query);
+  #answerLocally(query: DnsQuery, asker: object): LocalAnswer | undefined {
+    if (query.name.endsWith('.in-addr.arpa')) return this.#answerReverse(query, asker);
     const { domain } = this.#options;
     const inDomain = query.name === domain || query.name.endsWith(this.#suffix);
     const label = inDomain ? query.name.slice(0, -this.#suffix.length) : query.name;
-    const addresses = this.#addressesOf(label) ?? (inDomain ? undefined : this.#hostAddresses(query.name));
+    const addresses = this.#addressesOf(label, asker) ?? (inDomain ? undefined : this.#hostAddresses(query.name));
     if (addresses !== undefined) {
       const asked = query.type === TYPE_A || query.type === TYPE_ANY;
       return { code: NO_ERROR, records: asked ? addresses.map(addressRecord) : [] };
@@ -109,9 +110,9 @@ export class DnsRelay {
     return inDomain ? { code: query.name === domain ? NO_ERROR : NAME_ERROR, records: [] } : undefined;
   }
 
-  #addressesOf(label: string): number[] | undefined {
+  #addressesOf(label: string, asker: object): number[] | undefined {
     if (label === 'gateway' || label === 'host') return [this.#options.gatewayAddress];
-    const address = this.#options.addressOfGuest(label);
+    const address = this.#options.addressOfGuest(label, asker);
     return address === undefined ? undefined : [address];
   }
 
@@ -125,11 +126,11 @@ export class DnsRelay {
     return [...new Set(seen)];
   }
 
-  #answerReverse(query: DnsQuery): LocalAnswer | undefined {
+  #answerReverse(query: DnsQuery, asker: object): LocalAnswer | undefined {
     const octets = query.name.split('.').slice(0, -2).reverse();
     const address = parseAddress(octets.join('.'));
     if (address === undefined || !inSubnet(this.#options.subnet, address)) return undefined;
-    const name = address === this.#options.gatewayAddress ? 'gateway' : this.#options.guestOfAddress(address);
+    const name = address === this.#options.gatewayAddress ? 'gateway' : this.#options.guestOfAddress(address, asker);
     if (name === undefined) return { code: NAME_ERROR, records: [] };
     const asked = query.type === TYPE_PTR || query.type === TYPE_ANY;
     return { code: NO_ERROR, records: asked ? [{ type: TYPE_PTR, data: encodeName(name + this.#suffix) }] : [] };

@@ -1,10 +1,14 @@
 // A card's place on a network, as its back end and its owner see it: frames, port forwards, what to keep of its
 // connections when the guest is saved, and metrics.
 
+import { AddressAlias } from './address-alias.ts';
+import type { AliasedLink } from './address-alias.ts';
 import { formatAddress, formatMac } from './addresses.ts';
+import type { CardState } from './card-state.ts';
 import type { Lease } from './dhcp.ts';
 import type { FramePort, Offload } from './frame-port.ts';
 import type { NetworkCardOptions } from './network.ts';
+import { formatForward } from './port-forward.ts';
 import type { ActiveForward, PortForward } from './port-forward.ts';
 import { PortState } from './port-state.ts';
 import type { PortCounters, SwitchPort } from './switch.ts';
@@ -21,6 +25,7 @@ export interface NetworkPortMetrics extends Readonly<PortCounters> {
 
 /** What a port needs of its network. */
 export interface PortServices {
+  readonly link: AliasedLink;
   readonly forward: (forward: PortForward) => Promise<ActiveForward>;
   readonly takeAddress: (mac: number) => number | undefined;
   readonly resetFlows: () => void;
@@ -49,8 +54,18 @@ export class NetworkPort implements FramePort {
     return formatAddress(this.state.address);
   }
 
+  get mac(): string {
+    return formatMac(this.#port.mac);
+  }
+
+  /** An address of the network as the guest has to use it. */
+  addressInside(address: number): number {
+    return this.#services.link.alias?.addressInside(address) ?? address;
+  }
+
   send(frame: Uint8Array, offload: Offload): boolean {
-    return this.#port.send(frame, offload);
+    const { alias } = this.#services.link;
+    return this.#port.send(alias === undefined ? frame : alias.fromGuest(frame, offload), offload);
   }
 
   ready(): void {
@@ -63,6 +78,11 @@ export class NetworkPort implements FramePort {
     if (this.#port.closed) await active.close();
     else this.#forwards.add(active);
     return active;
+  }
+
+  /** Those in force, as an operator writes them. */
+  get forwards(): string[] {
+    return [...this.#forwards].map(formatForward);
   }
 
   /** Plain data to keep with the state of a guest that is saved, for `resetConnections` when it is restored. */
@@ -79,6 +99,28 @@ export class NetworkPort implements FramePort {
     this.#tcp.end(this.state, 'abort');
     this.#services.resetFlows();
     this.#tcp.probe(this.state, saved);
+  }
+
+  /** What a guest that goes on from here needs of its card: plain data. */
+  save(): CardState {
+    const mac = this.#port.mac;
+    const address = this.state.activeAddress;
+    return {
+      mac, address, guest: this.#services.link.alias?.believed ?? { mac, address }, connections: this.connections(),
+    };
+  }
+
+  /**
+   * The guest is as it was when `saved` was taken, of this card or of one that it is a copy of, and its back end is
+   * connected: its connections are ended, those of then as well.
+   */
+  restore({ mac, address, guest, connections }: CardState): void {
+    const own = { mac: this.#port.mac, address: this.state.activeAddress };
+    this.#services.link.alias = AddressAlias.of(guest, own);
+    this.resetConnections(connections.map((record) => ({
+      ...record, guestMac: record.guestMac === mac ? own.mac : record.guestMac,
+      guestAddress: record.guestAddress === address ? own.address : record.guestAddress,
+    })));
   }
 
   metrics(): NetworkPortMetrics {

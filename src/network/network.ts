@@ -15,7 +15,9 @@ import type { Clock } from '../base/clock.ts';
 import { ZazenError } from '../base/errors.ts';
 import { systemRandom } from '../base/random.ts';
 import type { Random } from '../base/random.ts';
+import { AddressAlias, AliasedLink } from './address-alias.ts';
 import { AddressTable } from './address-table.ts';
+import type { CardState } from './card-state.ts';
 import { formatAddress, formatMac, parseAddress, parseMac, parseSubnet } from './addresses.ts';
 import type { Subnet } from './addresses.ts';
 import { DnsRelay } from './dns-relay.ts';
@@ -69,6 +71,11 @@ export interface NetworkCardOptions {
   readonly rateBytesPerSecond?: number;
   /** Most memory that its connections may hold; default 64 MiB. */
   readonly budgetBytes?: number;
+  /**
+   * Of a guest that this one goes on from. It keeps the saved addresses where they are free; where not, it gets `mac`
+   * and an address of its own, and what its guest believes is translated (address-alias.ts).
+   */
+  readonly state?: CardState;
 }
 
 export interface NetworkMetrics {
@@ -104,6 +111,11 @@ export class Network {
     const clock = options.clock ?? systemClock;
     const { capturePath } = options;
     return new Network(options, capturePath === undefined ? undefined : await PcapFile.create(capturePath, clock));
+  }
+
+  /** At once, without a capture. */
+  static open(options: Omit<NetworkOptions, 'capturePath'> = {}): Network {
+    return new Network(options, undefined);
   }
 
   private constructor(options: NetworkOptions, capture: PcapFile | undefined) {
@@ -150,20 +162,25 @@ export class Network {
     return this.#settings.mtuBytes;
   }
 
+  /** Whether a card may come with this address. */
+  isFree(mac: string): boolean {
+    return this.#switch.isFree(requireMac(mac));
+  }
+
   /** Connects a card. `link` is called from then on. */
   attach(link: GuestLink, options: NetworkCardOptions): NetworkPort {
-    const mac = parseMac(options.mac);
-    if (mac === undefined) {
-      throw new ZazenError('ZAZEN_NETWORK_MAC', `not a MAC address: ${options.mac}`, {
-        hint: 'write it as 00:16:3e:12:34:56',
-      });
-    }
-    const { anyMac, rateBytesPerSecond } = options;
-    const port = this.#switch.attach(link, { mac, anyMac, rateBytesPerSecond });
+    const { anyMac, rateBytesPerSecond, state: saved } = options;
+    const isFree = saved !== undefined && this.#switch.isFree(saved.mac);
+    const mac = isFree ? saved.mac : requireMac(options.mac);
+    const aliased = new AliasedLink(link);
+    const port = this.#switch.attach(aliased, { mac, anyMac, rateBytesPerSecond });
     try {
-      const address = this.#chooseAddress(mac, options.address);
+      const isKept = isFree && this.#addresses.isFree(saved.address);
+      const address = isKept ? this.#addresses.takeExactly(mac, saved.address)
+        : this.#chooseAddress(mac, saved === undefined ? options.address : undefined);
       const state = createPortState(port, address, this.mtuBytes, options);
-      const networkPort = new NetworkPort(port, state, this.#tcp, this.#servicesFor(port, state));
+      if (saved !== undefined) aliased.alias = AddressAlias.of(saved.guest, { mac, address });
+      const networkPort = new NetworkPort(port, state, this.#tcp, this.#servicesFor(port, state, aliased));
       this.#ports.set(port, networkPort);
       this.#owners.set(address, state);
       return networkPort;
@@ -198,8 +215,9 @@ export class Network {
     await this.#capture?.close();
   }
 
-  #servicesFor(port: SwitchPort, state: PortState): PortServices {
+  #servicesFor(port: SwitchPort, state: PortState, link: AliasedLink): PortServices {
     return {
+      link,
       forward: (forward) => openForward(forward, state, {
         tcp: this.#tcp, udp: this.#gateway.udp, gatewayAddress: this.#settings.address, scheduler: this.#scheduler,
         random: this.#random,
@@ -215,9 +233,21 @@ export class Network {
     return new DnsRelay({
       domain, subnet, gatewayAddress: address, hostLoopback, upstream: this.#upstream,
       hosts: new HostsFile(options.hostsFile ?? '/etc/hosts', this.#scheduler),
-      addressOfGuest: (name) => this.#findState((state) => state.name === name)?.activeAddress,
-      guestOfAddress: (wanted) => this.#findState((state) => state.activeAddress === wanted)?.name,
+      addressOfGuest: (name, asker) => {
+        const found = this.#findState((state) => state.name === name)?.activeAddress;
+        return found === undefined ? undefined : this.#addressInside(asker, found);
+      },
+      guestOfAddress: (wanted, asker) => {
+        const outside = this.#addressInside(asker, wanted);
+        return this.#findState((state) => state.activeAddress === outside)?.name;
+      },
     });
+  }
+
+  /** Names are told to a guest in the addresses that it uses; the exchange is its own inverse. */
+  #addressInside(asker: object, address: number): number {
+    for (const port of this.#ports.values()) if (port.state === asker) return port.addressInside(address);
+    return address;
   }
 
   #findState(matches: (state: PortState) => boolean): PortState | undefined {
@@ -257,6 +287,12 @@ export class Network {
     }
     this.#ports.delete(port);
   }
+}
+
+function requireMac(text: string): number {
+  const mac = parseMac(text);
+  if (mac !== undefined) return mac;
+  throw new ZazenError('ZAZEN_NETWORK_MAC', `not a MAC address: ${text}`, { hint: 'write it as 00:16:3e:12:34:56' });
 }
 
 function settingsFrom(options: NetworkOptions, subnet: Subnet, addresses: AddressTable): GatewaySettings {

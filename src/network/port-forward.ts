@@ -50,6 +50,10 @@ export function parsePortForward(text: string): PortForward {
   return { protocol: match[4] === 'udp' ? 'udp' : 'tcp', hostAddress, hostPort, guestPort };
 }
 
+export function formatForward({ protocol, hostAddress, hostPort, guestPort }: PortForward): string {
+  return `${hostAddress}:${hostPort}:${guestPort}/${protocol}`;
+}
+
 /** Listens on the host's port until the forward is closed. */
 export async function openForward(
   forward: PortForward, port: PortState, context: ForwardContext,

@@ -209,13 +209,18 @@ export class Switch {
     return this.#ports.values();
   }
 
+  /** Whether a card may come with this address. */
+  isFree(mac: number): boolean {
+    return !isGroupMac(mac) && mac !== 0 && mac !== this.gateway.mac && !this.#ports.has(mac);
+  }
+
   attach(link: GuestLink, options: PortOptions): SwitchPort {
     if (isGroupMac(options.mac) || options.mac === 0) {
       throw new ZazenError('ZAZEN_NETWORK_MAC', `${formatMac(options.mac)} is not the address of one network card`, {
         hint: 'the lowest bit of the first byte must be 0, as in 00:16:3e:12:34:56',
       });
     }
-    if (this.#ports.has(options.mac) || options.mac === this.gateway.mac) {
+    if (!this.isFree(options.mac)) {
       throw new ZazenError('ZAZEN_NETWORK_MAC_IN_USE', `${formatMac(options.mac)} is already on this network`, {
         hint: 'give each network card a MAC address of its own',
       });

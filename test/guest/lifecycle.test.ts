@@ -4,35 +4,11 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 import type { Checkpoint, Domain } from '../../src/host/index.ts';
-import { collect, FAST_BOOT, limited, testHost } from './guests.ts';
+import { FAST_BOOT, limited, testHost } from './guests.ts';
+import { Shell, SHELL } from './shell.ts';
 
 const host = await testHost({ memory: '1GiB' });
 const spec = { memory: '128MiB', cmdline: FAST_BOOT };
-
-/** A shell at the guest's end of the console. */
-class Shell {
-  readonly domain: Domain;
-  readonly #console;
-  readonly #text;
-  #count = 0;
-
-  constructor(domain: Domain, name: string) {
-    this.domain = domain;
-    this.name = name;
-    this.#console = domain.attachConsole();
-    this.#text = collect(this.#console);
-  }
-  readonly name: string;
-
-  /** @returns the output of a command */
-  async ask(command: string): Promise<string> {
-    const mark = `${this.name}-${++this.#count}`;
-    this.#console.write(`echo "<${mark}>"; ${command}; echo "<$((0))${mark}>"\n`);
-    const all = await this.#text.until(`<0${mark}>\n`);
-    return all.slice(all.lastIndexOf(`<${mark}>\n`) + mark.length + 3, all.lastIndexOf(`<0${mark}>`)).trimEnd();
-  }
-}
-const SHELL = 'while read -r line; do eval "$line"; done';
 
 /** With the shell at its console; each test's origin is a fork of it. */
 let booted: Checkpoint;

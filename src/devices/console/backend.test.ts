@@ -5,6 +5,7 @@ import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { ConsoleBackend } from './backend.ts';
+import { ConsoleRing } from './ring.ts';
 import type { ConsoleOptions } from './backend.ts';
 import { writeConsoleEntries } from './store-entries.ts';
 import { TestFrontEnd } from './test-front-end.ts';
@@ -13,7 +14,7 @@ const seed = Number(process.env['ZAZEN_TEST_SEED'] ?? 1);
 
 function setUp(more: Partial<ConsoleOptions> = {}) {
   const guest = new TestFrontEnd();
-  const backend = new ConsoleBackend({ page: () => guest.page, notify: () => void guest.notifications++, ...more });
+  const backend = new ConsoleBackend({ transport: new ConsoleRing(() => guest.page), notify: () => void guest.notifications++, ...more });
   const says = (words: string) => {
     guest.print(words);
     backend.service();
@@ -171,7 +172,7 @@ test('a guest that writes without end holds nobody for ever', async () => {
     if (seen.looks++ < 1000) guest.setIndex('out_prod', guest.index('out_cons') + 2048);
     return guest.page;
   };
-  const backend = new ConsoleBackend({ page, notify: () => {} });
+  const backend = new ConsoleBackend({ transport: new ConsoleRing(page), notify: () => {} });
   for (let i = 0; i < 10; i++) backend.service();
   assert.ok(seen.looks < 500, 'each call does a bounded piece of work');
   const { looks } = seen;

@@ -1,4 +1,5 @@
-// Backend of the paravirtual console (`hvc0`): moves bytes between the guest's console page and Node streams.
+// Backend of a guest's console: moves bytes between the guest's console page (or the queues of a virtio console) and Node
+// streams.
 //
 //            out ring ──► history (the last bytes, always)
 //   guest ◄─┤         └─► every stream that is being read      slow reader: the ring fills, and the guest waits
@@ -10,11 +11,11 @@
 
 import { Duplex } from 'node:stream';
 import { ConsoleHistory } from './history.ts';
-import { ConsoleRing } from './ring.ts';
+import type { ConsoleTransport } from './ring.ts';
 
 export interface ConsoleOptions {
-  /** The console page as it is now: at least the 3088 bytes of xencons_interface, 4-byte aligned, in shared memory. */
-  page(): Uint8Array;
+  /** Where the bytes go through: a ConsoleRing of the console's page, or another device's queues. */
+  readonly transport: ConsoleTransport;
   /** Signals the guest's event channel. It must not call back. */
   notify(): void;
   /** How much output is kept for who comes late. */
@@ -55,7 +56,7 @@ const DEFAULT_HISTORY_BYTES = 65536;
 const SERVICE_BYTES = 16384;
 
 export class ConsoleBackend {
-  readonly #ring: ConsoleRing;
+  readonly #ring: ConsoleTransport;
   readonly #history: ConsoleHistory;
   readonly #notify: () => void;
   readonly #streams = new Set<ConsoleStream>();
@@ -70,7 +71,7 @@ export class ConsoleBackend {
   #last: Buffer | undefined;
 
   constructor(options: ConsoleOptions) {
-    this.#ring = new ConsoleRing(() => options.page());
+    this.#ring = options.transport;
     this.#history = new ConsoleHistory(options.historyBytes ?? DEFAULT_HISTORY_BYTES);
     this.#notify = () => options.notify();
     if (options.state !== undefined) this.#history.append(options.state.history);

@@ -10,7 +10,18 @@ const { at, sizeBytes: INTERFACE_BYTES } = XENCONS_INTERFACE;
 const FIRST_WORD = at.in_cons;
 type Index = 'in_cons' | 'in_prod' | 'out_cons' | 'out_prod';
 
-export class ConsoleRing {
+/** A console's bytes, both ways, as its back end takes and gives them. */
+export interface ConsoleTransport {
+  /** How often the guest's indices were nonsense. */
+  readonly badIndices: number;
+  hasOutput(): boolean;
+  /** Takes what the guest has put out, in order. Empty if there is nothing. */
+  takeOutput(): Buffer;
+  /** Gives the guest as much as fits. @returns how many bytes that was */
+  putInput(bytes: Uint8Array): number;
+}
+
+export class ConsoleRing implements ConsoleTransport {
   /** How often indices were found that cannot be. */
   badIndices = 0;
   readonly #pageNow: () => Uint8Array;
@@ -27,7 +38,6 @@ export class ConsoleRing {
     return this.#load('out_cons') !== this.#load('out_prod');
   }
 
-  /** Takes what the guest has put out, in order. Empty if there is nothing. */
   takeOutput(): Buffer {
     const page = this.#map();
     const consumed = this.#load('out_cons');
@@ -42,7 +52,6 @@ export class ConsoleRing {
     return bytes;
   }
 
-  /** Gives the guest as much as fits. @returns how many bytes that was */
   putInput(bytes: Uint8Array): number {
     const page = this.#map();
     const produced = this.#load('in_prod');

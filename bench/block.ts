@@ -1,0 +1,111 @@
+// Throughput and latency of a guest's disk against QEMU: the same kernel, the same commands in the guest, a file of the same
+// size in the same folder, past the page cache of guest and host alike (O_DIRECT; QEMU: cache=none, aio=threads). QEMU has
+// virtio-blk, we have xen-blkfront. Times are the guest's own. Checked: what was written is read back, by checksum.
+
+import { spawn } from 'node:child_process';
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { assert } from '../src/base/assert.ts';
+import { prepareGuest, virtioModules } from '../src/guest/initramfs.ts';
+import { Host } from '../src/host/index.ts';
+import { findQemu, machineArguments, qemuMissing } from './peers/qemu.ts';
+import type { Benchmark } from './run.ts';
+import { summarize } from './statistics.ts';
+
+const RUNS = 2;
+const DISK_MIB = 256;
+const SEQUENTIAL_MIB = 32;
+const SMALL_REQUESTS = 3000;
+
+/** Work in the guest, with the number that its seconds are divided into, and what that gives. */
+const WORK = [
+  { name: 'sequentialWrite', amount: SEQUENTIAL_MIB, dd: `if=/tmp/data of=$d bs=1M oflag=direct conv=notrunc,fsync` },
+  { name: 'sequentialRead', amount: SEQUENTIAL_MIB, dd: `if=$d of=/dev/null bs=1M count=${SEQUENTIAL_MIB} iflag=direct` },
+  { name: 'smallWrite', amount: SMALL_REQUESTS, dd: `if=/dev/zero of=$d bs=4096 seek=25000 count=${SMALL_REQUESTS} oflag=direct conv=notrunc` },
+  { name: 'smallRead', amount: SMALL_REQUESTS, dd: `if=$d of=/dev/null bs=4096 count=${SMALL_REQUESTS} iflag=direct` },
+] as const;
+type WorkName = (typeof WORK)[number]['name'];
+
+const command = [
+  'd=/dev/xvda; [ -b $d ] || d=/dev/vda; while [ ! -b $d ]; do :; done',
+  `dd if=/dev/urandom of=/tmp/data bs=1M count=${SEQUENTIAL_MIB} 2>/dev/null; now() { read -r t _ </proc/uptime; echo "$t"; }`,
+  ...WORK.map(({ name, dd }) => `a=$(now); dd ${dd} 2>/dev/null; echo "bench ${name} $a $(now)"`),
+  `a=$(sha256sum </tmp/data); b=$(dd if=$d bs=1M count=${SEQUENTIAL_MIB} iflag=direct 2>/dev/null | sha256sum)`,
+  '[ "$a" = "$b" ] && echo "bench checked"; echo "bench done"',
+].join('\n');
+
+type Figures = Record<WorkName, number>;
+
+/** MiB or requests a second, by the guest's clock. */
+function figuresIn(output: string): Figures {
+  assert(output.includes('bench checked'), 'what was written is read back');
+  return Object.fromEntries(WORK.map(({ name, amount }) => {
+    const [, from, to] = new RegExp(`bench ${name} ([\\d.]+) ([\\d.]+)`).exec(output) ?? [];
+    assert(from !== undefined, 'the guest has said how long it took');
+    return [name, amount / Math.max(0.01, Number(to) - Number(from))];
+  })) as Figures;
+}
+
+async function runOurs(host: Host, path: string): Promise<Figures> {
+  await using domain = await host.create({
+    memory: '512MiB', cmdline: 'quiet', exec: command, disks: [{ path, format: 'raw' }],
+  });
+  let output = '';
+  for await (const chunk of domain.exec!.output) output += String(chunk);
+  const [disk] = domain.stats().disks!;
+  assert(disk!.direct && disk!.failures === 0, 'the disk was reached directly, without errors');
+  return figuresIn(output);
+}
+
+async function runQemu(qemu: string, path: string): Promise<Figures> {
+  const { kernelPath, initramfsPath } = await prepareGuest({ modules: virtioModules });
+  const word = `zazen.exec=${Buffer.from(command).toString('base64')}`;
+  const child = spawn(qemu, [
+    ...machineArguments({ kernelPath, initramfsPath, memoryMib: 512, cmdline: `quiet ${word}` }),
+    '-drive', `file=${path},format=raw,if=none,id=d0,cache=none,aio=threads`, '-device', 'virtio-blk-device,drive=d0',
+  ], { stdio: ['ignore', 'pipe', 'pipe'] });
+  let output = '';
+  child.stderr.on('data', (chunk) => { output += String(chunk); });
+  for await (const chunk of child.stdout) {
+    output += String(chunk);
+    if (output.includes('bench done')) break;
+  }
+  child.kill('SIGKILL');
+  return figuresIn(output);
+}
+
+async function run({ log }: { log: (line: string) => void }): Promise<unknown> {
+  const folder = mkdtempSync(join(process.cwd(), '.cache-bench-'));
+  const path = join(folder, 'disk.img');
+  const qemu = findQemu();
+  const samples: Record<string, number[]> = {};
+  const note = (who: string, figures: Figures): void => {
+    for (const [name, value] of Object.entries(figures)) (samples[`${who}.${name}`] ??= []).push(value);
+  };
+  try {
+    await using host = await Host.start({ memory: '1GiB', pcpus: 1 });
+    for (let i = 0; i < RUNS; i++) {
+      log(`block: round ${i + 1} of ${RUNS}`);
+      writeFileSync(path, '');
+      truncateSync(path, DISK_MIB * 2 ** 20);
+      note('zazen', await runOurs(host, path));
+      if (qemu !== undefined) note('qemu', await runQemu(qemu, path));
+    }
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+  const result: Record<string, Record<string, unknown>> = {};
+  for (const { name } of WORK) {
+    const unit = name.startsWith('sequential') ? 'mibPerSecond' : 'perSecond';
+    const ours = summarize(samples[`zazen.${name}`]!);
+    const theirs = samples[`qemu.${name}`];
+    result[name] = {
+      [`zazen_${unit}`]: ours, ...(theirs === undefined ? { qemu: qemuMissing }
+        : { [`qemu_${unit}`]: summarize(theirs), ratioToQemu: ours.median / summarize(theirs).median }),
+    };
+  }
+  return result;
+}
+
+const block: Benchmark = { name: 'block', description: 'throughput and latency of a disk, against QEMU', run };
+export default block;

@@ -1,0 +1,330 @@
+// One open file of a disk: reads and writes past the host's page cache (O_DIRECT), straight from and to guest frames. A
+// file system that refuses that gets the same requests through the page cache, and `isDirect` says so.
+//
+// Requests go to Node's pool of threads by descriptor and callback: a FileHandle costs more for each, and any number may be
+// under way. What O_DIRECT cannot do (places that are no multiples of `alignBytes` in the file or in memory) goes through a
+// buffer of our own; then a write reads first what is around it, and who calls sees to it that nobody else writes there.
+
+import {
+  close, closeSync, constants, fdatasync, fstat, fstatSync, ftruncate, open, openSync, readFileSync, readv, writev,
+} from 'node:fs';
+import type { BigIntStats } from 'node:fs';
+import { promisify } from 'node:util';
+import { assert } from '../../base/assert.ts';
+import { takeBuffer } from './buffers.ts';
+import { asDiskError, diskError, errnoOf } from './errors.ts';
+
+/** Memory for one request, in order; no piece is empty. All of it in Wasm memories, whose pages are pages. */
+export type Pieces = readonly Uint8Array[];
+
+/** What direct requests are multiples of: by the sector size of the disk under the file system. */
+const ALIGN_BYTES = 4096;
+const SMALL_ALIGN_BYTES = 512;
+const MEMORY_ALIGN_BYTES = 512;
+/** A system call takes no more. */
+const PIECES_MAX = 1024;
+
+const closeFd = promisify(close);
+const truncateFd = promisify(ftruncate);
+const statFd = promisify(fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>;
+
+export interface BlockFileStats {
+  reads: number;
+  writes: number;
+  syncs: number;
+  bounced: number;
+}
+
+export class BlockFile {
+  readonly path: string;
+  readonly isWritable: boolean;
+  readonly stats: BlockFileStats = { reads: 0, writes: 0, syncs: 0, bounced: 0 };
+  #fd: number;
+  #alignBytes: number;
+  #sizeBytes: number;
+  #unsynced = false;
+  /** A system that has failed to write forgets it: what was lost can't be made good by asking again. */
+  #syncFailure: unknown;
+  #inUse = 0;
+  #isClosed = false;
+  #idle: (() => void) | undefined;
+
+  private constructor(path: string, fd: number, isDirect: boolean, isWritable: boolean, sizeBytes: number) {
+    this.path = path;
+    this.isWritable = isWritable;
+    this.#fd = fd;
+    this.#alignBytes = isDirect ? ALIGN_BYTES : 1;
+    this.#sizeBytes = sizeBytes;
+  }
+
+  /** @throws ZazenError ZAZEN_DISK_MISSING, _UNREADABLE */
+  static async open(path: string, mode: 'read' | 'write' | 'create', direct = true): Promise<BlockFile> {
+    const isWritable = mode !== 'read';
+    // A pipe is answered at once instead of waited for, and a terminal does not become ours.
+    const flags = (isWritable ? constants.O_RDWR : constants.O_RDONLY) | constants.O_NONBLOCK | constants.O_NOCTTY
+      | (mode === 'create' ? constants.O_CREAT | constants.O_EXCL : 0);
+    let isDirect = direct && constants.O_DIRECT !== undefined;
+    let fd: number | undefined;
+    try {
+      if (isDirect) {
+        try {
+          fd = await openFile(path, flags | constants.O_DIRECT);
+        } catch (error) {
+          if (errnoOf(error) !== 'EINVAL') throw error;
+          isDirect = false;
+        }
+      }
+      // After EINVAL the file may have been made all the same (open(2)).
+      fd ??= await openFile(path, flags & ~(direct ? constants.O_EXCL : 0));
+      const stat = fstatSync(fd, { bigint: true });
+      if (!stat.isFile() && !stat.isBlockDevice()) {
+        throw diskError('UNREADABLE', path, 'is neither a file nor a block device');
+      }
+      const sizeBytes = stat.isFile() ? Number(stat.size) : blockDeviceBytes(Number(stat.rdev));
+      const file = new BlockFile(path, fd, isDirect, isWritable, sizeBytes);
+      if (isDirect && sizeBytes >= 2 * SMALL_ALIGN_BYTES) await file.#tryAlignment();
+      return file;
+    } catch (error) {
+      if (fd !== undefined) closeSync(fd);
+      throw asDiskError(path, error);
+    }
+  }
+
+  /** Whether requests may be as small as a sector. */
+  async #tryAlignment(): Promise<void> {
+    using buffer = takeBuffer(SMALL_ALIGN_BYTES);
+    const errno = await new Promise<string | undefined>((resolve) => {
+      readv(this.#fd, [buffer.bytes], SMALL_ALIGN_BYTES, (error) => resolve(error?.code));
+    });
+    if (errno === undefined) this.#alignBytes = SMALL_ALIGN_BYTES;
+  }
+
+  get isDirect(): boolean {
+    return this.#alignBytes > 1;
+  }
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  /** What tells whether the file is still the one that somebody meant: its size, and when it was last written. */
+  async identity(): Promise<{ sizeBytes: number; modifiedNanos: bigint }> {
+    const { size, mtimeNs } = await statFd(this.#fd, { bigint: true });
+    return { sizeBytes: Number(size), modifiedNanos: mtimeNs };
+  }
+
+  /** Fills the pieces; what lies behind the end of the file reads as zero. */
+  read(pieces: Pieces, offset: number): Promise<void> {
+    return this.#using(() => this.#read(pieces, offset));
+  }
+
+  async #read(pieces: Pieces, offset: number): Promise<void> {
+    this.stats.reads++;
+    if (!this.#isAligned(pieces, offset)) return this.#bouncedRead(pieces, offset);
+    let left = pieces;
+    while (left.length > 0) {
+      const now = left.length > PIECES_MAX ? left.slice(0, PIECES_MAX) : left;
+      const bytesRead = await this.#transfer(readv, now, offset);
+      if (bytesRead === 0) {
+        for (const piece of left) piece.fill(0);
+        return;
+      }
+      offset += bytesRead;
+      left = skipBytes(left, bytesRead);
+      // A direct read that ends off the grid has met the end of the file.
+      if (left.length > 0 && !this.#isAligned(left, offset)) {
+        for (const piece of left) piece.fill(0);
+        return;
+      }
+    }
+  }
+
+  /** Writes all pieces. Nothing may be written to the blocks around an unaligned place meanwhile. */
+  write(pieces: Pieces, offset: number): Promise<void> {
+    return this.#using(() => this.#write(pieces, offset));
+  }
+
+  async #write(pieces: Pieces, offset: number): Promise<void> {
+    this.stats.writes++;
+    this.#unsynced = true;
+    if (!this.#isAligned(pieces, offset)) return this.#bouncedWrite(pieces, offset);
+    let left = pieces;
+    let at = offset;
+    while (left.length > 0) {
+      const now = left.length > PIECES_MAX ? left.slice(0, PIECES_MAX) : left;
+      const bytesWritten = await this.#transfer(writev, now, at);
+      if (bytesWritten === 0) throw Object.assign(new Error('nothing was written'), { code: 'EIO' });
+      at += bytesWritten;
+      left = skipBytes(left, bytesWritten);
+    }
+    this.#sizeBytes = Math.max(this.#sizeBytes, at);
+  }
+
+  /** What was written before the call survives whatever happens after it. */
+  sync(): Promise<void> {
+    return this.#using(() => this.#sync());
+  }
+
+  async #sync(): Promise<void> {
+    if (this.#syncFailure !== undefined) throw this.#syncFailure;
+    if (!this.#unsynced) return;
+    this.#unsynced = false;
+    this.stats.syncs++;
+    try {
+      await new Promise<void>((resolve, reject) => {
+        fdatasync(this.#fd, (error) => error === null ? resolve() : reject(error));
+      });
+    } catch (error) {
+      this.#syncFailure = error;
+      throw error;
+    }
+  }
+
+  truncate(sizeBytes: number): Promise<void> {
+    return this.#using(async () => {
+      await truncateFd(this.#fd, sizeBytes);
+      this.#sizeBytes = sizeBytes;
+      this.#unsynced = true;
+    });
+  }
+
+  async #using(work: () => Promise<void>): Promise<void> {
+    assert(!this.#isClosed || this.#inUse > 0, 'the file is open');
+    this.#inUse++;
+    try {
+      await work();
+    } finally {
+      if (--this.#inUse === 0) this.#idle?.();
+    }
+  }
+
+  /** When all that was begun has ended: the number of a closed descriptor may be another file's at once. */
+  async close(): Promise<void> {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    if (this.#inUse > 0) await new Promise<void>((resolve) => { this.#idle = resolve; });
+    await closeFd(this.#fd);
+  }
+
+  /** Smallest unit that is written without reading what is around it. */
+  get alignBytes(): number {
+    return this.#alignBytes;
+  }
+
+  #isAligned(pieces: Pieces, offset: number): boolean {
+    if (this.#alignBytes === 1) return true;
+    if (offset % this.#alignBytes !== 0) return false;
+    let bytes = 0;
+    for (const piece of pieces) {
+      if (piece.byteOffset % MEMORY_ALIGN_BYTES !== 0 || piece.length % MEMORY_ALIGN_BYTES !== 0) return false;
+      bytes += piece.length;
+    }
+    return bytes % this.#alignBytes === 0;
+  }
+
+  async #transfer(call: typeof readv | typeof writev, pieces: Pieces, offset: number): Promise<number> {
+    const wasDirect = this.isDirect;
+    try {
+      return await this.#ask(call, pieces, offset);
+    } catch (error) {
+      if (errnoOf(error) !== 'EINVAL' || !wasDirect) throw error;
+      // The file system took the flag and refuses the request: the same file once more, without it.
+      if (this.isDirect) this.#withoutDirect();
+      return this.#ask(call, pieces, offset);
+    }
+  }
+
+  #ask(call: typeof readv | typeof writev, pieces: Pieces, offset: number): Promise<number> {
+    return new Promise<number>((resolve, reject) => {
+      call(this.#fd, pieces as Uint8Array[], offset, (error, bytes) => {
+        if (error === null) resolve(bytes);
+        else reject(error);
+      });
+    });
+  }
+
+  #withoutDirect(): void {
+    const flags = (this.isWritable ? constants.O_RDWR : constants.O_RDONLY) | constants.O_NONBLOCK;
+    const old = this.#fd;
+    this.#fd = openSync(`/proc/self/fd/${old}`, flags);
+    this.#alignBytes = 1;
+    // Requests under way have been handed to the system with the old descriptor; it must outlive them.
+    setTimeout(() => close(old, () => {}), OLD_DESCRIPTOR_MILLIS).unref();
+  }
+
+  async #bouncedRead(pieces: Pieces, offset: number): Promise<void> {
+    this.stats.bounced++;
+    const { start, sizeBytes } = this.#around(pieces, offset);
+    using buffer = takeBuffer(sizeBytes);
+    await this.read([buffer.bytes], start);
+    let at = offset - start;
+    for (const piece of pieces) {
+      piece.set(buffer.bytes.subarray(at, at + piece.length));
+      at += piece.length;
+    }
+  }
+
+  async #bouncedWrite(pieces: Pieces, offset: number): Promise<void> {
+    this.stats.bounced++;
+    const { start, sizeBytes, end } = this.#around(pieces, offset);
+    const fileBytes = this.#sizeBytes;
+    using buffer = takeBuffer(sizeBytes);
+    if (start !== offset || start + sizeBytes !== end) await this.read([buffer.bytes], start);
+    let at = offset - start;
+    for (const piece of pieces) {
+      buffer.bytes.set(piece, at);
+      at += piece.length;
+    }
+    await this.write([buffer.bytes], start);
+    // The last block may reach beyond a file that ends off the grid: it keeps its size.
+    if (start + sizeBytes > fileBytes && end <= fileBytes) await this.truncate(fileBytes);
+  }
+
+  #around(pieces: Pieces, offset: number): { start: number; end: number; sizeBytes: number } {
+    const end = offset + bytesOf(pieces);
+    const start = Math.floor(offset / this.#alignBytes) * this.#alignBytes;
+    return { start, end, sizeBytes: Math.ceil(end / this.#alignBytes) * this.#alignBytes - start };
+  }
+}
+
+const OLD_DESCRIPTOR_MILLIS = 60_000;
+
+function openFile(path: string, flags: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    open(path, flags, 0o600, (error, fd) => error === null ? resolve(fd) : reject(error));
+  });
+}
+
+/** Node has no ioctl to ask with. */
+function blockDeviceBytes(device: number): number {
+  const major = ((device >>> 8) & 0xfff) | (Math.floor(device / 2 ** 32) & 0xfffff000);
+  const minor = (device & 0xff) | ((device >>> 12) & 0xfff00);
+  return Number(readFileSync(`/sys/dev/block/${major}:${minor}/size`, 'latin1')) * 512;
+}
+
+export function bytesOf(pieces: Pieces): number {
+  let bytes = 0;
+  for (const piece of pieces) bytes += piece.length;
+  return bytes;
+}
+
+/** The pieces without their first bytes. */
+export function skipBytes(pieces: Pieces, bytes: number): Pieces {
+  let first = 0;
+  while (first < pieces.length && bytes >= pieces[first]!.length) bytes -= pieces[first++]!.length;
+  if (bytes === 0) return first === 0 ? pieces : pieces.slice(first);
+  return [pieces[first]!.subarray(bytes), ...pieces.slice(first + 1)];
+}
+
+/** Part of what the pieces hold, as pieces of the same memory. */
+export function slicePieces(pieces: Pieces, from: number, sizeBytes: number): Pieces {
+  const slice: Uint8Array[] = [];
+  let at = 0;
+  for (const piece of pieces) {
+    const first = Math.max(0, from - at);
+    const end = Math.min(piece.length, from + sizeBytes - at);
+    if (first < end) slice.push(first === 0 && end === piece.length ? piece : piece.subarray(first, end));
+    at += piece.length;
+    if (at >= from + sizeBytes) break;
+  }
+  return slice;
+}

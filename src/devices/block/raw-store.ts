@@ -1,0 +1,59 @@
+// A raw file, or a block device, as the lowest store of a disk: byte N of the disk is byte N of the file.
+
+import type { BlockFile, Pieces } from './block-file.ts';
+import { BLKIF_SECTOR_BYTES } from '../../abi/xen-block.ts';
+import { RUN } from './store.ts';
+import type { BlockStore, Run } from './store.ts';
+
+export class RawStore implements BlockStore {
+  readonly kind = 'raw';
+  readonly granuleBytes = BLKIF_SECTOR_BYTES;
+  readonly file: BlockFile;
+  #sizeBytes: number;
+
+  constructor(file: BlockFile) {
+    this.file = file;
+    // What does not fill a sector cannot be reached.
+    this.#sizeBytes = file.sizeBytes - file.sizeBytes % BLKIF_SECTOR_BYTES;
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  runs(offset: number, sizeBytes: number): Run[] {
+    const dataBytes = Math.max(0, Math.min(sizeBytes, this.#sizeBytes - offset));
+    const runs: Run[] = [];
+    if (dataBytes > 0) runs.push({ kind: RUN.data, offset, sizeBytes: dataBytes, at: offset });
+    if (dataBytes < sizeBytes) {
+      runs.push({ kind: RUN.zero, offset: offset + dataBytes, sizeBytes: sizeBytes - dataBytes, at: 0 });
+    }
+    return runs;
+  }
+
+  write(pieces: Pieces, offset: number): Promise<void> {
+    return this.file.write(pieces, offset);
+  }
+
+  has(): boolean {
+    return true;
+  }
+
+  /** Node can neither punch a hole nor tell a device; zeros written out would take space instead of giving it back. */
+  async discard(): Promise<boolean> {
+    return false;
+  }
+
+  flush(): Promise<void> {
+    return this.file.sync();
+  }
+
+  async resize(sizeBytes: number): Promise<void> {
+    await this.file.truncate(sizeBytes);
+    this.#sizeBytes = sizeBytes;
+  }
+
+  close(): Promise<void> {
+    return this.file.close();
+  }
+}

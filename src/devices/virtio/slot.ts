@@ -1,0 +1,198 @@
+// One virtio device of a domain, the host's end: what it is, in its slot of the domain's frame of devices, and its
+// queues. What it does is its model's affair (entropy.ts, console.ts …). Lives in the host's thread, as long as the
+// domain.
+
+import {
+  VIRTIO_CONFIG_BYTES, VIRTIO_F, VIRTIO_INTERRUPT, VIRTIO_QUEUES_MAX, VIRTIO_SLOT, VIRTIO_STATUS,
+  virtioQueueAt, virtioSlotAt,
+} from '../../abi/emulated-devices.ts';
+import { assert } from '../../base/assert.ts';
+import type { DeviceFrame } from '../../hypervisor/emulated-devices.ts';
+import type { GuestRam } from '../../hypervisor/guest-ram.ts';
+import { VirtQueue } from './queue.ts';
+import { driveVirtioLine } from './registers.ts';
+
+const S = VIRTIO_SLOT.at;
+/** A page that could not be had is asked for again after this long. */
+const RETRY_MILLIS = 20;
+
+/** A kind of device. */
+export interface VirtioModel {
+  /** VIRTIO_ID. */
+  readonly deviceId: number;
+  readonly queueCount: number;
+  /** Numbers of feature bits, beside those of the transport. */
+  readonly features: readonly number[];
+  /** The device's configuration space as it is now. */
+  config(): Uint8Array;
+  /** There may be something to do in a queue, or in any. Must return soon; `again` asks for another turn. */
+  serve(slot: VirtioSlot): void;
+  /** The driver has reset the device, or the domain was put back: what was begun is forgotten. */
+  restarted(slot: VirtioSlot): void;
+}
+
+/** What a slot has beside its registers. */
+export interface SlotState {
+  /** For each queue, the heads that were taken and not completed. */
+  readonly inFlight: readonly (readonly number[])[];
+}
+
+export class VirtioSlot {
+  readonly frame: DeviceFrame;
+  readonly ram: GuestRam;
+  readonly queues: readonly VirtQueue[];
+  /** How often the driver was interrupted. */
+  interrupts = 0;
+  readonly #domid: number;
+  readonly #slot: number;
+  readonly #at: number;
+  readonly #model: VirtioModel;
+  #resetsSeen = 0;
+  #timer: NodeJS.Timeout | undefined;
+  #isScheduled = false;
+  #isClosed = false;
+
+  /** @param frame of this thread, of nobody else; the slot is empty, or holds the registers of such a device */
+  constructor(
+    { frame, ram, domid, slot }: { frame: DeviceFrame; ram: GuestRam; domid: number; slot: number }, model: VirtioModel,
+    state?: SlotState,
+  ) {
+    assert(model.queueCount <= VIRTIO_QUEUES_MAX, 'more queues than a slot has');
+    this.frame = frame;
+    this.ram = ram;
+    this.#domid = domid;
+    this.#slot = slot;
+    this.#at = virtioSlotAt(slot);
+    this.#model = model;
+    this.queues = Array.from({ length: model.queueCount }, (_, i) => new VirtQueue(this, this.#at + virtioQueueAt(i)));
+    this.restore(state);
+  }
+
+  // ---- for queues
+
+  get status(): number {
+    return this.frame.get(this.#at + S.status);
+  }
+  get isBroken(): boolean {
+    return (this.status & VIRTIO_STATUS.deviceNeedsReset) !== 0;
+  }
+  get hasIndirect(): boolean {
+    return this.hasFeature(VIRTIO_F.INDIRECT_DESC);
+  }
+  hasFeature(bit: number): boolean {
+    const half = this.frame.get(this.#at + (bit < 32 ? S.driverFeaturesLow : S.driverFeaturesHigh));
+    return ((half >>> (bit % 32)) & 1) !== 0;
+  }
+  /** The driver has reset the device or a queue, and this thread has not seen that yet. */
+  get isReset(): boolean {
+    return this.frame.get(this.#at + S.resets) !== this.#resetsSeen;
+  }
+
+  locked<T>(body: () => T): T {
+    this.frame.lock(this.#at + S.lock);
+    try {
+      return body();
+    } finally {
+      this.frame.unlock(this.#at + S.lock);
+    }
+  }
+
+  /** With the lock. */
+  interrupt(why: number = VIRTIO_INTERRUPT.usedBuffer): void {
+    this.interrupts++;
+    this.frame.set(this.#at + S.interruptStatus, this.frame.get(this.#at + S.interruptStatus) | why);
+    driveVirtioLine(this.frame, this.#slot);
+  }
+
+  markBroken(): void {
+    this.locked(() => {
+      if (this.isReset || this.isBroken) return;
+      this.frame.set(this.#at + S.status, this.status | VIRTIO_STATUS.deviceNeedsReset);
+      this.interrupt(VIRTIO_INTERRUPT.configuration);
+    });
+  }
+
+  tryLater(): void {
+    if (this.#isClosed) return;
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined;
+      this.service(true);
+    }, RETRY_MILLIS).unref();
+  }
+
+  /** For a model that has more to do than it should do in one turn. */
+  again(): void {
+    if (this.#isScheduled) return;
+    this.#isScheduled = true;
+    setImmediate(() => {
+      this.#isScheduled = false;
+      this.service(true);
+    });
+  }
+
+  // ---- for the host
+
+  /** The driver may have done something. @param always whether or not it has notified of a queue */
+  service(always = false): void {
+    if (this.#isClosed) return;
+    this.#select();
+    const { frame } = this;
+    if (this.isReset) {
+      this.#resetsSeen = frame.get(this.#at + S.resets);
+      for (const queue of this.queues) queue.restart();
+      this.#model.restarted(this);
+    }
+    const kicks = Atomics.exchange(frame.machine.u32, (frame.address + this.#at + S.kicks) / 4, 0);
+    if (kicks !== 0 || always) this.#model.serve(this);
+  }
+
+  /** The device has changed its configuration. */
+  configChanged(): void {
+    this.#select();
+    this.locked(() => {
+      this.#writeConfig();
+      this.frame.set(this.#at + S.configGeneration, this.frame.get(this.#at + S.configGeneration) + 1);
+      if ((this.status & VIRTIO_STATUS.driverOk) !== 0) this.interrupt(VIRTIO_INTERRUPT.configuration);
+    });
+  }
+
+  save(): SlotState {
+    return { inFlight: this.queues.map((queue) => queue.inFlight) };
+  }
+
+  /** The registers are those that go with the state, or were never used; says in them again what the device is. */
+  restore(state?: SlotState): void {
+    this.#select();
+    const { frame } = this;
+    const { deviceId, queueCount, features } = this.#model;
+    const set = (field: number, value: number): void => frame.set(this.#at + field, value);
+    const offered = [VIRTIO_F.VERSION_1, VIRTIO_F.INDIRECT_DESC, ...features];
+    const bits = (from: number): number =>
+      offered.reduce((mask, bit) => bit >= from && bit < from + 32 ? mask | 2 ** (bit - from) : mask, 0);
+    set(S.deviceId, deviceId);
+    set(S.queueCount, queueCount);
+    set(S.featuresLow, bits(0));
+    set(S.featuresHigh, bits(32));
+    this.#writeConfig();
+    this.#resetsSeen = frame.get(this.#at + S.resets);
+    this.queues.forEach((queue, i) => queue.restart(state?.inFlight[i]));
+    this.#model.restarted(this);
+  }
+
+  #writeConfig(): void {
+    const config = this.#model.config();
+    assert(config.length <= VIRTIO_CONFIG_BYTES, 'a configuration larger than the place kept for it');
+    this.frame.machine.u8.set(config, this.frame.address + this.#at + S.config);
+  }
+
+  /** The frame may be another one than last time. */
+  #select(): void {
+    assert(this.frame.select(this.#domid), 'the domain has emulated devices');
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    clearTimeout(this.#timer);
+    for (const queue of this.queues) queue.restart();
+  }
+}

@@ -1,0 +1,243 @@
+// The network cards of one guest: each a back end (devices/net) with a place on one of the host's networks.
+//
+//   created    MAC address from the spec, or from the guest's UUID; address from the network
+//   forked     its own MAC and IPv4 address; the guest goes on with those in its memory, which are translated
+//   restored   those of the saved guest, where they are free
+//   rolled back  the card stays where it is on the network; its connections are ended
+
+import { createHash } from 'node:crypto';
+import { ZazenError } from '../base/errors.ts';
+import { NetDevice } from '../devices/net/device.ts';
+import type { NetDeviceState } from '../devices/net/device.ts';
+import { parseNetDeviceState } from '../devices/net/state.ts';
+import { DomainBus } from '../hypervisor/guest-bus.ts';
+import { parseMac } from '../network/addresses.ts';
+import { parseCardState } from '../network/card-state.ts';
+import type { CardState } from '../network/card-state.ts';
+import type { GuestLink } from '../network/frame-port.ts';
+import type { Network } from '../network/network.ts';
+import type { NetworkPort } from '../network/network-port.ts';
+import { parsePortForward } from '../network/port-forward.ts';
+import type { EmulatedMachine } from './emulated-machine.ts';
+import type { HostCore } from './host-core.ts';
+import { checkNetworkName, DEFAULT_NETWORK } from './networks.ts';
+import type { NicSpec, NicStats } from './types.ts';
+import { VirtioNic } from './virtio-nic.ts';
+
+/** IEEE's number for Xen. */
+const XEN_OUI = '00:16:3e';
+export const NICS_MAX = 8;
+const DETACH_MILLIS = 5000;
+const FORWARDS_MAX = 256;
+const HANDLE_LIMIT = 2 ** 16;
+
+export interface NicState {
+  readonly handle: number;
+  readonly spec: NicSpec;
+  readonly device: NetDeviceState;
+  readonly card: CardState;
+}
+
+interface Nic {
+  readonly spec: NicSpec;
+  /** A paravirtual one, or the like for a machine with emulated devices. */
+  readonly device: Pick<NetDevice, 'metrics' | 'isConnected' | 'askToDetach' | 'close' | 'letGo' | 'save' | 'beginRestore' | 'restore'>;
+  readonly port: NetworkPort;
+  readonly networkName: string;
+}
+
+interface Owner {
+  readonly domainId: number;
+  readonly name: string;
+  readonly uuid: string;
+}
+
+export class GuestNics {
+  readonly #core: HostCore;
+  readonly #owner: Owner;
+  readonly #machine: EmulatedMachine | undefined;
+  readonly #bus: DomainBus;
+  readonly #nics = new Map<number, Nic>();
+  /** Not one that a card had before: Linux would take the new card for the old one, which it may still be removing. */
+  #nextHandle = 0;
+
+  /** @param machine of a domain of type hvm */
+  constructor(core: HostCore, owner: Owner, machine?: EmulatedMachine) {
+    this.#core = core;
+    this.#machine = machine;
+    this.#owner = owner;
+    this.#bus = new DomainBus(core.thread, core.ports, owner.domainId);
+  }
+
+  /** @throws ZazenError ZAZEN_NETWORK_*, ZAZEN_SPEC_NIC; nothing has happened then */
+  add(spec: NicSpec): number {
+    if (this.#nics.size === NICS_MAX) {
+      throw new ZazenError('ZAZEN_SPEC_NIC', `a guest has ${NICS_MAX} network cards at most`);
+    }
+    const handle = this.#nextHandle;
+    this.#open(handle, spec);
+    return handle;
+  }
+
+  /** Of a guest that this one goes on from; its entries are in the store. */
+  takeOver(states: readonly NicState[]): void {
+    for (const state of states) this.#open(state.handle, state.spec, state);
+  }
+
+  #open(handle: number, spec: NicSpec, state?: NicState): void {
+    const networkName = spec.network ?? DEFAULT_NETWORK;
+    const network = this.#core.networks.get(networkName);
+    const mac = state === undefined ? spec.mac ?? this.#freeMac(network, handle) : this.#freeMac(network, handle);
+    let port: NetworkPort | undefined;
+    const attach = (link: GuestLink): NetworkPort => {
+      const { address, rateBytesPerSecond } = spec;
+      port = network.attach(link, { mac, name: this.#owner.name, address, rateBytesPerSecond, state: state?.card });
+      return port;
+    };
+    const { mtuBytes } = network;
+    const machine = this.#machine;
+    const device = machine !== undefined ? new VirtioNic({ machine, mac, mtuBytes, attach })
+      : new NetDevice({
+        bus: this.#bus, store: this.#core.store, handle, mac, mtuBytes, network: networkName, attach, state: state?.device,
+      });
+    this.#nics.set(handle, { spec, device, port: port!, networkName });
+    this.#nextHandle = Math.max(this.#nextHandle, handle + 1);
+    if (state === undefined) return;
+    port!.restore(state.card);
+    // For a front end that asks again; the guest goes on with what it has.
+    this.#core.store.write(`/local/domain/${this.#owner.domainId}/device/vif/${handle}/mac`, port!.mac);
+  }
+
+  /** Of the guest's own, the same each time as far as nobody has it. */
+  #freeMac(network: Network, handle: number): string {
+    for (let attempt = 0; ; attempt++) {
+      const digest = createHash('sha256').update(`${this.#owner.uuid} ${handle} ${attempt}`).digest('hex');
+      const mac = `${XEN_OUI}:${digest.slice(0, 2)}:${digest.slice(2, 4)}:${digest.slice(4, 6)}`;
+      if (network.isFree(mac)) return mac;
+    }
+  }
+
+  /** @throws ZazenError ZAZEN_PORT_IN_USE, ZAZEN_PORT_FORWARD */
+  async openForwards(handle?: number): Promise<void> {
+    for (const [number, { spec, port }] of this.#nics) {
+      if (handle !== undefined && number !== handle) continue;
+      for (const forward of spec.forwards ?? []) await port.forward(parsePortForward(forward));
+    }
+  }
+
+  /**
+   * Asks the guest to let go of a card, then takes it away, in any case after some seconds.
+   * @throws ZazenError ZAZEN_NIC_UNKNOWN
+   */
+  async remove(handle: number): Promise<void> {
+    const nic = this.#nics.get(handle);
+    if (nic === undefined) {
+      throw new ZazenError('ZAZEN_NIC_UNKNOWN', `${this.#owner.name} has no network card ${handle}`, {
+        hint: 'zazen network-list shows those there are',
+      });
+    }
+    const timeout = Promise.withResolvers<void>();
+    const timer = setTimeout(timeout.resolve, DETACH_MILLIS);
+    await Promise.race([nic.device.askToDetach(), timeout.promise]);
+    clearTimeout(timer);
+    // The guest may have been destroyed, or the card gone, meanwhile.
+    if (this.#nics.get(handle) !== nic) return;
+    this.#nics.delete(handle);
+    nic.device.close('remove');
+  }
+
+  /** Gives back the guest's pages, so that its memory can be frozen or put back. */
+  letGo(): void {
+    for (const { device } of this.#nics.values()) device.letGo();
+  }
+
+  save(): NicState[] {
+    return [...this.#nics].map(([handle, { spec, device, port }]) =>
+      ({ handle, spec, device: device.save(), card: port.save() }));
+  }
+
+  /** The guest is about to be as it was: whatever the store says meanwhile is not looked at. */
+  beginRestore(): void {
+    for (const { device } of this.#nics.values()) device.beginRestore();
+  }
+
+  /** Guest and store are as they were when `states` was taken. */
+  restore(states: readonly NicState[]): void {
+    const wanted = new Map(states.map((state) => [state.handle, state]));
+    for (const [handle, nic] of this.#nics) {
+      const state = wanted.get(handle);
+      if (state !== undefined && (state.spec.network ?? DEFAULT_NETWORK) === nic.networkName) continue;
+      this.#nics.delete(handle);
+      nic.device.close('keep');
+    }
+    for (const [handle, state] of wanted) {
+      const nic = this.#nics.get(handle);
+      if (nic === undefined) this.#open(handle, state.spec, state);
+      else {
+        nic.device.restore(state.device);
+        nic.port.restore(state.card);
+      }
+    }
+  }
+
+  stats(): NicStats[] {
+    return [...this.#nics].map(([handle, { device, port, networkName }]) => {
+      const { mac, address, txFrames, txBytes, rxFrames, rxBytes, rxDropped, txSpoofed, txMalformed } = port.metrics();
+      const { txErrors, rxErrors, notifications } = device.metrics;
+      return {
+        handle, network: networkName, mac, address, isConnected: device.isConnected,
+        txFrames, txBytes, rxFrames, rxBytes, rxDropped, rxErrors, notifications,
+        txErrors: txErrors + txSpoofed + txMalformed, forwards: port.forwards,
+      };
+    });
+  }
+
+  close(): void {
+    for (const { device } of this.#nics.values()) device.close('keep');
+    this.#nics.clear();
+  }
+}
+
+/** From an image, which may say anything. @returns undefined when they are none */
+export function parseNicStates(value: unknown): NicState[] | undefined {
+  if (!Array.isArray(value) || value.length > NICS_MAX) return undefined;
+  const states: NicState[] = [];
+  for (const { handle, spec, device, card } of (value as Partial<NicState>[]).map((state) => state ?? {})) {
+    const parsed = { device: parseNetDeviceState(device), card: parseCardState(card), spec: parseSpec(spec) };
+    const isHandle = Number.isInteger(handle) && handle! >= 0 && handle! < HANDLE_LIMIT;
+    if (!isHandle || states.some((state) => state.handle === handle)) return undefined;
+    if (parsed.device === undefined || parsed.card === undefined || parsed.spec === undefined) return undefined;
+    states.push({ handle: handle!, device: parsed.device, card: parsed.card, spec: parsed.spec });
+  }
+  return states;
+}
+
+function parseSpec(value: unknown): NicSpec | undefined {
+  const { network, mac, address, forwards = [], rateBytesPerSecond } = (value ?? {}) as NicSpec;
+  const isText = (text: unknown): boolean => text === undefined || typeof text === 'string';
+  const isRate = rateBytesPerSecond === undefined || Number.isFinite(rateBytesPerSecond) && rateBytesPerSecond > 0;
+  if (![network, mac, address].every(isText) || !isRate) return undefined;
+  if (!Array.isArray(forwards) || forwards.length > FORWARDS_MAX || !forwards.every(isText)) return undefined;
+  try {
+    const spec = { network, mac, address, forwards, rateBytesPerSecond };
+    checkNics([spec]);
+    return spec;
+  } catch {
+    return undefined;
+  }
+}
+
+/** @throws ZazenError ZAZEN_SPEC_NIC, ZAZEN_SPEC_NETWORK; UsageError for a forward */
+export function checkNics(specs: readonly NicSpec[]): void {
+  const refuse = (message: string, hint: string): never => {
+    throw new ZazenError('ZAZEN_SPEC_NIC', message, { hint });
+  };
+  if (specs.length > NICS_MAX) refuse(`a guest cannot have ${specs.length} network cards`, `give up to ${NICS_MAX}`);
+  for (const { network, mac, forwards = [] } of specs) {
+    if (network !== undefined) checkNetworkName(network);
+    if (mac !== undefined && parseMac(mac) === undefined) {
+      refuse(`not a MAC address: ${mac}`, 'write it as 00:16:3e:12:34:56');
+    }
+    for (const forward of forwards) parsePortForward(forward);
+  }
+}

@@ -1,0 +1,376 @@
+// Suspending guests in all ways: one of our own (suspend-guest.ts) that answers, late, never or by crashing, and stock
+// Linux, which understands the request in the store. What a guest is told when it goes on, it says in the store.
+
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, test } from 'node:test';
+import { SCHEDOP, SHUTDOWN } from '../../src/abi/xen.ts';
+import type { Domain, DomainEvent, EventSubscription, SuspendStats, SuspendVia } from '../../src/host/index.ts';
+import { FREE, MEMORY, bareMetalImage, fresh, hypercall, powerOff, until } from '../hostile/bare-metal.ts';
+import { FAST_BOOT, collect, limited, testHost } from './guests.ts';
+import { suspendGuest } from './suspend-guest.ts';
+import type { SuspendGuest } from './suspend-guest.ts';
+
+const host = await testHost({ memory: '1GiB', pcpus: 2 });
+const folder = mkdtempSync(join(tmpdir(), 'zazen-suspend-'));
+after(() => rmSync(folder, { recursive: true }));
+let files = 0;
+
+/** Longer than any of these guests takes on any machine. */
+const PATIENT = 60_000;
+/** Shorter than any that does not answer. */
+const IMPATIENT = 20;
+
+const read = (domain: Domain, path: string) => host.store.read(`/local/domain/${domain.id}/${path}`);
+const write = (domain: Domain, path: string, value: string) => host.store.write(`/local/domain/${domain.id}/${path}`, value);
+const code = (wanted: string) => (error: unknown) => (error as { code?: string }).code === wanted;
+
+async function startImage(image: Uint8Array): Promise<Domain> {
+  const kernel = join(folder, `kernel${files++}`);
+  writeFileSync(kernel, image);
+  return host.create({ kernel, initrd: 'none', memory: MEMORY });
+}
+
+/** Returns when it waits to be asked. */
+async function start(guest: SuspendGuest = {}): Promise<Domain> {
+  const domain = await startImage(suspendGuest(guest));
+  if (guest.channel !== false) await until('it has a channel', () => read(domain, 'device/suspend/event-channel') === '3');
+  if (guest.store !== false) await until('it watches the store', () => read(domain, 'control/feature-suspend') === '1');
+  return domain;
+}
+
+/** What the guest was told, the next time after what it has said already. */
+async function told(domain: Domain, before: string | undefined): Promise<string> {
+  await until('the guest says what it was told', () => read(domain, 'data/resumed') !== before);
+  return read(domain, 'data/resumed')!;
+}
+
+async function next<T extends DomainEvent['type']>(
+  events: EventSubscription<DomainEvent>, type: T,
+): Promise<DomainEvent & { type: T }> {
+  for (;;) {
+    const { value, done } = await events.next();
+    assert.ok(done !== true, `the events ended without ${type}`);
+    if (value.type === type) return value as DomainEvent & { type: T };
+  }
+}
+
+function checkStats(stats: SuspendStats, via: SuspendVia, others: readonly string[]): void {
+  assert.equal(stats.via, via);
+  assert.deepEqual(stats.attempts.map(({ via: way, outcome }) => `${way} ${outcome}`), [...others, `${via} suspended`]);
+  assert.ok(stats.completedMicros >= stats.attempts.reduce((sum, { micros }) => sum + micros, 0));
+  assert.equal(stats.acknowledgedMicros !== undefined, via === 'store' || others.includes('store no-answer'));
+  assert.ok((stats.acknowledgedMicros ?? 0) <= stats.completedMicros);
+}
+
+test('each way: the guest stands still, and is told that it was cancelled', async () => {
+  await using domain = await start();
+  const events = domain.events({ history: false });
+  let said = read(domain, 'data/resumed');
+  for (const via of ['event-channel', 'store', 'transparent'] as const) {
+    checkStats(await domain.suspend({ via, timeoutMillis: PATIENT }), via, []);
+    assert.equal(domain.state, 'suspended');
+    assert.equal((await next(events, 'suspended')).via, via);
+    const { instructionsRetired } = domain.stats();
+    await assert.rejects(domain.suspend(), code('ZAZEN_DOMAIN_SUSPENDED'));
+    assert.equal(domain.stats().instructionsRetired, instructionsRetired);
+    await domain.resume();
+    assert.equal(domain.state, 'running');
+    assert.equal((await next(events, 'resumed')).reason, 'cancelled');
+    await domain.resume();
+    if (via === 'transparent') continue;
+    said = await told(domain, said);
+    assert.equal(said[0], '1');
+  }
+  assert.equal(read(domain, 'data/resumed'), said);
+  assert.equal(read(domain, 'control/shutdown'), '');
+});
+
+test('the way that the guest offers is chosen, the quickest first', async () => {
+  await using both = await start();
+  checkStats(await both.suspend({ timeoutMillis: PATIENT }), 'event-channel', []);
+  await using storeOnly = await start({ channel: false });
+  checkStats(await storeOnly.suspend({ timeoutMillis: PATIENT }), 'store', ['event-channel not-offered']);
+  await using neither = await startImage(bareMetalImage({}));
+  checkStats(await neither.suspend(), 'transparent', ['event-channel not-offered', 'store not-offered']);
+  await neither.resume();
+  await assert.rejects(neither.suspend({ via: 'event-channel' }), code('ZAZEN_SUSPEND_NOT_OFFERED'));
+  // Asked all the same when somebody insists.
+  await assert.rejects(neither.suspend({ via: 'store', timeoutMillis: IMPATIENT }), code('ZAZEN_SUSPEND_NO_ANSWER'));
+  assert.equal(neither.state, 'running');
+});
+
+test('a guest that never answers is left running, and told no more', async () => {
+  await using domain = await start({ answer: 'never', store: false });
+  for (const via of ['event-channel', 'store'] as const) {
+    await assert.rejects(domain.suspend({ via, timeoutMillis: IMPATIENT }), code('ZAZEN_SUSPEND_NO_ANSWER'));
+    assert.equal(domain.state, 'running');
+  }
+  assert.equal(read(domain, 'control/shutdown'), '');
+  write(domain, 'control/feature-suspend', '1');
+  const { via, attempts, acknowledgedMicros } = await domain.suspend({ timeoutMillis: IMPATIENT });
+  assert.deepEqual([via, acknowledgedMicros], ['transparent', undefined]);
+  assert.deepEqual(attempts.map(({ outcome }) => outcome), ['no-answer', 'no-answer', 'suspended']);
+  await domain.resume();
+  await assert.rejects(domain.suspend({ timeoutMillis: -1 }), code('ZAZEN_SUSPEND_TIMEOUT_RANGE'));
+});
+
+test('a guest that acknowledges and then never stops', async () => {
+  await using domain = await start({ channel: false, answer: 'never' });
+  checkStats(await domain.suspend({ timeoutMillis: 500 }), 'transparent', ['event-channel not-offered', 'store no-answer']);
+});
+
+/** As soon as the guest has taken the request. */
+function acknowledged(domain: Domain): Promise<void> {
+  return new Promise(resolve => {
+    const unwatch = host.store.watch(`/local/domain/${domain.id}/control/shutdown`, () => {
+      if (read(domain, 'control/shutdown') !== '') return;
+      resolve();
+      queueMicrotask(() => unwatch());
+    });
+  });
+}
+
+test('an answer that comes too late is answered at once', async () => {
+  await using domain = await start({ answer: 'late' });
+  for (const via of ['event-channel', 'store'] as const) {
+    const said = read(domain, 'data/resumed');
+    const events = domain.events({ history: false });
+    const refused = assert.rejects(domain.suspend({ via, timeoutMillis: IMPATIENT }), code('ZAZEN_SUSPEND_NO_ANSWER'));
+    // It has been told, and cannot answer before the time is up.
+    if (via === 'store') await acknowledged(domain);
+    await domain.pause();
+    await refused;
+    assert.equal(domain.state, 'paused');
+    await domain.unpause();
+    assert.equal((await next(events, 'suspended')).via, via);
+    assert.equal((await next(events, 'resumed')).reason, 'cancelled');
+    assert.equal(domain.state, 'running');
+    assert.equal((await told(domain, said))[0], '1');
+  }
+  checkStats(await domain.suspend({ timeoutMillis: PATIENT }), 'event-channel', []);
+  assert.equal(domain.state, 'suspended');
+});
+
+test('a guest that crashes, or is destroyed, instead of suspending itself', async () => {
+  for (const via of ['event-channel', 'store'] as const) {
+    await using domain = await start({ answer: 'crash' });
+    await assert.rejects(domain.suspend({ via, timeoutMillis: PATIENT }), code('ZAZEN_DOMAIN_SHUTDOWN'));
+    assert.equal(await domain.waitForShutdown(), 'crash');
+    await assert.rejects(domain.suspend(), code('ZAZEN_DOMAIN_SHUTDOWN'));
+    await assert.rejects(domain.resume(), code('ZAZEN_DOMAIN_SHUTDOWN'));
+  }
+  for (const via of ['event-channel', 'store'] as const) {
+    const domain = await start({ answer: 'never' });
+    const gone = assert.rejects(domain.suspend({ via, timeoutMillis: PATIENT }), code('ZAZEN_DOMAIN_GONE'));
+    await domain.destroy();
+    await gone;
+    await assert.rejects(domain.suspend(), code('ZAZEN_DOMAIN_GONE'));
+  }
+});
+
+test('two at once: the second is refused; one that is aborted leaves the guest running', async () => {
+  await using domain = await start({ answer: 'never' });
+  const stop = new AbortController();
+  const first = assert.rejects(domain.suspend({ timeoutMillis: PATIENT, signal: stop.signal }), /enough/);
+  await assert.rejects(domain.suspend({ via: 'transparent' }), code('ZAZEN_SUSPEND_UNDER_WAY'));
+  stop.abort(new Error('enough'));
+  await first;
+  assert.equal(domain.state, 'running');
+  await domain.pause();
+  await assert.rejects(domain.suspend({ via: 'event-channel' }), code('ZAZEN_SUSPEND_PAUSED'));
+  checkStats(await domain.suspend(), 'transparent', ['event-channel paused', 'store paused']);
+  await domain.resume();
+  assert.equal(domain.state, 'paused');
+});
+
+test('many suspends, in all ways in turn', async () => {
+  await using domain = await start();
+  let said = read(domain, 'data/resumed');
+  for (let i = 0; i < 60; i++) {
+    const via = (['event-channel', 'store', 'transparent'] as const)[i % 3]!;
+    await domain.suspend({ via, timeoutMillis: PATIENT });
+    await domain.resume();
+    if (via !== 'transparent') said = await told(domain, said);
+    assert.equal(said?.[0], '1');
+  }
+});
+
+test('forks of a suspended guest are told that they are in a new place, and can be suspended in turn', async () => {
+  await using domain = await start();
+  for (const via of ['event-channel', 'store'] as const) {
+    const said = read(domain, 'data/resumed');
+    await domain.suspend({ via, timeoutMillis: PATIENT });
+    await using checkpoint = await domain.checkpoint();
+    const [fork] = await checkpoint.fork() as [Domain];
+    const events = fork.events();
+    assert.equal((await next(events, 'resumed')).reason, 'new-place');
+    const here = await told(fork, said);
+    assert.equal(here[0], '0');
+    checkStats(await fork.suspend({ via, timeoutMillis: PATIENT }), via, []);
+    await fork.resume();
+    assert.equal((await told(fork, here))[0], '1');
+    await fork.destroy();
+    // The original was suspended all the while.
+    assert.equal(read(domain, 'data/resumed'), said);
+    await domain.resume();
+    const onward = await told(domain, said);
+    assert.equal(onward[0], '1');
+    // Rolled back, it is suspended again, and goes on where it was again.
+    await domain.rollback(checkpoint);
+    assert.equal(domain.state, 'suspended');
+    assert.equal(read(domain, 'data/resumed'), said);
+    await domain.resume();
+    assert.equal(await told(domain, said), onward);
+  }
+});
+
+test('a rollback to where it was running ends a suspend', async () => {
+  await using domain = await start();
+  await using checkpoint = await domain.checkpoint();
+  for (const via of ['event-channel', 'transparent'] as const) {
+    await domain.suspend({ via, timeoutMillis: PATIENT });
+    await domain.rollback(checkpoint);
+    assert.equal(domain.state, 'running');
+  }
+  checkStats(await domain.suspend({ timeoutMillis: PATIENT }), 'event-channel', []);
+});
+
+test('saved suspended, the guest goes on in both places and knows in which it is', async () => {
+  await using domain = await start();
+  const path = join(folder, 'saved');
+  for (const via of ['event-channel', 'store', 'transparent'] as const) {
+    const said = read(domain, 'data/resumed');
+    const events = domain.events({ history: false });
+    const stats = await domain.save(path, { via });
+    assert.equal(stats.suspend?.via, via);
+    for (const type of ['suspended', 'resumed', 'saved'] as const) await next(events, type);
+    assert.equal(domain.state, 'running');
+    await using restored = await host.restore(path, { name: `restored-${via}` });
+    const its = restored.events();
+    if (via !== 'transparent') {
+      assert.equal((await next(its, 'resumed')).reason, 'new-place');
+      assert.equal((await told(restored, said))[0], '0');
+      assert.equal((await told(domain, said))[0], '1');
+    }
+    assert.equal((await next(its, 'restored')).path, path);
+    checkStats(await restored.suspend({ timeoutMillis: PATIENT }), 'event-channel', []);
+  }
+  // Without `via` nobody is told.
+  const said = read(domain, 'data/resumed');
+  assert.equal((await domain.save(path)).suspend, undefined);
+  assert.equal(read(domain, 'data/resumed'), said);
+});
+
+test('a guest that suspends itself unasked waits for somebody to resume it', async () => {
+  await using domain = await startImage(bareMetalImage({ code: a => {
+    const isCancelled = fresh('cancelled');
+    a.mov(1, FREE).mov(2, SHUTDOWN.suspend).str(2, 1, 0, 'W').mov(0, SCHEDOP.shutdown);
+    hypercall(a, 'sched_op');
+    a.cmp(0, 1).bCond('eq', isCancelled).mov(2, SHUTDOWN.crash).str(2, 1, 0, 'W').mov(0, SCHEDOP.shutdown);
+    hypercall(a, 'sched_op');
+    a.label(isCancelled);
+    powerOff(a);
+  } }));
+  assert.equal((await next(domain.events(), 'suspended')).via, 'guest');
+  assert.equal(domain.state, 'suspended');
+  assert.equal(domain.shutdownReason, undefined);
+  await domain.resume();
+  assert.equal(await domain.waitForShutdown(), 'poweroff');
+});
+
+test('whatever a guest advertises as its channel, it is suspended', async () => {
+  await using domain = await startImage(bareMetalImage({}));
+  const ports = ['0', '-1', '1', '2', '3', '16383', '16384', '4294967295', '4294967296', '99999999999', '1e1', ' 3', 'x', '\0'];
+  for (const port of ports) {
+    write(domain, 'device/suspend/event-channel', port);
+    checkStats(await domain.suspend(), 'transparent', ['event-channel not-offered', 'store not-offered']);
+    await domain.resume();
+  }
+  host.store.rm(`/local/domain/${domain.id}/device/suspend`);
+  assert.equal((await domain.suspend()).via, 'transparent');
+});
+
+test('every subscriber gets every event, in order; one that leaves or is slow holds up nobody', async () => {
+  await using domain = await start();
+  const slow = domain.events();
+  const left = domain.events();
+  const waiting = left.next().then(() => left.next()).then(() => left.next());
+  const all = Array.from({ length: 5 }, () => domain.events());
+  const ofHost = host.events({ history: false });
+  const given = left.return();
+  for (let i = 0; i < 3; i++) {
+    await domain.suspend({ timeoutMillis: PATIENT });
+    await domain.resume();
+  }
+  assert.deepEqual([(await given).done, (await waiting).done], [true, true]);
+  const take = async (events: EventSubscription<DomainEvent>, count: number): Promise<DomainEvent[]> => {
+    const taken: DomainEvent[] = [];
+    while (taken.length < count) taken.push((await events.next()).value!);
+    return taken;
+  };
+  const expected = ['started', ...Array.from({ length: 3 }, () => ['suspended', 'resumed']).flat()];
+  for (const events of [...all, slow]) {
+    const taken = await take(events, expected.length);
+    assert.deepEqual(taken.map(({ type }) => type), expected);
+    assert.deepEqual(taken.map(({ sequence }) => sequence), expected.map((_, i) => i + 1));
+    assert.equal(events.missed, 0);
+  }
+  const mine = (await take(ofHost, 6)).map(event => ({ id: event.domainId, sequence: event.sequence }));
+  assert.deepEqual(mine, [2, 3, 4, 5, 6, 7].map(sequence => ({ id: domain.id, sequence })));
+  await ofHost.return();
+});
+
+test('what everybody is told by the store comes beside it, once', async () => {
+  await using domain = await start();
+  let notices = -1;
+  const unwatch = host.store.watch('@releaseDomain', () => { notices++; });
+  await domain.suspend({ timeoutMillis: PATIENT });
+  await until('the store tells', () => notices === 1);
+  await domain.resume();
+  await domain.suspend({ timeoutMillis: PATIENT });
+  await until('the store tells again', () => notices === 2);
+  unwatch();
+});
+
+test('stock Linux suspends itself when the store asks, and goes on where it was and in a new place', async () => {
+  const domain = await host.create({ memory: '128MiB', vcpus: 2, cmdline: `${FAST_BOOT} no_console_suspend` });
+  await limited(domain, async () => {
+    const console = collect(domain.console);
+    // Typed input waits until the shell reads it.
+    domain.console.write('stty -echo; echo re"a"dy\n');
+    await console.until('ready');
+    assert.equal(read(domain, 'control/feature-suspend'), '1');
+    for (let i = 0; i < 3; i++) {
+      checkStats(await domain.suspend({ timeoutMillis: PATIENT }), 'store', ['event-channel not-offered']);
+      await domain.resume();
+      domain.console.write(`seq 1 1000 | md5sum; echo round $((${i} + 10))\n`);
+      await console.until(`round ${i + 10}`);
+    }
+    await domain.suspend({ timeoutMillis: PATIENT });
+    await using checkpoint = await domain.checkpoint();
+    const forks = await checkpoint.fork(2);
+    for (const fork of forks) {
+      await limited(fork, async () => {
+        const its = collect(fork.attachConsole());
+        fork.console.write('grep -c ^processor /proc/cpuinfo; seq 1 1000 | md5sum; echo fork $((40 + 2))\n');
+        await its.until('fork 42');
+        // Its events come anew, its connection to the store goes on: it can be asked again.
+        checkStats(await fork.suspend({ timeoutMillis: PATIENT }), 'store', ['event-channel not-offered']);
+        await fork.resume();
+        fork.console.write('echo again $((40 + 3))\n');
+        const text = await its.until('again 43');
+        assert.doesNotMatch(text, /BUG|Oops|Call trace/);
+        await fork.shutdown();
+        assert.equal(await fork.waitForShutdown(), 'poweroff');
+      });
+      await fork.destroy();
+    }
+    await domain.resume();
+    domain.console.write('echo still $((50 + 1))\n');
+    assert.doesNotMatch(await console.until('still 51'), /BUG|Oops|Call trace/);
+  });
+  await domain.destroy();
+});
