@@ -9,28 +9,14 @@ import test from 'node:test';
 import { SeededRandom } from '../../src/base/random.ts';
 import { ZazenError } from '../../src/base/errors.ts';
 import { Host } from '../../src/host/index.ts';
-import type { Domain } from '../../src/host/index.ts';
 import { layoutImage } from '../../src/image/format.ts';
 import { openImage } from '../../src/image/image.ts';
 import { decodeState } from '../../src/lifecycle/image-state.ts';
 import { collect } from './guests.ts';
+import { ask } from './shell.ts';
 
 const SEED = 20261121;
 const MUTATIONS = 3000;
-
-/** Types a command at the shell's prompt. @returns what it put out */
-async function ask(domain: Domain, command: string): Promise<string> {
-  const stream = domain.attachConsole();
-  try {
-    const shown = collect(stream);
-    const mark = `end-${Math.floor(performance.now() * 1000)}`;
-    stream.write(`echo begin-${mark}; ${command}; echo "${mark.replace('end', 'e""nd')}"\n`);
-    const text = await shown.until(new RegExp(`begin-${mark}\\r\\n[^]*\\r\\n${mark}\\r\\n|begin-${mark}\\r\\n${mark}\\r\\n`));
-    return text.slice(text.lastIndexOf(`begin-${mark}\r\n`) + mark.length + 8, text.lastIndexOf(mark)).replaceAll('\r', '');
-  } finally {
-    stream.destroy();
-  }
-}
 
 test('a guest is saved, restored and restored again, in its host and in another', { timeout: 180_000 }, async () => {
   const folder = await mkdtemp(join(tmpdir(), 'zazen-images-'));

@@ -13,24 +13,10 @@ import { layoutImage } from '../../src/image/format.ts';
 import { openImage } from '../../src/image/image.ts';
 import { HOT_PAGES_MAX } from '../../src/lifecycle/working-set.ts';
 import { collect, limited } from './guests.ts';
+import { ask } from './shell.ts';
 
 const FILE_BYTES = 8_000_000;
 const PAGE_BYTES = 4096;
-
-/** Types a command at the shell's prompt. @returns what it put out */
-async function ask(domain: Domain, command: string): Promise<string> {
-  const stream = domain.attachConsole();
-  try {
-    const shown = collect(stream);
-    const mark = `end-${Math.floor(performance.now() * 1000)}`;
-    stream.write(`echo begin-${mark}; ${command}; echo "${mark.replace('end', 'e""nd')}"\n`);
-    const pattern = new RegExp(`begin-${mark}\\r\\n([^]*\\r\\n)??${mark}\\r\\n`);
-    const text = await limited(domain, () => shown.until(pattern));
-    return (pattern.exec(text)![1] ?? '').replaceAll('\r', '');
-  } finally {
-    stream.destroy();
-  }
-}
 
 const folder = await mkdtemp(join(tmpdir(), 'zazen-lazy-'));
 after(() => rm(folder, { recursive: true }));

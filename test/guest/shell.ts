@@ -1,7 +1,7 @@
 // A shell at the guest's end of the console, for tests that ask a running guest for one thing after another.
 
 import type { Domain } from '../../src/host/index.ts';
-import { collect } from './guests.ts';
+import { collect, limited } from './guests.ts';
 
 /** To be given as the guest's `exec`: it runs line by line what it reads. */
 export const SHELL = 'while read -r line; do eval "$line"; done';
@@ -27,5 +27,20 @@ export class Shell {
     this.#console.write(`echo "<${mark}>"; ${command}; echo "<$((0))${mark}>"\n`);
     const all = await this.#text.until(`<0${mark}>\n`);
     return all.slice(all.lastIndexOf(`<${mark}>\n`) + mark.length + 3, all.lastIndexOf(`<0${mark}>`)).trimEnd();
+  }
+}
+
+/** Types a command at the shell's prompt. @returns what it put out */
+export async function ask(domain: Domain, command: string): Promise<string> {
+  const stream = domain.attachConsole();
+  try {
+    const shown = collect(stream);
+    const mark = `end-${Math.floor(performance.now() * 1000)}`;
+    stream.write(`echo begin-${mark}; ${command}; echo "${mark.replace('end', 'e""nd')}"\n`);
+    const pattern = new RegExp(`begin-${mark}\\r\\n([^]*\\r\\n)??${mark}\\r\\n`);
+    const text = await limited(domain, () => shown.until(pattern));
+    return (pattern.exec(text)![1] ?? '').replaceAll('\r', '');
+  } finally {
+    stream.destroy();
   }
 }

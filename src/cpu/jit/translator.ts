@@ -59,7 +59,6 @@ export class Translator {
   }
 
   get regionCount(): number { return this.#known.size; }
-  get codeBytes(): number { return this.#codeBytes; }
 
   /** Wants the code at a record compiled; `translate` does it. */
   request(record: number, requester: number): void {
