@@ -12,6 +12,7 @@ import { fetchPackages } from '../../src/guest/packages.ts';
 import { prepareGuest } from '../../src/guest/initramfs.ts';
 import { Host } from '../../src/host/index.ts';
 import type { Domain, DomainSpec, HostOptions } from '../../src/host/index.ts';
+import { describeStuck } from './stuck-guest.ts';
 
 /** Debian's programs that the tests run; the C library and the like come as dependencies. */
 const PROGRAM_PACKAGES = ['openssl', 'python3-minimal', 'libpython3-stdlib', 'xz-utils', 'zstd', 'xenstore-utils'];
@@ -140,12 +141,16 @@ export function collect(stream: NodeJS.ReadableStream): { text(): string; until(
 
 /** `work`, with an end to it: a guest that does not get there in time is destroyed, which ends what waits for it. */
 export async function limited<T>(domain: Domain, work: () => Promise<T>, millis = RUN_LIMIT_MILLIS): Promise<T> {
-  let isLate = false;
-  const timer = setTimeout(() => { isLate = true; void domain.destroy(); }, millis);
+  let stuck: Promise<string> | undefined;
+  const timer = setTimeout(() => {
+    stuck = describeStuck(domain);
+    void stuck.then(() => domain.destroy());
+  }, millis);
   try {
     return await work();
   } catch (error) {
-    throw isLate ? new Error(`the guest took longer than ${millis} ms: ${(error as Error).message}`) : error;
+    if (stuck === undefined) throw error;
+    throw new Error(`the guest took longer than ${millis} ms: ${(error as Error).message}\n${await stuck}`, { cause: error });
   } finally {
     clearTimeout(timer);
   }
