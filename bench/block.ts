@@ -1,9 +1,11 @@
-// Throughput and latency of a guest's disk against QEMU: the same kernel, the same commands in the guest, a file of the same
+// Throughput and latency of a guest's disk against QEMU, and what a disk costs when a guest is created, restored or given one
+// more. The former: the same kernel, the same commands in the guest, a file of the same
 // size in the same folder, past the page cache of guest and host alike (O_DIRECT; QEMU: cache=none, aio=threads). QEMU has
 // virtio-blk, we have xen-blkfront. Times are the guest's own. Checked: what was written is read back, by checksum.
 
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { once } from 'node:events';
 import { join } from 'node:path';
 import { assert } from '../src/base/assert.ts';
 import { prepareGuest, virtioModules } from '../src/guest/initramfs.ts';
@@ -74,6 +76,64 @@ async function runQemu(qemu: string, path: string): Promise<Figures> {
   return figuresIn(output);
 }
 
+// ---- what a disk costs beside its requests ----------------------------------------------------------------------------
+
+const ATTACH_ROUNDS = 15;
+const DISKS = 4;
+
+/** Milliseconds of creating and restoring with `DISKS` disks and without, in turns, and of attaching one. */
+async function attachCost(folder: string): Promise<Record<string, unknown>> {
+  await using host = await Host.start({ memory: '2GiB', pcpus: 1 });
+  const emptyDisk = (name: string): { path: string; format: 'raw' } => {
+    const path = join(folder, name);
+    writeFileSync(path, '');
+    truncateSync(path, 16 * 2 ** 20);
+    return { path, format: 'raw' };
+  };
+  const disksOf = (name: string): { path: string; format: 'raw' }[] =>
+    Array.from({ length: DISKS }, (_, i) => emptyDisk(`${name}-${i}.img`));
+  const millis: Record<string, number[]> = {};
+  const timed = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
+    const start = performance.now();
+    const result = await work();
+    (millis[name] ??= []).push(performance.now() - start);
+    return result;
+  };
+  const images = new Map<string, string>();
+  const memory = '128MiB';
+  for (const [name, disks] of [['none', []], ['four', disksOf('saved')]] as const) {
+    const last = disks.length === 0 ? '' : 'while [ ! -b /dev/xvdd ]; do :; done; for d in a b c d; do dd if=/dev/zero of=/dev/xvd$d bs=64k count=4 conv=fsync 2>/dev/null; done; ';
+    await using domain = await host.create({ memory, cmdline: 'quiet', disks, exec: `${last}echo ready; sleep 100000` });
+    const [first] = await once(domain.exec!.output, 'data') as [Buffer];
+    assert(String(first).startsWith('ready'), 'the guest has its disks');
+    images.set(name, join(folder, `${name}.core`));
+    await domain.save(images.get(name)!);
+  }
+  const disks = disksOf('created');
+  for (let i = 0; i < ATTACH_ROUNDS; i++) {
+    for (const [name, path] of images) {
+      const domain = await timed(`restore.${name}`, () => host.restore(path, { paused: true }));
+      assert((domain.stats().disks ?? []).length === (name === 'four' ? DISKS : 0), 'all disks are there');
+      await domain.destroy();
+    }
+    for (const [name, given] of [['none', []], ['four', disks], ['card', []]] as const) {
+      const nics = name === 'card' ? [{}] : [];
+      const domain = await timed(`create.${name}`, () => host.create({ memory, disks: given, nics, paused: true }));
+      if (name === 'none') {
+        await timed('attach', () => domain.attachDisk(disks[0]!));
+        await timed('detach', () => domain.detachDisk('xvda', { force: true, timeoutMillis: 0 }));
+      }
+      await domain.destroy();
+    }
+  }
+  const all = Object.fromEntries(Object.entries(millis).map(([name, samples]) => [name, summarize(samples)]));
+  const extra = (verb: string, what: string): number => all[`${verb}.${what}`]!.median - all[`${verb}.none`]!.median;
+  return {
+    millis: all, restoreExtraMillis: extra('restore', 'four'), createMillisPerDisk: extra('create', 'four') / DISKS,
+    createMillisPerCard: extra('create', 'card'),
+  };
+}
+
 async function run({ log }: { log: (line: string) => void }): Promise<unknown> {
   const folder = mkdtempSync(join(process.cwd(), '.cache-bench-'));
   const path = join(folder, 'disk.img');
@@ -82,7 +142,10 @@ async function run({ log }: { log: (line: string) => void }): Promise<unknown> {
   const note = (who: string, figures: Figures): void => {
     for (const [name, value] of Object.entries(figures)) (samples[`${who}.${name}`] ??= []).push(value);
   };
+  let attach: Record<string, unknown> = {};
   try {
+    log('block: what a disk costs');
+    attach = await attachCost(folder);
     await using host = await Host.start({ memory: '1GiB', pcpus: 1 });
     for (let i = 0; i < RUNS; i++) {
       log(`block: round ${i + 1} of ${RUNS}`);
@@ -94,7 +157,7 @@ async function run({ log }: { log: (line: string) => void }): Promise<unknown> {
   } finally {
     rmSync(folder, { recursive: true });
   }
-  const result: Record<string, Record<string, unknown>> = {};
+  const result: Record<string, Record<string, unknown>> = { attach };
   for (const { name } of WORK) {
     const unit = name.startsWith('sequential') ? 'mibPerSecond' : 'perSecond';
     const ours = summarize(samples[`zazen.${name}`]!);
@@ -107,5 +170,5 @@ async function run({ log }: { log: (line: string) => void }): Promise<unknown> {
   return result;
 }
 
-const block: Benchmark = { name: 'block', description: 'throughput and latency of a disk, against QEMU', run };
+const block: Benchmark = { name: 'block', description: 'throughput and latency of a disk, against QEMU; what attaching one costs', run };
 export default block;

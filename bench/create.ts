@@ -1,5 +1,5 @@
 // Creating guests: a stock Debian guest from the call to its first instruction, and ten and a hundred of them that wait
-// for theirs. The first one of a host reads kernel and initramfs; all others share its frames. In the same run QEMU with
+// for theirs, and with network cards. The first one of a host reads kernel and initramfs; all others share its frames. In the same run QEMU with
 // the same files, from spawning the process until it says that the guest runs. What is checked: the last of a hundred
 // boots and does its work, and the host's account of its memory.
 
@@ -17,6 +17,9 @@ const MEMORY = `${MEMORY_MIB}MiB`;
 const WARM_UP = 20;
 const RUNS = 100;
 const QEMU_RUNS = 10;
+/** As many as a guest may have at last. */
+const CARD_COUNTS = [0, 1, 8];
+const CARD_RUNS = 30;
 const KIB = 1024;
 const COMMAND = 'md5sum /init | cut -c1-32';
 
@@ -63,6 +66,22 @@ async function measureMany(host: Host, count: number) {
   };
 }
 
+/** Milliseconds to create a paused guest without and with network cards, in turn, and for one card more. */
+async function measureCards(host: Host) {
+  const millis = CARD_COUNTS.map((): number[] => []);
+  for (let run = 0; run < CARD_RUNS; run++) {
+    for (const [i, cards] of CARD_COUNTS.entries()) {
+      const start = performance.now();
+      const guest = await host.create({ memory: MEMORY, paused: true, nics: Array.from({ length: cards }, () => ({})) });
+      millis[i]!.push(performance.now() - start);
+      assert(guest.stats().nics.length === cards, 'there are cards missing');
+      await guest.destroy();
+    }
+  }
+  const [without, one, most] = millis.map(summarize) as [Summary, Summary, Summary];
+  return { without, withOne: one, withMost: most, each: round((most.median - without.median) / CARD_COUNTS.at(-1)!) };
+}
+
 /** @returns bytes that it owns when it has run its command */
 async function checkWorks(guest: Domain): Promise<number> {
   await guest.unpause();
@@ -75,7 +94,7 @@ async function checkWorks(guest: Domain): Promise<number> {
 
 const benchmark: Benchmark = {
   name: 'create',
-  description: `a ${MEMORY_MIB} MiB guest to its first instruction; ten and a hundred of them; QEMU until it runs`,
+  description: `a ${MEMORY_MIB} MiB guest to its first instruction; with network cards; ten and a hundred of them; QEMU until it runs`,
   async run({ log }) {
     await using host = await Host.start();
     const start = performance.now();
@@ -85,6 +104,8 @@ const benchmark: Benchmark = {
     await measureOneByOne(host, WARM_UP);
     const one = await measureOneByOne(host, RUNS);
     log(`then ${round(one.create.median)} ms, to the first instruction ${round(one.firstInstruction.median)} ms`);
+    const cards = await measureCards(host);
+    log(`without a network card ${round(cards.without.median)} ms, with one ${round(cards.withOne.median)} ms; ${cards.each} ms each`);
     const many = [await measureMany(host, 10), await measureMany(host, 100)];
     for (const { count, millis, frameKibEach } of many) log(`${count} at once: ${millis} ms, ${frameKibEach} KiB each`);
     const sharedKib = host.stats().cachedBytes / KIB;
@@ -105,7 +126,7 @@ const benchmark: Benchmark = {
       return { millis: summarize(millis), ownKib: summarize(ownKib).median };
     });
     return {
-      firstMillis: round(firstMillis), ...one, many, sharedKib, qemu,
+      firstMillis: round(firstMillis), ...one, cards, many, sharedKib, qemu,
       ratio: typeof qemu === 'string' ? undefined : round(qemu.millis.median / one.firstInstruction.median),
     };
   },

@@ -1,6 +1,7 @@
 // What the project is to reach, as data: where in the results each goal is measured, and its bound. A ratio against
 // QEMU or a physical limit is made by the benchmark, of what it measured in one run.
 
+import { programs } from './compute-programs.ts';
 import { round } from './statistics.ts';
 
 export interface Goal {
@@ -28,7 +29,8 @@ export const goals: readonly Goal[] = [
   { what: 'the same, largest of 100', unit: 'µs', atMost: 1000, path: 'checkpoint.small.zazen.downtimeMicros.max' },
   { what: 'the same, 3 GiB to 128 MiB', unit: '×', atMost: 1.5, path: 'checkpoint.largeToSmall' },
   { what: 'suspend over the event channel, median', unit: 'µs', atMost: 500, path: 'suspend.micros.eventChannel.median' },
-  { what: 'suspend over the store, to the event channel', unit: '×', atLeast: 10, path: 'suspend.storeToEventChannel' },
+  { what: 'suspend of stock Linux over the store, to the event channel', unit: '×', atLeast: 10, path: 'suspend.linuxStoreToEventChannel' },
+  { what: 'the same of a guest that answers at once', unit: '×', atLeast: 10, path: 'suspend.storeToEventChannel' },
   { what: 'transparent suspend, to a checkpoint', unit: '×', atMost: 1, path: 'suspend.transparentToCheckpoint' },
   { what: 'emulated access, slowest median', unit: 'ns', atMost: 2000, path: 'emulated-access.worstNanos' },
   { what: 'the same, most pCPUs to one', unit: '×', atMost: 1.1, path: 'emulated-access.worstRatio' },
@@ -36,6 +38,11 @@ export const goals: readonly Goal[] = [
   { what: 'network: into the guest, to QEMU', unit: '×', atLeast: 1, path: 'net.timesQemu.intoGuest' },
   { what: 'network: out of the guest, to QEMU', unit: '×', atLeast: 1, path: 'net.timesQemu.outOfGuest' },
   { what: 'network: requests answered by the guest, to QEMU', unit: '×', atLeast: 1, path: 'net.timesQemu.requests' },
+  { what: 'disk: sequential writes, to QEMU', unit: '×', atLeast: 1, path: 'block.sequentialWrite.ratioToQemu' },
+  { what: 'disk: sequential reads, to QEMU', unit: '×', atLeast: 1, path: 'block.sequentialRead.ratioToQemu' },
+  { what: 'disk: writes of 4 KiB, to QEMU', unit: '×', atLeast: 1, path: 'block.smallWrite.ratioToQemu' },
+  { what: 'disk: reads of 4 KiB, to QEMU', unit: '×', atLeast: 1, path: 'block.smallRead.ratioToQemu' },
+  { what: 'restore with four disks, more than with none', unit: 'ms', atMost: 2, path: 'block.attach.restoreExtraMillis' },
   { what: 'save, to a bare O_DIRECT write', unit: '×', atMost: 1.3, path: 'save.timesBareWrite' },
   { what: 'save, times faster than QEMU', unit: '×', atLeast: 3, path: 'save.timesFasterThanQemu.save' },
   { what: 'growth of the page cache by save and dump', unit: 'MiB', atMost: 1, path: 'save.zazen.cacheGrowthMib' },
@@ -55,6 +62,10 @@ export const goals: readonly Goal[] = [
   { what: 'emulated access', unit: 'ns', atMost: 2000, path: 'hypercall.emulatedLoad.nanos.median' },
   { what: 'the same, 4 pCPUs to 1', unit: '×', atMost: 1.1, path: 'hypercall.byPcpus.mostToOne' },
   { what: 'boot of the stock kernel to init, to QEMU', unit: '×', atMost: 1, path: 'boot.ratio' },
+  ...programs.map(({ name }) => ({
+    what: `compute: ${name}, times faster than QEMU`, unit: '×', atLeast: 1, path: `compute.timesQemu.${name}`,
+  })),
+  { what: 'compute: geometric mean', unit: '×', atLeast: 1.3, path: 'compute.geometricMean' },
 ];
 
 function valueAt(results: unknown, path: string): number | undefined {

@@ -4,13 +4,11 @@
 // byte, from a line sent until it is back. What is checked: every byte that arrives is counted, and every line
 // compared.
 
-import { createServer as createHttpServer } from 'node:http';
-import type { ServerResponse } from 'node:http';
-import { createServer } from 'node:net';
-import type { AddressInfo, Server, Socket } from 'node:net';
+import { Worker } from 'node:worker_threads';
 import { assert } from '../src/base/assert.ts';
 import { prepareGuest } from '../src/guest/initramfs.ts';
 import { Host } from '../src/host/index.ts';
+import type { Measured, ServersWork } from './net-servers.ts';
 import { bootQemu, findQemu, qemuMissing } from './peers/qemu.ts';
 import type { Benchmark } from './run.ts';
 import { round, summarize } from './statistics.ts';
@@ -24,67 +22,27 @@ const HOST_ADDRESS = '10.0.2.2';
 const MIB = 2 ** 20;
 const DONE = 'net-bench done';
 
-interface Measured {
-  /** MiB a second, each transfer. */
-  readonly intoGuest: number[];
-  readonly outOfGuest: number[];
-  /** Microseconds, each line. */
-  readonly answerMicros: number[];
-}
-
-async function listening(server: Server): Promise<number> {
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  return (server.address() as AddressInfo).port;
-}
-
-const mibPerSecond = (millis: number): number => TRANSFER_BYTES / MIB / (millis / 1000);
-
-/** The host's half: servers that measure what the guest does with them. */
-async function withServers(measured: Measured, work: (command: string) => Promise<void>): Promise<void> {
-  const body = Buffer.alloc(TRANSFER_BYTES, 'zazen');
-  const source = createHttpServer((_request, response: ServerResponse) => {
-    const start = performance.now();
-    response.socket!.once('close', () => measured.intoGuest.push(mibPerSecond(performance.now() - start)));
-    response.setHeader('Connection', 'close').end(body);
-  });
-  const sink = createServer({ allowHalfOpen: true }, (socket) => {
-    const start = performance.now();
-    let bytes = 0;
-    socket.on('data', (chunk: Buffer) => { bytes += chunk.length; }).on('end', () => {
-      measured.outOfGuest.push(mibPerSecond(performance.now() - start));
-      assert(bytes === TRANSFER_BYTES, `${bytes} bytes arrived`);
-      socket.end();
-    });
-  });
-  const asker = createServer((socket) => void ask(socket, measured.answerMicros));
-  const servers = [source, sink, asker];
-  const [sourcePort, sinkPort, askerPort] = await Promise.all(servers.map(listening)) as [number, number, number];
-  const times = Array.from({ length: REPEATS }, (_, i) => i).join(' ');
+/** With the servers in a thread of their own. */
+async function withServers(work: (command: string) => Promise<void>): Promise<Measured> {
+  const workerData: ServersWork = { transferBytes: TRANSFER_BYTES, lines: LINES };
+  const servers = new Worker(new URL('./net-servers.ts', import.meta.url), { execArgv: [], workerData });
+  const failed = new Promise<never>((_resolve, reject) => { servers.once('error', reject); });
+  const message = <T>(): Promise<T> =>
+    Promise.race([failed, new Promise<T>((resolve) => { servers.once('message', resolve); })]);
   try {
-    await work([
-      `for i in ${times}; do wget -q -O /dev/null http://${HOST_ADDRESS}:${sourcePort}/; done`,
-      `for i in ${times}; do nc ${HOST_ADDRESS} ${sinkPort} -e dd if=/dev/zero bs=64k count=${TRANSFER_BYTES / 65536} 2>/dev/null; done`,
-      `nc ${HOST_ADDRESS} ${askerPort} -e cat`,
+    const [source, sink, asker] = await message<[number, number, number]>();
+    const times = Array.from({ length: REPEATS }, (_, i) => i).join(' ');
+    await Promise.race([failed, work([
+      `for i in ${times}; do wget -q -O /dev/null http://${HOST_ADDRESS}:${source}/; done`,
+      `for i in ${times}; do nc ${HOST_ADDRESS} ${sink} -e dd if=/dev/zero bs=64k count=${TRANSFER_BYTES / 65536} 2>/dev/null; done`,
+      `nc ${HOST_ADDRESS} ${asker} -e cat`,
       `echo ${DONE}`,
-    ].join('; '));
+    ].join('; '))]);
+    servers.postMessage('measured?');
+    return await message<Measured>();
   } finally {
-    for (const server of servers) server.close();
+    await servers.terminate();
   }
-}
-
-async function ask(socket: Socket, answerMicros: number[]): Promise<void> {
-  socket.setNoDelay(true);
-  for (let line = 0; line < LINES; line++) {
-    const text = `line ${line}\n`;
-    const start = performance.now();
-    socket.write(text);
-    for (let answer = ''; answer.length < text.length;) {
-      answer += String(await new Promise<Buffer>((resolve) => socket.once('data', resolve)));
-      if (answer.length >= text.length) assert(answer === text, 'the guest answered something else');
-    }
-    answerMicros.push((performance.now() - start) * 1000);
-  }
-  socket.end();
 }
 
 async function runZazen(command: string): Promise<void> {
@@ -110,8 +68,7 @@ async function runQemu(qemu: string, command: string): Promise<void> {
 }
 
 async function measure(run: (command: string) => Promise<void>): Promise<Measured> {
-  const measured: Measured = { intoGuest: [], outOfGuest: [], answerMicros: [] };
-  await withServers(measured, run);
+  const measured = await withServers(run);
   assert(measured.intoGuest.length === REPEATS && measured.outOfGuest.length === REPEATS, 'transfers are missing');
   assert(measured.answerMicros.length === LINES, 'answers are missing');
   return measured;

@@ -1,44 +1,39 @@
 // Restore of a 400 MiB guest that prints a counter all the time, by the shell alone: lazy and eager from an image that
 // the host does not know, lazy without reading ahead, and once more from an image that it has; against QEMU, whose way
 // starts with a process. Measured from the call until `restore` has returned, until the guest has retired an instruction,
-// and until its first line after that. What is checked: the counter goes on from where it was saved, without a gap or a
+// and until its first line after that. The same once in each of some new processes, whose hosts have never run a guest;
+// there also from the start of the process. What is checked: the counter goes on from where it was saved, without a gap or a
 // repetition, and the memory is accounted for.
 
+import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
+import { text as textOf } from 'node:stream/consumers';
+import { fileURLToPath } from 'node:url';
 import { join } from 'node:path';
 import { assert } from '../src/base/assert.ts';
 import { Host } from '../src/host/index.ts';
-import type { Domain, RestoreOptions } from '../src/host/index.ts';
+import type { RestoreOptions } from '../src/host/index.ts';
 import { debianGuest, withQemu } from './peers/qemu-guest.ts';
+import { TAIL_CHARS, counterIn, measureRestore } from './restored-guest.ts';
+import type { Sample, SavedAt } from './restored-guest.ts';
 import type { Benchmark } from './run.ts';
 import { round, summarize } from './statistics.ts';
 
 const RUNS = 15;
 const QEMU_RUNS = 5;
+const FRESH_RUNS = 5;
 const MEMORY_MIB = 400;
 /** Nothing but the shell itself: no process is started, and nobody sleeps. */
 const COMMAND = 'i=0; while :; do i=$((i+1)); echo tick-$i-; done';
 const MARK = 'tick-1000-';
-/** Of what is said, so much is looked at: more than a console keeps. */
-const TAIL_CHARS = 2 ** 17;
 /** A paused guest has said everything when nothing has come for so long. */
 const QUIET_MILLIS = 5;
 /** Runs so long between one save and the next: a save leaves its TLBs empty. */
 const RUN_MILLIS = 20;
 
-interface Sample {
-  readonly restoreMillis: number;
-  /** Until a vCPU has retired its first instruction. */
-  readonly firstInstructionMillis: number;
-  /** Until the first line that the guest had not written when it was saved. */
-  readonly firstOutputMillis: number;
-  /** Requests by the guest for pages that it touched, until then. */
-  readonly touchRequests: number;
-}
-
-interface SavedAt {
-  readonly counter: number;
-  readonly instructionsRetired: number;
+interface FreshSample extends Sample {
+  /** From the start of the process until its guest's first line. */
+  readonly processMillis: number;
 }
 
 const ways: Readonly<Record<string, RestoreOptions>> = {
@@ -46,36 +41,6 @@ const ways: Readonly<Record<string, RestoreOptions>> = {
 };
 
 const sleep = (millis: number): Promise<void> => new Promise(resolve => { setTimeout(resolve, millis); });
-
-/** Of the last whole line. */
-const counterIn = (text: string): number => Number(/.*tick-(\d+)-/s.exec(text)?.[1] ?? Number.NaN);
-
-async function measure(
-  host: Host, path: string, saved: SavedAt, options: RestoreOptions,
-): Promise<{ domain: Domain; sample: Sample }> {
-  const start = performance.now();
-  const domain = await host.restore(path, { name: 'restored', ...options });
-  const restoreMillis = performance.now() - start;
-  const stream = domain.attachConsole();
-  let text = '';
-  const output = new Promise<number>(resolve => stream.setEncoding('utf8').on('data', (chunk: string) => {
-    text += chunk;
-    // The console begins with what it had shown before; only a counter beyond that is news.
-    if (counterIn(text.slice(-TAIL_CHARS)) > saved.counter) resolve(performance.now() - start);
-  }));
-  while (domain.stats().instructionsRetired <= saved.instructionsRetired) {
-    await new Promise(resolve => setImmediate(resolve));
-  }
-  const firstInstructionMillis = performance.now() - start;
-  const firstOutputMillis = await output;
-  const { touchRequests } = domain.stats().image!;
-  stream.destroy();
-  const counters = Array.from(text.matchAll(/tick-(\d+)-/g), ([, counter]) => Number(counter));
-  const news = counters.findIndex(counter => counter > saved.counter);
-  assert(counters[news] === saved.counter + 1 && counters[news - 1] === saved.counter,
-    'the counter does not go on where it was saved');
-  return { domain, sample: { restoreMillis, firstInstructionMillis, firstOutputMillis, touchRequests } };
-}
 
 async function measureZazen(folder: string) {
   const path = join(folder, 'guest.core');
@@ -100,20 +65,41 @@ async function measureZazen(folder: string) {
       const saved = { counter: counterIn(text), instructionsRetired: source.stats().instructionsRetired };
       // A new file for each: nothing of it is known.
       await source.save(path);
-      const { domain, sample } = await measure(host, path, saved, options);
+      const { domain, sample } = await measureRestore(host, path, saved, options);
       note(way, sample);
       if (way === 'lazy') {
         await domain.load();
         image = domain.stats().image;
         await domain.destroy();
-        const again = await measure(host, path, saved, options);
+        const again = await measureRestore(host, path, saved, options);
         note('again', again.sample);
         await again.domain.destroy();
       } else await domain.destroy();
     }
   }
+  await source.unpause();
+  await sleep(RUN_MILLIS);
+  await source.pause();
+  while (performance.now() - heardMillis < QUIET_MILLIS) await sleep(1);
+  const saved = { counter: counterIn(text), instructionsRetired: source.stats().instructionsRetired };
+  await source.save(path);
   assert((await host.audit()).problems.length === 0, 'frames are lost');
-  return { samples, image };
+  return { samples, image, fresh: await measureFresh(path, saved) };
+}
+
+/** Each in a process of its own. */
+async function measureFresh(path: string, saved: SavedAt) {
+  const samples: FreshSample[] = [];
+  for (let run = 0; run < FRESH_RUNS; run++) {
+    const start = performance.now();
+    const program = fileURLToPath(new URL('./fresh-restore.ts', import.meta.url));
+    const child = spawn(process.execPath, [program, path, JSON.stringify(saved)], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const lines = textOf(child.stdout);
+    const spoken = new Promise<number>(resolve => child.stdout.once('data', () => resolve(performance.now() - start)));
+    const [said, processMillis] = await Promise.all([lines, spoken]);
+    samples.push({ ...JSON.parse(said) as Sample, processMillis });
+  }
+  return samples;
 }
 
 async function measureQemu(log: (line: string) => void) {
@@ -151,13 +137,16 @@ const benchmark: Benchmark = {
     // Beside the project: temporary folders may lie in memory.
     const folder = mkdtempSync(join(process.cwd(), '.cache-bench-'));
     try {
-      const { samples, image } = await measureZazen(folder);
+      const { samples, image, fresh } = await measureZazen(folder);
       const zazen = Object.fromEntries(Object.entries(samples).map(([way, list]) => [way, summaries(list)]));
+      const freshProcess = {
+        ...summaries(fresh), processMillis: summarize(fresh.map(({ processMillis }) => processMillis)),
+      };
       const firstOutputMillis = await measureQemu(log);
-      if (typeof firstOutputMillis === 'string') return { zazen, image, qemu: firstOutputMillis };
+      if (typeof firstOutputMillis === 'string') return { zazen, freshProcess, image, qemu: firstOutputMillis };
       const ratio = (way: string): number => round(firstOutputMillis.median / zazen[way]!.firstOutputMillis.median);
       return {
-        zazen, image, qemu: { firstOutputMillis },
+        zazen, freshProcess, image, qemu: { firstOutputMillis },
         timesFasterThanQemu: { lazy: ratio('lazy'), again: ratio('again'), eager: ratio('eager') },
       };
     } finally {

@@ -10,6 +10,8 @@ export interface QemuGuest {
   readonly initramfsPath?: string;
   readonly cmdline: string;
   readonly memoryMib: number;
+  /** Default 1; each has a thread of its own. */
+  readonly cpus?: number;
   /** Further devices. */
   readonly devices?: readonly string[];
 }
@@ -38,9 +40,9 @@ export function findQemu(): string | undefined {
 }
 
 /** The guest on its machine, the console on standard input and output. */
-export function machineArguments({ kernelPath, initramfsPath, cmdline, memoryMib, devices = [] }: QemuGuest): string[] {
+export function machineArguments({ kernelPath, initramfsPath, cmdline, memoryMib, cpus = 1, devices = [] }: QemuGuest): string[] {
   return [
-    '-machine', 'virt,gic-version=3', '-cpu', 'max,pauth=off,sve=off', '-accel', 'tcg,thread=multi', '-smp', '1',
+    '-machine', 'virt,gic-version=3', '-cpu', 'max,pauth=off,sve=off', '-accel', 'tcg,thread=multi', '-smp', String(cpus),
     '-m', String(memoryMib), '-nodefaults', '-nographic', '-no-reboot', '-serial', 'stdio',
     '-kernel', kernelPath, ...(initramfsPath === undefined ? [] : ['-initrd', initramfsPath]),
     '-append', `console=ttyAMA0 ${cmdline}`, ...devices,

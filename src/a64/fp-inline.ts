@@ -9,7 +9,9 @@
 // Every bound below may be stricter than need be: that costs time, not correctness.
 
 import { i32 } from '../wasm/scalar.ts';
-import type { Expr, I32, I64, ValType } from '../wasm/types.ts';
+import { hasFusedMadd } from '../wasm/relaxed-madd.ts';
+import type { Expr, F32, F64, I32, I64, V128, ValType } from '../wasm/types.ts';
+import { f32x4, f64x2 } from '../wasm/vector.ts';
 import { bitsOf, narrow, wideShape, widen } from './fp-shape.ts';
 import type { Mask, Shape, Value } from './fp-shape.ts';
 import type { Machine } from './machine.ts';
@@ -110,6 +112,12 @@ function productError(m: Machine, s: Shape, a: Value, b: Value, product: Value):
 
 /** 1 if a × b is exactly `result` in every lane. */
 function isExactProduct(m: Machine, s: Shape, a: Value, b: Value, result: Value): I32 {
+  if (hasFusedMadd) {
+    // Far from the smallest numbers a difference cannot be lost.
+    const isFar = s.ge(s.abs(result), s.const(s.size === 32 ? 2 ** -60 : 2 ** -900));
+    const inRange = s.or(isFar, s.or(isZero(s, a), isZero(s, b)));
+    return s.all(s.and(inRange, isZero(s, hostFused(s, a, b, s.neg(result)))));
+  }
   if (s.size === 32) return wideAll(m, s, [a, b, result], (wide, [x, y, r]) => wide.eq(wide.mul(x!, y!), r!));
   const product = s.let(m, s.mul(a, b));
   const inRange = s.or(s.ge(s.abs(product), s.const(2 ** -968)), isZero(s, product));
@@ -209,6 +217,39 @@ export function multiplyAdd(m: Machine, s: Shape, addend: Value, left: Value, ri
 }
 
 function fastMulAdd(m: Machine, s: Shape, c: Value, a: Value, b: Value): Attempt {
+  return hasFusedMadd ? hostMulAdd(m, s, c, a, b) : emulatedMulAdd(m, s, c, a, b);
+}
+
+/**
+ * Where the host's own is fused. A result of zero is exact if a factor is zero, or if the product is so large that what
+ * rounding could have hidden would have shown. Nothing was rounded if neither product nor sum would have been on its own;
+ * the rare case that only both together are exact is left to the exact path.
+ */
+export function hostMulAdd(m: Machine, s: Shape, c: Value, a: Value, b: Value): Attempt {
+  const value = s.let(m, hostFused(s, a, b, c));
+  const product = s.let(m, s.mul(a, b));
+  const visible = s.ge(s.abs(product), s.const(s.size === 32 ? 2 ** -60 : 2 ** -900));
+  const exactZero = s.and(isZero(s, value), s.or(visible, s.or(isZero(s, a), isZero(s, b))));
+  return {
+    value: value as Expr, ok: s.all(s.or(isOrdinary(s, value), exactZero)),
+    exact: () => i32.and(isExactProduct(m, s, a, b, product),
+      s.all(s.and(isZero(s, sumError(m, s, product, c, value)), s.eq(s.add(product, c), value)))),
+  };
+}
+
+function hostFused(s: Shape, a: Value, b: Value, c: Value): Value {
+  if (s.size === 32) {
+    const { relaxedMadd, splat, extract } = f32x4;
+    if (s.vector) return relaxedMadd(a as V128, b as V128, c as V128);
+    return extract(relaxedMadd(splat(a as F32), splat(b as F32), splat(c as F32)), 0);
+  }
+  const { relaxedMadd, splat, extract } = f64x2;
+  if (s.vector) return relaxedMadd(a as V128, b as V128, c as V128);
+  return extract(relaxedMadd(splat(a as F64), splat(b as F64), splat(c as F64)), 0);
+}
+
+/** The same out of additions and multiplications, for machines whose own is not fused. */
+export function emulatedMulAdd(m: Machine, s: Shape, c: Value, a: Value, b: Value): Attempt {
   return s.size === 32 ? fastMulAddSingle(m, s, c, a, b) : fastMulAddDouble(m, s, c, a, b);
 }
 

@@ -46,6 +46,7 @@ export const imm64 = (value: bigint): Imm64 => operand('imm64', BigInt.asIntN(64
 export const RECORD_BYTES = 16;
 export const RECORD_SHIFT = 4;
 export const RECORD_IMM = 12;
+export const RECORD_IMM64 = 8;
 
 /** Gives every operand its place in the record; the order of the keys decides, so it is the same for every decode. */
 export function placeOperands(operands: Operands): void {
@@ -53,7 +54,7 @@ export function placeOperands(operands: Operands): void {
   for (const key in operands) {
     const item = operands[key]!;
     if (item.kind === 'imm') item.place = RECORD_IMM;
-    else if (item.kind === 'imm64') item.place = 8;
+    else if (item.kind === 'imm64') item.place = RECORD_IMM64;
     else {
       item.place = next;
       next += 2;

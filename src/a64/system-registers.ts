@@ -43,8 +43,11 @@ export const sysreg = {
 
 /** What this CPU says of itself in registers that are read often. */
 export const constantSystemRegisters = {
-  /** IDC (no cleaning needed for instruction fetch), no DIC (IC IVAU is needed), 64-byte lines, PIPT. */
-  CTR_EL0: 0x9444_c004n,
+  /**
+   * IDC (no cleaning needed for instruction fetch), no DIC (IC IVAU is needed), PIPT; lines as long as makes guests
+   * maintain what they think are caches with few instructions: of 512 bytes for instructions, 2048 for data.
+   */
+  CTR_EL0: 0x9449_c007n,
   /** DC ZVA zeroes 64 bytes. */
   DCZID_EL0: 4n,
 } as const;

@@ -4,16 +4,17 @@
 //
 //   guest physical                                      the frame
 //   0x0200_0000 ┌──────────────────────────────┐           0 ┌────────────────────┐
-//               │ virtio-mmio   11 × 0x200     │             │ counts             │
+//               │ virtio-mmio   12 × 0x200     │             │ counts             │
 //   0x2200_0000 ├──────────────────────────────┤          64 ├────────────────────┤
 //               │ PL011, first serial port     │             │ PL011_STATE        │
 //   0x2200_1000 ├──────────────────────────────┤         128 ├────────────────────┤
 //               │ PL031, real-time clock       │             │ PL031_STATE        │
 //   0x2200_2000 └──────────────────────────────┘         192 ├────────────────────┤
-//                                                            │ VIRTIO_SLOT × 11   │
+//                                                            │ VIRTIO_SLOT × 12   │
 //                                                            └────────────────────┘
 //
-// Addresses and interrupts of PL011 and virtio-mmio are those of Xen's arch-arm.h; the PL031 has the next free ones.
+// Addresses and interrupts of PL011 and virtio-mmio are those of Xen's arch-arm.h; the PL031 and the last virtio slot,
+// which is the buttons', have the next free ones.
 // Each device has a lock of its own, taken after the domain's lock and before the interrupt controller's. It covers
 // registers and, for virtio, what the device writes into a queue: after a reset by the driver nothing is written.
 
@@ -27,12 +28,17 @@ import { GUEST_PL011_BASE, GUEST_PL011_SIZE, GUEST_VPL011_SPI } from './xen.ts';
 export const GUEST_VIRTIO_MMIO_BASE = 0x0200_0000;
 /** Of one device. */
 export const VIRTIO_MMIO_BYTES = 0x200;
-export const GUEST_VIRTIO_MMIO_SPI_FIRST = 33;
-export const GUEST_VIRTIO_MMIO_SPI_LAST = 43;
-export const VIRTIO_SLOTS = GUEST_VIRTIO_MMIO_SPI_LAST - GUEST_VIRTIO_MMIO_SPI_FIRST + 1;
+const GUEST_VIRTIO_MMIO_SPI_FIRST = 33;
+const GUEST_VIRTIO_MMIO_SPI_LAST = 43;
+export const BUTTONS_SLOT = GUEST_VIRTIO_MMIO_SPI_LAST - GUEST_VIRTIO_MMIO_SPI_FIRST + 1;
+export const VIRTIO_SLOTS = BUTTONS_SLOT + 1;
 export const GUEST_PL031_BASE = GUEST_PL011_BASE + GUEST_PL011_SIZE;
 export const GUEST_PL031_SIZE = 0x1000;
 export const GUEST_PL031_SPI = 44;
+const GUEST_BUTTONS_SPI = 45;
+/** INTID of a slot. */
+export const virtioIntid = (slot: number): number =>
+  slot === BUTTONS_SLOT ? GUEST_BUTTONS_SPI : GUEST_VIRTIO_MMIO_SPI_FIRST + slot;
 export { GUEST_PL011_BASE, GUEST_PL011_SIZE, GUEST_VPL011_SPI as GUEST_PL011_SPI };
 
 // ---- PL011 (Arm DDI 0183) -------------------------------------------------------------------------------------------
@@ -80,7 +86,7 @@ export const VIRTIO_STATUS = {
   acknowledge: 1, driver: 2, driverOk: 4, featuresOk: 8, deviceNeedsReset: 0x40, failed: 0x80,
 } as const;
 export const VIRTIO_INTERRUPT = { usedBuffer: 1, configuration: 2 } as const;
-export const VIRTIO_ID = { net: 1, block: 2, console: 3, entropy: 4 } as const;
+export const VIRTIO_ID = { net: 1, block: 2, console: 3, entropy: 4, input: 18 } as const;
 /** Feature bits by number. */
 export const VIRTIO_F = { INDIRECT_DESC: 28, EVENT_IDX: 29, VERSION_1: 32 } as const;
 

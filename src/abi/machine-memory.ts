@@ -21,7 +21,7 @@
 import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
 import { GIC_DOMAIN, GIC_VCPU } from './gic.ts';
-import { SCHEDULER, VCPU_SCHEDULE } from './scheduler.ts';
+import { DOMAIN_SCHEDULE, SCHEDULER, VCPU_SCHEDULE } from './scheduler.ts';
 import { array, struct, u32 } from './struct.ts';
 
 export const FRAME_SHIFT = 12;
@@ -175,7 +175,10 @@ const REGIONS = [
   { name: 'domains', sizeBytes: (p) => p.domainCount * p.domainStrideBytes },
   { name: 'vcpus', sizeBytes: (p) => p.vcpuCount * p.vcpuStrideBytes },
   { name: 'interrupts', sizeBytes: (p) => p.domainCount * GIC_DOMAIN.sizeBytes + p.vcpuCount * GIC_VCPU.sizeBytes },
-  { name: 'scheduler', sizeBytes: (p) => SCHEDULER.sizeBytes + p.vcpuCount * VCPU_SCHEDULE.sizeBytes },
+  {
+    name: 'scheduler',
+    sizeBytes: (p) => SCHEDULER.sizeBytes + p.vcpuCount * VCPU_SCHEDULE.sizeBytes + p.domainCount * DOMAIN_SCHEDULE.sizeBytes,
+  },
   { name: 'code', sizeBytes: (p) => p.codeBytes },
   { name: 'frameTable', sizeBytes: (p) => (p.sizeBytes / FRAME_BYTES) * FRAME.sizeBytes },
   { name: 'heap', sizeBytes: (p) => HEAP.at.accounts + p.domainCount * 8 },
@@ -212,6 +215,8 @@ export const MACHINE_HEADER = struct('machineHeader', {
   pairLock: u32,
   /** Counts what the translator has sent to the pCPUs' threads (cpu/jit/region-parcels.ts). */
   regionParcels: u32,
+  /** How many regions of guest code the translator has compiled and not given up. */
+  compiledRegions: u32,
 }, { padTo: FRAME_BYTES });
 
 /** 'ZZMM', little-endian. */

@@ -4,6 +4,7 @@
 //   ┌──────────────────────────────┐
 //   │ SCHEDULER                    │ run queue, idle pCPUs, stopping everything
 //   │ VCPU_SCHEDULE × vcpuCount    │ in the order of the region `vcpus`
+//   │ DOMAIN_SCHEDULE × domainCount│ weights and caps
 //   └──────────────────────────────┘
 // and PCPU at the start of each record of the region `pcpus`.
 
@@ -25,6 +26,10 @@ export const SCHEDULER = struct('scheduler', {
   /** How many threads sleep, or are about to, until some vCPU stops; and what they sleep on, counted up when one has. */
   stopWaiters: u32,
   stopBell: u32,
+  /** How much of its time a vCPU runs between two samples of its stack; 0: no samples are taken. */
+  sampleMicros: u32,
+  /** Virtual time: what everybody has had who is not behind. A double; never goes back but for races. */
+  virtualNanos: u64,
 }, { padTo: 64 });
 
 export const VCPU_STATE = {
@@ -36,6 +41,8 @@ export const VCPU_STATE = {
   runnable: 2,
   running: 3,
   blocked: 4,
+  /** Would run, but its domain has had what its cap allows; until the next period. */
+  throttled: 5,
 } as const;
 
 /** What a vCPU asked for during a call to the hypervisor; obeyed when it has left emitted code. */
@@ -60,7 +67,22 @@ export const VCPU_SCHEDULE = struct('vcpuSchedule', {
   /** When the running slice is planned to end: an earlier deadline must say so. */
   sliceEnd: u64,
   runNanos: u64,
-}, { padTo: 64 });
+  /** What it has had: time on pCPUs, over its share. The queue is in this order. */
+  virtualNanos: u64,
+  /** The one before it in the queue, named as in `next`. */
+  previous: u32,
+}, { padTo: 128 });
+
+export const WEIGHT_DEFAULT = 256;
+export const DOMAIN_SCHEDULE = struct('domainSchedule', {
+  /** Of the domain as a whole, however many vCPUs it has. */
+  weight: u32,
+  /** Percent of one pCPU that all its vCPUs get together at most; 0: no limit. */
+  capPercent: u32,
+  /** The period, by its number modulo 2^32, that `usedMicros` is of, with what was overdrawn before. */
+  period: u32,
+  usedMicros: u32,
+}, { sizeBytes: 16 });
 
 export const PCPU = struct('pcpu', {
   /** Counted up to wake the pCPU; it sleeps on it. */
@@ -73,4 +95,10 @@ export const PCPU = struct('pcpu', {
   /** Non-zero while it is out of code in the middle of a call from it, waiting for others; it may hold stale frames. */
   aside: u32,
   busyNanos: u64,
+  /** The part of it in slices that compiled code was in at the end. */
+  compiledNanos: u64,
+  /** `virtualNanos` of the vCPU that it runs; 0: none. */
+  virtualNanos: u64,
+  /** Address of the vCPU record that it took from the queue last. */
+  taken: u32,
 });

@@ -7,12 +7,17 @@ import { assert } from '../base/assert.ts';
 export interface FieldType {
   readonly sizeBytes: number;
   readonly alignBytes: number;
+  /** Of an array. */
+  readonly elements?: { readonly type: FieldType; readonly count: number };
+  /** Of a struct. */
+  readonly fields?: Readonly<Record<string, FieldType>>;
 }
 
 export interface Struct<K extends string = string> extends FieldType {
   readonly name: string;
   /** Byte offset of each field from the start of the record. */
   readonly at: Readonly<Record<K, number>>;
+  readonly fields: Readonly<Record<K, FieldType>>;
 }
 
 const scalar = (sizeBytes: number): FieldType => ({ sizeBytes, alignBytes: sizeBytes });
@@ -24,7 +29,7 @@ export const u64 = scalar(8);
 export const u128 = scalar(16);
 
 export function array(element: FieldType, count: number): FieldType {
-  return { sizeBytes: element.sizeBytes * count, alignBytes: element.alignBytes };
+  return { sizeBytes: element.sizeBytes * count, alignBytes: element.alignBytes, elements: { type: element, count } };
 }
 
 const alignUp = (value: number, align: number) => Math.ceil(value / align) * align;
@@ -47,5 +52,5 @@ export function struct<F extends Record<string, FieldType>>(
     size = options.padTo;
   }
   if (options.sizeBytes !== undefined) assert(size === options.sizeBytes, 'struct has not the size its header states');
-  return { name, sizeBytes: size, alignBytes, at: at as Record<keyof F & string, number> };
+  return { name, sizeBytes: size, alignBytes, at: at as Record<keyof F & string, number>, fields };
 }

@@ -8,6 +8,9 @@
 //  4K ├──────────────────────────────┤
 //     │ TLBs for EL0: read│write│exec│  512 entries of 16 bytes each
 //     │ TLBs for EL1: read│write│exec│
+//     ├──────────────────────────────┤
+//     │ stage two: read│write        │  512 entries of 8 bytes each: guest frame, machine frame
+//     │ what the TLBs cover          │
 //     └──────────────────────────────┘
 
 import { assert } from '../base/assert.ts';
@@ -94,7 +97,14 @@ export const vcpuRecord = struct('vcpu', {
   unknownSystemRegisters: u64,
   /** Modulo 2^32. */
   hypercalls: u32,
+  /** Times that emitted code found no entry in a TLB, modulo 2^32. */
+  tlbMisses: u32,
+  /** What the pCPU that runs it is doing for it now, one of ACTIVITY: for whoever looks from time to time. */
+  activity: u32,
 }, { padTo: 4096 });
+
+/** Emitted code; TLB misses; decoding, and taking in compiled code; other calls from emitted code; emulated registers. */
+export const ACTIVITY = { code: 0, memory: 1, decoding: 2, hypervisor: 3, devices: 4 } as const;
 
 const tlbAt = (index: number) => vcpuRecord.sizeBytes + index * TLB_BYTES;
 /** Offsets in the vCPU record of the TLBs of an exception level. */
@@ -103,7 +113,33 @@ export const tlbOffsets = [
   { read: tlbAt(3), write: tlbAt(4), exec: tlbAt(5) },
 ] as const;
 export const TLB_SET_BYTES = 3 * TLB_BYTES;
-export const VCPU_BYTES = tlbAt(6);
+
+/** What stage 2 has said of guest frames, direct-mapped by their low bits; empty: FRAME_CACHE_EMPTY and machine frame 0. */
+export const FRAME_CACHE_ENTRIES = 512;
+export const FRAME_CACHE_ENTRY_BYTES = 8;
+export const FRAME_CACHE_EMPTY = 0xffff_ffff;
+const FRAME_CACHE_BYTES = FRAME_CACHE_ENTRIES * FRAME_CACHE_ENTRY_BYTES;
+export const frameCacheOffsets = { read: tlbAt(6), write: tlbAt(6) + FRAME_CACHE_BYTES } as const;
+
+/** What TLB entries were made from since the TLBs were last emptied, for those who have to empty them in part. */
+export const tlbCoverage = struct('tlb_coverage', {
+  /** Some entry of the upper half belongs to one ASID only; then a change of ASID flushes both halves. */
+  notGlobalInUpperHalf: u32,
+  /** EL1's read and write TLBs may have entries for pages that EL0 may access; never while PSTATE.PAN is set at EL1. */
+  userEntriesAtEl1: u32,
+  /** Address of the word that names the root of the domain's p2m, while a pCPU runs the vCPU; 0: there is none. */
+  stageTwoRoot: u32,
+  /** Some entry comes from a block descriptor of more than 2 MiB. */
+  largeBlocks: u32,
+  /** One bit for each block of 2 MiB from which an entry comes, by the low bits of its number (`blockNumber`). */
+  blocks: array(u32, 128),
+});
+/** log2 of how many bits `blocks` has, and of a block's size. */
+export const BLOCK_BITS = 12;
+export const BLOCK_REACH = 21;
+export const tlbCoverageOffset = tlbAt(6) + 2 * FRAME_CACHE_BYTES;
+/** Whole frames. */
+export const VCPU_BYTES = Math.ceil((tlbCoverageOffset + tlbCoverage.sizeBytes) / 4096) * 4096;
 assert(VCPU_BYTES <= 64 * 1024, 'the vCPU record is larger than the place kept for it');
 
 /** Offsets of single registers. */

@@ -65,10 +65,11 @@ const listVerb: Verb = {
     if (result.disks.length === 0) return say(io, 'it has no disks'), 0;
     const rows = result.disks.map((disk) => [
       disk.target, String(disk.device), disk.readOnly ? 'ro' : disk.lasting ? 'rw' : 'rw, own', `${Math.ceil(disk.sizeBytes / MIB)}M`,
-      String(disk.reads), String(disk.writes), String(disk.flushes), String(disk.failures), disk.path,
+      String(disk.reads), String(disk.writes), String(disk.flushes), disk.discard ? String(disk.discards) : 'off', String(disk.failures),
+      disk.path,
     ]);
-    const headings = ['vdev', 'number', 'access', 'size', 'reads', 'writes', 'flushes', 'errors', 'path'];
-    io.stdout.write(formatColumns(headings, rows, new Set([1, 3, 4, 5, 6, 7])));
+    const headings = ['vdev', 'number', 'access', 'size', 'reads', 'writes', 'flushes', 'discards', 'errors', 'path'];
+    io.stdout.write(formatColumns(headings, rows, new Set([1, 3, 4, 5, 6, 7, 8])));
     return 0;
   },
 };

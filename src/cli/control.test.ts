@@ -102,6 +102,35 @@ test('a configuration that asks for too much creates nothing', async () => {
   assert.equal(daemon.guests.length, 0);
 });
 
+test('weights and caps are given, shown and changed', async () => {
+  await using daemon = await startDaemon();
+  const { zazen } = daemon;
+  await zazen('create', config, 'cpu_weight=512', 'cap=50');
+  await zazen('create', config, 'name="other"');
+  assert.equal((await zazen('sched-credit')).out, 'Name   ID  Weight  Cap\nweb     1     512   50\nother   2     256    0\n');
+  assert.equal((await zazen('sched-credit', '-d', 'web', '-w', '100')).out, 'Name  ID  Weight  Cap\nweb    1     100   50\n');
+  assert.deepEqual(json(await zazen('sched-credit', '-d', '1', '-c', '0', '--json')), { domains: [{ id: 1, name: 'web', weight: 100, cap: 0 }] });
+  assert.match((await zazen('sched-credit', '-d', 'web', '-w', '70000')).err, /weight must be a whole number from 1 to 65535/);
+  for (const words of [['-w', '1'], ['-d', 'web', '-w', 'x']]) assert.equal((await zazen('sched-credit', ...words)).status, 2);
+});
+
+test('network cards come and go, and ports of the host lead to them', async () => {
+  await using daemon = await startDaemon();
+  const { zazen } = daemon;
+  await zazen('create', config);
+  assert.equal((await zazen('network-attach', 'web', 'bridge=blue,mac=00:16:3e:0a:0b:0c', 'forward=8080:80')).out, '0\n');
+  assert.equal((await zazen('network-forward', 'web', '5353:53/udp', '--card', '0')).out, '5353:53/udp\n');
+  assert.deepEqual(json(await zazen('network-forward', 'web', '2222:22', '--json')), { forward: '2222:22' });
+  assert.equal((await zazen('network-forward', 'web', '8080:80', '--remove')).status, 0);
+  assert.match((await zazen('network-list', 'web')).out, /^0 +blue +00:16:3e:0a:0b:0c +10\.0\.2\.15 +yes .* 5353:53\/udp 2222:22\n$/m);
+  const unknown = await zazen('network-forward', 'web', '1:2', '-r');
+  assert.deepEqual([unknown.status, unknown.err], [1, 'zazen: no port is forwarded to web as 1:2\n']);
+  assert.equal((await zazen('network-forward', 'web', '80')).status, 2);
+  assert.match((await zazen('network-forward', 'web', '1:2', '--card', '7')).err, /web has no network card 7/);
+  assert.equal((await zazen('network-detach', 'web', '00:16:3E:0A:0B:0C')).status, 0);
+  assert.match((await zazen('network-list', 'web')).err, /it has no network cards/);
+});
+
 test('console: a person attaches and leaves, a pipe reads to the end', async () => {
   await using daemon = await startDaemon();
   await daemon.zazen('create', config);
@@ -229,7 +258,7 @@ test('top: once without a terminal, until q with one', async () => {
   await using daemon = await startDaemon();
   await daemon.zazen('create', config);
   const once = await daemon.zazen('top', '-d', '0.05');
-  assert.match(once.out, /^host \d+: domains 1, .*\nNAME +ID +STATE .*\nweb +1 +running /);
+  assert.match(once.out, /^host \d+: domains 1, .*code: 20 of 100 pages, 7 regions compiled\n {2}compiled 0%, .*\nNAME +ID +STATE .*\nweb +1 +running /);
   const { domains } = json(await daemon.zazen('top', '--json', '-d', '0.05'));
   assert.deepEqual([domains[0]!.name, domains[0]!.mips], ['web', 0]);
   const io = daemon.io().terminal();

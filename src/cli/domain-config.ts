@@ -19,7 +19,7 @@ export interface DomainConfig {
 
 const KNOWN = new Set([
   'name', 'uuid', 'type', 'builder', 'memory', 'maxmem', 'vcpus', 'maxvcpus', 'kernel', 'ramdisk', 'cmdline', 'root',
-  'extra', 'disk', 'vif', 'on_poweroff', 'on_reboot', 'on_crash', 'on_watchdog',
+  'extra', 'disk', 'vif', 'on_poweroff', 'on_reboot', 'on_crash', 'on_watchdog', 'cpu_weight', 'cap',
 ]);
 
 /** Devices and the like, which a guest would miss. Empty ones are no loss. */
@@ -45,6 +45,8 @@ export function readDomainConfig(text: string, source: string, cwd: string): Dom
   const uuid = reader.text('uuid');
   const vcpus = readVcpus(reader);
   const memory = readMemory(reader);
+  const cpuWeight = reader.number('cpu_weight');
+  const cpuCapPercent = reader.number('cap');
   const cmdline = readCmdline(reader);
   const nics = reader.texts('vif').map(parseVif);
   const disks = reader.texts('disk').map((disk) => parseDisk(disk, cwd));
@@ -59,6 +61,8 @@ export function readDomainConfig(text: string, source: string, cwd: string): Dom
       // As with xl, a kernel of one's own gets the initramfs that is named, or none.
       ...(ramdisk === undefined ? isDebian ? {} : { initrd: 'none' } : { initrd: resolve(cwd, ramdisk) }),
       ...(cmdline === undefined ? {} : { cmdline }),
+      ...(cpuWeight === undefined ? {} : { cpuWeight }),
+      ...(cpuCapPercent === undefined ? {} : { cpuCapPercent }),
       ...(disks.length === 0 ? {} : { disks }),
       ...(nics.length === 0 ? {} : { nics }),
     },

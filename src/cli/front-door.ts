@@ -6,7 +6,9 @@ import { UsageError, ZazenError } from '../base/errors.ts';
 import { closest, parseArguments, verbHelp } from './arguments.ts';
 import { benchVerb } from './bench.ts';
 import { blockVerbs } from './block-verbs.ts';
+import { schedCreditVerb } from './sched-credit.ts';
 import { networkVerbs } from './network-verbs.ts';
+import { guestBuildVerb } from './guest-build.ts';
 import { guestFetchVerb } from './guest-fetch.ts';
 import { checkpointVerbs } from './checkpoint-verbs.ts';
 import { consoleVerb } from './console.ts';
@@ -31,10 +33,10 @@ import type { Services, Verb } from './verb.ts';
 import { zazenVersion } from './version.ts';
 
 const VERBS: readonly Verb[] = [
-  runVerb, daemonVerb, createVerb, listVerb, consoleVerb, ...domainVerbs, ...checkpointVerbs, ...savingVerbs, ...blockVerbs,
+  runVerb, daemonVerb, createVerb, listVerb, consoleVerb, ...domainVerbs, ...checkpointVerbs, ...savingVerbs, ...blockVerbs, schedCreditVerb,
   ...networkVerbs,
   topVerb, eventsVerb,
-  ...storeVerbs, ...diskVerbs, ...imageVerbs, ...imageGuestVerbs, infoVerb, guestFetchVerb, benchVerb,
+  ...storeVerbs, ...diskVerbs, ...imageVerbs, ...imageGuestVerbs, infoVerb, guestFetchVerb, guestBuildVerb, benchVerb,
 ];
 
 /**

@@ -25,15 +25,9 @@ async function fetchGuestFiles({ values, switches }: Arguments, io: Io, { prepar
   if (!isFlavour(flavour)) {
     throw new UsageError(`there is no flavour "${flavour}"; give cloud or generic`, 'see: zazen guest fetch --help');
   }
-  const work = prepareGuest({
+  const guest = await interruptible(io, prepareGuest({
     flavour, signal: io.signal, refresh: switches.has('refresh'), log: (line) => say(io, line),
-  });
-  // Aborting it leaves no half-made file; that is waited for, but what it throws then is of no interest.
-  const guest = await work.catch((error: unknown) => {
-    if (io.signal.reason instanceof Interruption) throw io.signal.reason;
-    throw error;
-  });
-  io.signal.throwIfAborted();
+  }));
   if (switches.has('json')) printJson(io, guest);
   else {
     const packages = guest.packages.map(({ name, version }) => `${name} ${version}`).join('\n');
@@ -43,6 +37,16 @@ async function fetchGuestFiles({ values, switches }: Arguments, io: Io, { prepar
     ]));
   }
   return 0;
+}
+
+/** Aborting such work leaves no half-made file; that is waited for, but what it throws then is of no interest. */
+export async function interruptible<T>(io: Io, work: Promise<T>): Promise<T> {
+  const result = await work.catch((error: unknown) => {
+    if (io.signal.reason instanceof Interruption) throw io.signal.reason;
+    throw error;
+  });
+  io.signal.throwIfAborted();
+  return result;
 }
 
 function isFlavour(text: string): text is GuestFlavour {

@@ -5,6 +5,9 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { ZazenError } from '../base/errors.ts';
 import type { PrepareGuestOptions, PreparedGuest } from '../guest/initramfs.ts';
+import { NO_FEATURES, NO_OFFLOAD } from '../network/frame-port.ts';
+import { Network } from '../network/network.ts';
+import { describeNetworks } from './info.ts';
 import { FakeIo, runCli } from './test-io.ts';
 
 const cacheDir = mkdtempSync(join(tmpdir(), 'zazen-info-'));
@@ -26,6 +29,7 @@ test('info tells what this machine gives, and what the cache has, spoilt entries
   assert.equal(status, 0);
   assert.deepEqual(facts.guests, [{ name: 'cloud', kernelRelease: '6.1.0-1-cloud-arm64' }]);
   assert.equal(facts.node.version, process.version);
+  assert.deepEqual(Object.values(facts.disks).map((fact) => typeof fact), ['boolean', 'boolean', 'boolean']);
   // The Node that is pinned has all of them; a wrong probe would say no.
   const { memory4GiB, ...features } = facts.features;
   assert.equal(typeof memory4GiB, 'boolean');
@@ -71,4 +75,17 @@ test('guest fetch: an error is one line, an interruption waits for the clean-up'
   });
   const { status, err } = await runCli(['guest', 'fetch'], {}, io, slow);
   assert.deepEqual([status, err, cleaned], [130, 'zazen: ended by SIGINT\n', true]);
+});
+
+test('networks of a host: their cards and what they have moved', async () => {
+  const network = Network.open({ outbound: false });
+  const empty = Network.open({ outbound: false });
+  const link = { features: NO_FEATURES, receive: () => true, writable: () => {} };
+  const cards = ['00:16:3e:00:00:01', '00:16:3e:00:00:02'].map((mac) => network.attach(link, { mac }));
+  // From the first card to the second.
+  cards[0]!.send(Buffer.concat([Buffer.from('00163e00000200163e0000010800', 'hex'), Buffer.alloc(1010)]), NO_OFFLOAD);
+  const text = describeNetworks({ blue: network.metrics(), green: empty.metrics() });
+  assert.equal(text, 'blue: 2 cards, sent 1 KiB in 1 frames, received 1 KiB in 1, 0 dropped; 0 TCP connections, 0 UDP flows, 0 DNS questions\n'
+    + 'green: 0 cards, sent 0 bytes in 0 frames, received 0 bytes in 0, 0 dropped; 0 TCP connections, 0 UDP flows, 0 DNS questions');
+  await Promise.all([network.close(), empty.close()]);
 });

@@ -1,11 +1,15 @@
 // `zazen info`: what this machine gives to Zazen, and what is in the cache.
 
+import { constants } from 'node:fs';
 import { readFile, readdir } from 'node:fs/promises';
 import { availableParallelism, cpus, freemem, release, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { SIZE_MAX_BYTES, defaultMachineParameters } from '../abi/machine-memory.ts';
+import { HolePuncher } from '../devices/block/hole-puncher.ts';
 import { defaultCacheDir } from '../guest/cache.ts';
+import { findE2fsprogs } from '../guest/ext4-image.ts';
 import { formatSize } from '../host/size.ts';
+import type { HostStats } from '../host/types.ts';
 import type { Arguments } from './arguments.ts';
 import { HOST_OPTION, listHosts } from './hosts.ts';
 import type { Io } from './io.ts';
@@ -49,6 +53,7 @@ async function showInfo(args: Arguments, io: Io): Promise<number> {
     },
     host: { memoryDefaultBytes: defaultMachineParameters.sizeBytes, memoryMaxBytes: SIZE_MAX_BYTES.i32 },
     features: detectFeatures(),
+    disks: { direct: constants.O_DIRECT !== undefined, discardRaw: HolePuncher.isAvailable, build: await canBuild() },
     cacheDir,
     guests: await listGuests(cacheDir),
   };
@@ -71,10 +76,22 @@ async function showHost(args: Arguments, io: Io): Promise<number> {
         ['pCPUs', stats.pcpus.map(({ id, busyMillis }) =>
           `${id}: busy ${(100 * busyMillis / stats.uptimeMillis).toFixed(0)} % of the time`).join('\n')],
         ['domains', domains.map(({ name }) => name).join(' ') || 'none'],
+        ['networks', describeNetworks(stats.networks) || 'none'],
       ]));
     }
   }
   return 0;
+}
+
+/** A line for each: its cards and what they have moved, and what the gateway does for them. */
+export function describeNetworks(networks: HostStats['networks']): string {
+  return Object.entries(networks).map(([name, { ports, tcp, udp, dns }]) => {
+    const sum = (pick: (port: typeof ports[number]) => number): number => ports.reduce((total, port) => total + pick(port), 0);
+    return `${name}: ${ports.length} cards, sent ${formatSize(sum((port) => port.txBytes))} in ${sum((port) => port.txFrames)} frames, `
+      + `received ${formatSize(sum((port) => port.rxBytes))} in ${sum((port) => port.rxFrames)}, `
+      + `${sum((port) => port.rxDropped)} dropped; ${tcp.connections} TCP connections, ${udp.flows} UDP flows, `
+      + `${dns.local + dns.forwarded} DNS questions`;
+  }).join('\n');
 }
 
 function describeFacts(facts: {
@@ -86,10 +103,11 @@ function describeFacts(facts: {
   };
   host: { memoryDefaultBytes: number; memoryMaxBytes: number };
   features: Features;
+  disks: { direct: boolean; discardRaw: boolean; build: boolean };
   cacheDir: string;
   guests: CachedGuest[];
 }): string {
-  const { node, machine, host, features, guests } = facts;
+  const { node, machine, host, features, disks, guests } = facts;
   const limit = machine.memoryLimitBytes;
   const isLimited = limit > 0 && limit < machine.memoryBytes;
   const memory = `${formatSize(machine.memoryBytes)}, ${formatSize(machine.freeBytes)} free`
@@ -102,11 +120,15 @@ function describeFacts(facts: {
     ['memory', memory],
     ['for guests', `${formatSize(host.memoryDefaultBytes)} by default, ${formatSize(host.memoryMaxBytes)} at most`],
     ['features', Object.entries(features).map(([name, there]) => `${there ? '✓' : '✗'} ${name}`).join('  ')],
+    ['disks', `${disks.direct ? '✓' : '✗'} past the page cache  ${disks.discardRaw ? '✓' : '✗'} discard on raw files (fallocate)  `
+      + `${disks.build ? '✓' : '✗'} guest build (e2fsprogs)`],
     ['cache', facts.cacheDir],
     ['guests', guests.map((guest) => `${guest.name}: Linux ${guest.kernelRelease}`).join('\n')
       || 'none yet; zazen guest fetch gets one'],
   ]);
 }
+
+const canBuild = (): Promise<boolean> => findE2fsprogs().then(() => true, () => false);
 
 interface CachedGuest {
   name: string;

@@ -1,6 +1,8 @@
-// Network cards of domains that run: `network-attach`, `network-detach`, `network-list`.
+// Network cards of domains that run: `network-attach`, `network-detach`, `network-list`, and
+// ports of the host that lead to them: `network-forward`.
 
 import { UsageError } from '../base/errors.ts';
+import { parsePortForward } from '../network/port-forward.ts';
 import { DOMAIN } from './domain-verbs.ts';
 import { HOST_OPTION, sendTo } from './hosts.ts';
 import { say } from './io.ts';
@@ -48,6 +50,32 @@ const detachVerb: Verb = {
   },
 };
 
+const forwardVerb: Verb = {
+  name: 'network-forward',
+  summary: 'Forward a port of the host to a domain that runs; prints it with the host\'s port as it is.',
+  details: 'FORWARD is [ADDRESS:]HOSTPORT:GUESTPORT[/udp], as with -p of run; host port 0 is any free one. The address is '
+    + '127.0.0.1 unless given.',
+  positionals: [DOMAIN, { name: 'FORWARD' }],
+  options: {
+    card: { value: 'NUMBER', help: 'by this card of the guest (default: its first)' },
+    remove: { short: 'r', help: 'no longer forward it; connections that there are go on' },
+    ...COMMON,
+  },
+  async run(args, io) {
+    const [domain, forward] = args.positionals as [string, string];
+    parsePortForward(forward);
+    const card = args.values['card'];
+    if (card !== undefined && !/^\d{1,5}$/.test(card)) throw new UsageError(`--card takes the number of a card, not "${card}"`);
+    const result = await sendTo({
+      command: 'network-forward', domain, forward, ...(card === undefined ? {} : { handle: Number(card) }),
+      ...(args.switches.has('remove') ? { remove: true } : {}),
+    }, args, io);
+    if (args.switches.has('json')) printJson(io, result);
+    else if (result.forward !== undefined) io.stdout.write(`${result.forward}\n`);
+    return 0;
+  },
+};
+
 const listVerb: Verb = {
   name: 'network-list',
   summary: 'List the network cards of a domain.',
@@ -60,7 +88,7 @@ const listVerb: Verb = {
     const rows = result.nics.map((nic) => [
       String(nic.handle), nic.network, nic.mac, nic.address, nic.isConnected ? 'yes' : 'no',
       String(nic.rxFrames), String(nic.rxBytes), String(nic.txFrames), String(nic.txBytes),
-      String(nic.rxDropped + nic.rxErrors + nic.txErrors), nic.forwards.join(' '),
+      String(nic.rxDropped + nic.rxErrors + nic.txErrors), [...nic.forwards, ...nic.missingForwards.map((forward) => `(${forward} missing)`)].join(' '),
     ]);
     const headings = ['', 'network', 'MAC', 'address', 'driver', 'rx', 'bytes', 'tx', 'bytes', 'errors', 'forwards'];
     io.stdout.write(formatColumns(headings, rows, new Set([0, 5, 6, 7, 8, 9])));
@@ -68,4 +96,4 @@ const listVerb: Verb = {
   },
 };
 
-export const networkVerbs: readonly Verb[] = [attachVerb, detachVerb, listVerb];
+export const networkVerbs: readonly Verb[] = [attachVerb, detachVerb, forwardVerb, listVerb];

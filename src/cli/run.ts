@@ -9,7 +9,7 @@ import { isUtf8 } from 'node:buffer';
 import { Writable } from 'node:stream';
 import { UsageError, ZazenError } from '../base/errors.ts';
 import { DEFAULT_NETWORK } from '../host/networks.ts';
-import type { DomainSpec, ExecSpec, HostOptions, NicSpec } from '../host/types.ts';
+import type { DiskSpec, DomainSpec, ExecSpec, HostOptions, NicSpec } from '../host/types.ts';
 import { parseCount, shellQuote } from './arguments.ts';
 import type { Arguments } from './arguments.ts';
 import { parseDisk } from './disk-syntax.ts';
@@ -25,6 +25,7 @@ import type { Services, Verb } from './verb.ts';
 
 /** A shell that takes what it reads for a script: standard input is a terminal in the guest, so it is piped on. */
 const SCRIPT_SHELL = 'cat | sh';
+const ROOT_TARGET = 'xvda';
 
 export const runVerb: Verb = {
   name: 'run',
@@ -41,6 +42,7 @@ export const runVerb: Verb = {
     kernel: { value: 'KERNEL', help: 'debian (default), debian-generic, or the path of an arm64 kernel' },
     initrd: { value: 'FILE', help: 'initramfs: default, none, or the path of a file' },
     cmdline: { value: 'WORDS', help: 'add to the kernel command line' },
+    root: { value: 'DISK', help: 'a disk to have as root file system, as of guest build; its shell or init runs' },
     disk: { value: 'DISK', short: 'd', isList: true, help: 'a disk: PATH,FORMAT,VDEV,ACCESS as in xl.cfg; may be repeated' },
     memory: { value: 'SIZE', short: 'm', help: 'memory of the guest, such as 400MiB (default) or 1GiB' },
     vcpus: { value: 'N', help: 'virtual CPUs (default 1)' },
@@ -52,6 +54,7 @@ export const runVerb: Verb = {
     network: { value: 'NAME', help: 'network of its card: default, a name of its own, or none' },
     net: { value: 'NAME', help: 'the same' },
     pcap: { value: 'FILE', help: 'write every frame on its network to a file' },
+    profile: { value: 'FILE', help: 'write where the guest\'s time goes: a .cpuprofile, or for flame graphs a .folded' },
     timeout: { value: 'SECONDS', help: 'destroy the guest after this long' },
     verbose: { short: 'v', help: 'with a command: show the boot messages on standard error' },
     json: { help: `${JSON_OPTION.help}:\nstatus, output, timings, statistics` },
@@ -79,7 +82,7 @@ async function runGuest(args: Arguments, io: Io, services: Services): Promise<nu
     serve: (host) => serveBeside(host, io, services),
     output: collected ?? io.stdout,
     log: verbose ? io.stderr : undefined,
-    timeoutMillis: parseSeconds(values['timeout']),
+    timeoutMillis: parseSeconds(values['timeout']), profilePath: values['profile'],
   });
   if (collected !== undefined) printJson(io, { ...report, ...collected.describe() });
   explain(io, report);
@@ -106,6 +109,7 @@ function readSpec({ values, lists, rest }: Arguments, io: Io): DomainSpec {
   if (values['initrd'] !== undefined) spec.initrd = values['initrd'];
   if (values['cmdline'] !== undefined) spec.cmdline = values['cmdline'];
   if (lists['disk'] !== undefined) spec.disks = lists['disk'].map((disk) => parseDisk(disk, process.cwd()));
+  if (values['root'] !== undefined) addRoot(spec, parseDisk(values['root'], process.cwd()));
   spec.nics = readNics(values, lists['publish'] ?? []);
   const vcpus = parseCount('vcpus', values['vcpus']);
   if (vcpus !== undefined) spec.vcpus = vcpus;
@@ -115,6 +119,14 @@ function readSpec({ values, lists, rest }: Arguments, io: Io): DomainSpec {
   const exec = chooseExec(command, spec, io);
   if (exec !== undefined) spec.exec = exec;
   return spec;
+}
+
+/** The first disk, unless it says itself what it is called; Zazen's init mounts it (guest/init-script.ts). */
+function addRoot(spec: DomainSpec, disk: DiskSpec): void {
+  const { target = ROOT_TARGET } = disk;
+  spec.disks = [{ ...disk, target }, ...spec.disks ?? []];
+  const words = [`root=/dev/${target}`, ...disk.readOnly === true ? ['ro'] : [], ...spec.cmdline === undefined ? [] : [spec.cmdline]];
+  spec.cmdline = words.join(' ');
 }
 
 /** One card, unless none is wanted. */

@@ -106,6 +106,10 @@ const restoreVerb: Verb = {
     else {
       io.stdout.write(`${result.name}\n`);
       say(io, `it took ${(result.restoreMillis / 1000).toFixed(2)} s`);
+      for (const forward of result.missingForwards) {
+        say(io, `its port forward ${forward} is missing: the host's port is in use. Give it another one: `
+          + `zazen network-forward ${result.name} HOSTPORT:GUESTPORT`);
+      }
     }
     return 0;
   },

@@ -8,6 +8,7 @@ import { parseSize } from '../host/size.ts';
 import type { Domain, DomainSpec, DomainStats, Host, HostOptions, ShutdownReason, StartHost } from '../host/types.ts';
 import { Interruption, orAborted, pump, say } from './io.ts';
 import type { Io } from './io.ts';
+import { profileTo } from './profile.ts';
 import { forwardInput, rawTerminal } from './terminal.ts';
 
 export interface Session {
@@ -23,6 +24,8 @@ export interface Session {
   /** A person types: raw terminal, and Ctrl-] leaves. */
   readonly interactive: boolean;
   readonly timeoutMillis: number | undefined;
+  /** A file for what the guest's time went into. */
+  readonly profilePath?: string | undefined;
 }
 
 export interface Timings {
@@ -113,13 +116,24 @@ class GuestRun {
       this.#startedAt = performance.now();
       this.#timings.createMillis = this.#startedAt - creating;
       void this.#watch(domain);
-      const ended = domain.exec === undefined ? await this.#attachConsole(domain) : await this.#attachCommand(domain);
+      const ended = await this.#profiled(domain, async () =>
+        domain.exec === undefined ? await this.#attachConsole(domain) : await this.#attachCommand(domain));
       const stats = domain.stats();
       await domain.destroy();
       // A person who reboots wants to see it come up again; a guest left alone might do so for ever.
       if (ended.outcome !== 'reboot' || !this.#session.interactive) {
         return { ...ended, domain: { name: domain.name, uuid: domain.uuid }, timings: this.#timings, stats };
       }
+    }
+  }
+
+  async #profiled<T>(domain: Domain, work: () => Promise<T>): Promise<T> {
+    const { profilePath } = this.#session;
+    const finish = profilePath === undefined ? undefined : await profileTo(profilePath, domain, this.#io);
+    try {
+      return await work();
+    } finally {
+      await finish?.();
     }
   }
 

@@ -6,13 +6,16 @@ import { PassThrough, Duplex } from 'node:stream';
 import { ZazenError } from '../base/errors.ts';
 import { exitMarker, initReached, startMarker } from '../guest/init-script.ts';
 import { EventLog } from '../host/event-log.ts';
+import { checkShare } from '../host/domain-spec.ts';
 import { attachGuestCommand } from '../host/guest-command.ts';
+import { StackSamples } from '../host/profile.ts';
 import type {
-  Checkpoint, CreateOptions, DiskSpec, Domain, DomainEvent, DomainEventBody, DomainSaveOptions, DomainSaveStats,
+  Checkpoint, CpuShare, CreateOptions, DiskSpec, Domain, DomainEvent, DomainEventBody, DomainSaveOptions, DomainSaveStats,
   DomainSpec, DomainState, DomainStats, EventSubscription, ExecSpec, ForkSpec, GuestCommand, Host, HostEvent,
   HostOptions, RestoreOptions, RollbackStats, SaveOptions, SaveStats, ShutdownReason, SubscribeOptions,
-  SuspendAttempt, SuspendOptions, SuspendStats, NicSpec, NicStats,
+  SuspendAttempt, SuspendOptions, SuspendStats, NicSpec, NicStats, Profiling,
 } from '../host/types.ts';
+import type { DomainShare } from '../hypervisor/shares.ts';
 import { Store } from '../xenstore/store.ts';
 
 export type GuestBehaviour = (guest: FakeGuest) => void | Promise<void>;
@@ -115,9 +118,11 @@ export class FakeDomain implements Domain {
   #history = Buffer.alloc(0);
 
   readonly #make: (spec: DomainSpec) => FakeDomain;
+  #share: DomainShare;
 
   constructor(id: number, spec: DomainSpec, make: (spec: DomainSpec) => FakeDomain, hostEvents: EventLog<HostEvent>) {
     this.id = id;
+    this.#share = checkShare(spec, { weight: 256, capPercent: 0 });
     this.#hostEvents = hostEvents;
     this.#make = make;
     this.name = spec.name ?? `domain-${id}`;
@@ -246,10 +251,23 @@ export class FakeDomain implements Domain {
     const nic = {
       handle: this.nics.length, network: spec.network ?? 'default', mac: spec.mac ?? '00:16:3e:00:00:01', address: '10.0.2.15',
       isConnected: true, txFrames: 1, txBytes: 2, rxFrames: 3, rxBytes: 4, txErrors: 0, rxErrors: 0, rxDropped: 0,
-      notifications: 5, forwards: spec.forwards ?? [],
+      notifications: 5, forwards: [...spec.forwards ?? []], missingForwards: [],
     };
     this.nics.push(nic);
     return nic;
+  }
+  async addForward(forward: string, handle = 0): Promise<string> {
+    const nic = this.nics.find((one) => one.handle === handle);
+    if (nic === undefined) throw new ZazenError('ZAZEN_NIC_UNKNOWN', `${this.name} has no network card ${handle}`);
+    (nic.forwards as string[]).push(forward);
+    return forward;
+  }
+  async removeForward(forward: string): Promise<void> {
+    for (const { forwards } of this.nics) {
+      const at = forwards.indexOf(forward);
+      if (at >= 0) return void (forwards as string[]).splice(at, 1);
+    }
+    throw new ZazenError('ZAZEN_FORWARD_UNKNOWN', `no port is forwarded to ${this.name} as ${forward}`);
   }
   async detachNic(handle: number): Promise<void> {
     const at = this.nics.findIndex((nic) => nic.handle === handle);
@@ -275,11 +293,18 @@ export class FakeDomain implements Domain {
     await this.destroy();
   }
 
+  profile(): Profiling {
+    return { stop: async () => new StackSamples().finish(this.name, () => undefined) };
+  }
+  setCpuShare(share: CpuShare): void {
+    this.#share = checkShare(share, this.#share);
+  }
+
   stats(): DomainStats {
     return {
       id: this.id, name: this.name, uuid: this.uuid, state: this.state, memoryBytes: 1, residentBytes: 1, vcpus: [],
-      instructionsRetired: 800e6, runMillis: 4000, hypercalls: 1, unknownSystemRegisters: 0, consoleOutBytes: 1,
-      consoleInBytes: 1, nics: this.nics,
+      instructionsRetired: 800e6, runMillis: 4000, hypercalls: 1, tlbMisses: 1, unknownSystemRegisters: 0, consoleOutBytes: 1,
+      consoleInBytes: 1, nics: this.nics, cpuWeight: this.#share.weight, cpuCapPercent: this.#share.capPercent,
     };
   }
 }
@@ -342,7 +367,8 @@ export class FakeHosts {
       domains: () => domains.filter((domain) => domain.state !== 'destroyed'),
       stats: () => ({
         memoryBytes: 1, freeBytes: 1, cleanBytes: 1, dirtyBytes: 0, scrubbingBytes: 0, sharedBytes: 0, cachedBytes: 0,
-        releasingBytes: 0, pcpus: [], domains: domains.length, networks: {}, uptimeMillis: 1,
+        releasingBytes: 0, pcpus: [], hostThreadMillis: 0, codeCache: { pages: 100, usedPages: 20, regions: 7 },
+        activity: { code: 0, memory: 0, decoding: 0, hypervisor: 0, devices: 0, idle: 0 }, domains: domains.length, networks: {}, uptimeMillis: 1,
       }),
       audit: async () => ({
         frames: 0, clean: 0, cached: 0, dirty: 0, scrubbing: 0, used: 0, tables: 0, problems: [],

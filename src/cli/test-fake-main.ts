@@ -37,8 +37,9 @@ setInterval(() => {}, 1000);
 const [behaviour = '', ...words] = process.argv.slice(2);
 const hosts = new FakeHosts(BEHAVIOURS[behaviour]!);
 await runProcess(async (io) => {
-  const prepareGuest = (): Promise<never> => Promise.reject(new Error('none'));
-  const status = await main(words, io, { startHost: hosts.start, prepareGuest, serveControl: serveIfAsked });
+  const none = (): Promise<never> => Promise.reject(new Error('none'));
+  const services = { startHost: hosts.start, prepareGuest: none, buildRoot: none, serveControl: serveIfAsked };
+  const status = await main(words, io, services);
   if (hosts.open > 0) io.stderr.write('a host was left open\n');
   return status;
 });

@@ -1,6 +1,7 @@
 // Streams of a process that is none, for tests of the command line.
 
 import { PassThrough, Writable } from 'node:stream';
+import type { buildRoot } from '../guest/build-root.ts';
 import type { prepareGuest } from '../guest/initramfs.ts';
 import { main } from './front-door.ts';
 import { Interruption } from './io.ts';
@@ -98,8 +99,10 @@ export async function runCli(
   options: FakeHostOptions = {},
   io: FakeIo = new FakeIo(),
   prepare: typeof prepareGuest = async () => { throw new Error('not to be fetched here'); },
+  build: typeof buildRoot = async () => { throw new Error('not to be built here'); },
 ): Promise<Outcome> {
   const hosts = new FakeHosts(options);
-  const status = await main(words, io, { startHost: hosts.start, prepareGuest: prepare, serveControl: serveIfAsked });
+  const services = { startHost: hosts.start, prepareGuest: prepare, buildRoot: build, serveControl: serveIfAsked };
+  const status = await main(words, io, services);
   return { status, out: io.stdout.text, err: io.stderr.text, hosts };
 }

@@ -4,6 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { UsageError } from '../base/errors.ts';
 import type { ListedDomain } from '../daemon/command.ts';
 import { formatSize } from '../host/size.ts';
+import type { ActivitySamples } from '../host/types.ts';
 import type { Arguments } from './arguments.ts';
 import { HOST_OPTION, listHosts } from './hosts.ts';
 import type { HostListing } from './hosts.ts';
@@ -26,7 +27,10 @@ export const topVerb: Verb = {
   name: 'top',
   summary: 'Show what the domains do: speed, processor use, memory, console, hypercalls.',
   details: 'In a terminal the table is refreshed until q or Ctrl-C; else it is printed once. MIPS are million\n'
-    + 'instructions a second since the last sample; CPU is of one processor; MEM is what the guest has touched.',
+    + 'instructions a second since the last sample; CPU is of one processor; MEM is what the guest has touched;\n'
+    + 'MISSES are accesses to memory that no TLB knew. Above, where the time of the pCPUs goes: guest code compiled and\n'
+    + 'interpreted, TLB misses (memory), decoding, calls of the hypervisor, emulated devices; the host thread has back\n'
+    + 'ends, store and toolstack.',
   options: {
     interval: { value: 'SECONDS', short: 'd', help: 'time between two samples (default 1)' },
     once: { help: 'print the table once' },
@@ -50,6 +54,22 @@ export interface DomainActivity {
   readonly consoleOutBytes: number;
   readonly consoleInBytes: number;
   readonly hypercallsPerSecond: number;
+  readonly tlbMissesPerSecond: number;
+}
+
+/** Where the pCPUs' time went since the last sample, in percent of all of them. */
+export interface HostActivity {
+  readonly hostPid: number;
+  /** Guest code. */
+  readonly compiledPercent: number;
+  readonly interpretedPercent: number;
+  readonly memoryPercent: number;
+  readonly decodingPercent: number;
+  readonly hypervisorPercent: number;
+  readonly devicesPercent: number;
+  readonly idlePercent: number;
+  /** Of one processor: back ends of devices, store and toolstack. */
+  readonly hostThreadPercent: number;
 }
 
 async function showTop(args: Arguments, io: Io): Promise<number> {
@@ -61,8 +81,9 @@ async function showTop(args: Arguments, io: Io): Promise<number> {
   await pause(millis, io.signal);
   const now = await listHosts(args, io);
   const domains = compareSamples(before, now);
-  if (isJson) printJson(io, { hosts: now.map(({ host }) => host), domains });
-  else io.stdout.write(describe(now, domains));
+  const activity = compareHosts(before, now);
+  if (isJson) printJson(io, { hosts: now.map(({ host }) => host), activity, domains });
+  else io.stdout.write(describe(now, activity, domains));
   return 0;
 }
 
@@ -78,7 +99,7 @@ async function refresh(args: Arguments, io: Io, millis: number, first: readonly 
   const stop = AbortSignal.any([io.signal, leave.signal]);
   try {
     for (let before: readonly HostListing[] = [], now = first; ;) {
-      draw(io, describe(now, compareSamples(before, now)));
+      draw(io, describe(now, compareHosts(before, now), compareSamples(before, now)));
       await pause(millis, stop);
       before = now;
       now = await listHosts(args, io);
@@ -123,26 +144,59 @@ export function compareSamples(before: readonly HostListing[], now: readonly Hos
         mips: rate((it) => it.instructionsRetired) / 1e6, cpuPercent: rate((it) => it.runMillis) / 10,
         memoryBytes: domain.memoryBytes, residentBytes: domain.residentBytes,
         consoleOutBytes: domain.consoleOutBytes, consoleInBytes: domain.consoleInBytes,
-        hypercallsPerSecond: rate((it) => it.hypercalls),
+        hypercallsPerSecond: rate((it) => it.hypercalls), tlbMissesPerSecond: rate((it) => it.tlbMisses),
       };
     });
   });
 }
 
-function describe(hosts: readonly HostListing[], domains: readonly DomainActivity[]): string {
+/** Hosts that were there before as well, in the order that they have now. */
+export function compareHosts(before: readonly HostListing[], now: readonly HostListing[]): HostActivity[] {
+  return now.flatMap(({ client, host: { pid, stats } }) => {
+    const old = before.find((listing) => listing.client.socketPath === client.socketPath)?.host.stats;
+    if (old === undefined) return [];
+    const looks = (of: keyof ActivitySamples): number => stats.activity[of] - old.activity[of];
+    const all = (Object.keys(stats.activity) as (keyof ActivitySamples)[]).reduce((sum, of) => sum + looks(of), 0);
+    const percent = (of: keyof ActivitySamples): number => 100 * looks(of) / Math.max(1, all);
+    const spent = (of: 'busyMillis' | 'compiledMillis'): number =>
+      [stats, old].map(({ pcpus }) => pcpus.reduce((sum, pcpu) => sum + pcpu[of], 0)).reduce((later, earlier) => later - earlier);
+    // Whether code that was seen to run was compiled, is known of whole slices.
+    const compiled = Math.min(1, spent('compiledMillis') / Math.max(1e-6, spent('busyMillis')));
+    return [{
+      hostPid: pid, compiledPercent: percent('code') * compiled, interpretedPercent: percent('code') * (1 - compiled),
+      memoryPercent: percent('memory'), decodingPercent: percent('decoding'), hypervisorPercent: percent('hypervisor'),
+      devicesPercent: percent('devices'), idlePercent: percent('idle'),
+      hostThreadPercent: 100 * (stats.hostThreadMillis - old.hostThreadMillis) / Math.max(1, stats.uptimeMillis - old.uptimeMillis),
+    }];
+  });
+}
+
+function describeActivity(activity: HostActivity | undefined): string {
+  if (activity === undefined) return '';
+  const shares = [
+    ['compiled', activity.compiledPercent], ['interpreted', activity.interpretedPercent], ['memory', activity.memoryPercent],
+    ['decoding', activity.decodingPercent], ['hypervisor', activity.hypervisorPercent], ['devices', activity.devicesPercent],
+    ['idle', activity.idlePercent], ['host thread', activity.hostThreadPercent],
+  ] as const;
+  return `  ${shares.map(([name, percent]) => `${name} ${percent.toFixed(0)}%`).join(', ')}\n`;
+}
+
+function describe(hosts: readonly HostListing[], activities: readonly HostActivity[], domains: readonly DomainActivity[]): string {
   const several = hosts.length > 1;
   const heads = hosts.map(({ host: { pid, stats } }) =>
     `host ${pid}: domains ${stats.domains}, pCPUs ${stats.pcpus.length}, ${formatSize(stats.memoryBytes)}, `
-    + `${formatSize(stats.freeBytes)} free, ${formatSize(stats.dirtyBytes)} to scrub\n`).join('');
+    + `${formatSize(stats.freeBytes)} free, ${formatSize(stats.dirtyBytes)} to scrub; `
+    + `code: ${stats.codeCache.usedPages} of ${stats.codeCache.pages} pages, ${stats.codeCache.regions} regions compiled\n`
+    + describeActivity(activities.find(({ hostPid }) => hostPid === pid))).join('');
   const headings = [
-    'NAME', 'ID', 'STATE', 'VCPUS', 'MIPS', 'CPU%', 'MEM', 'OF', 'CONSOLE', 'HYPERCALLS/S',
+    'NAME', 'ID', 'STATE', 'VCPUS', 'MIPS', 'CPU%', 'MEM', 'OF', 'CONSOLE', 'HYPERCALLS/S', 'MISSES/S',
     ...(several ? ['HOST'] : []),
   ];
   return heads + formatColumns(headings, domains.map((it) => [
     it.name, String(it.id), it.state, String(it.vcpus), it.mips.toFixed(1), it.cpuPercent.toFixed(0),
     formatSize(it.residentBytes), formatSize(it.memoryBytes), formatSize(it.consoleOutBytes),
-    it.hypercallsPerSecond.toFixed(0), ...(several ? [String(it.hostPid)] : []),
-  ]), new Set([1, 3, 4, 5, 6, 7, 8, 9, 10]));
+    it.hypercallsPerSecond.toFixed(0), it.tlbMissesPerSecond.toFixed(0), ...(several ? [String(it.hostPid)] : []),
+  ]), new Set([1, 3, 4, 5, 6, 7, 8, 9, 10, 11]));
 }
 
 function parseInterval(text: string | undefined): number {

@@ -1,5 +1,6 @@
 // What a verb of the command line is, and what it gets from outside: the host and the guest files, which tests replace.
 
+import type { buildRoot } from '../guest/build-root.ts';
 import type { prepareGuest } from '../guest/initramfs.ts';
 import type { serveControl } from '../daemon/server.ts';
 import type { StartHost } from '../host/types.ts';
@@ -9,6 +10,7 @@ import type { Io } from './io.ts';
 export interface Services {
   readonly startHost: StartHost;
   readonly prepareGuest: typeof prepareGuest;
+  readonly buildRoot: typeof buildRoot;
   readonly serveControl: typeof serveControl;
 }
 

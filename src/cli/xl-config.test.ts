@@ -83,11 +83,12 @@ test('what is printed is read as it was, and whatever else comes is read or refu
 test('the keys become a spec', () => {
   const { spec, policy, warnings } = readDomainConfig(`
 name = "web"; type = "pvh"; memory = 0x200; maxmem = 512; vcpus = 2; uuid = "u"
+cpu_weight = 512; cap = 75
 kernel = "boot/Image"; ramdisk = "/boot/initrd"; root = "/dev/xvda ro"; extra = "quiet"
 on_poweroff = "preserve"; on_crash = "restart"; disk = []; vif = [ ]`, 'web.cfg', '/home/me');
   assert.deepEqual(spec, {
     name: 'web', uuid: 'u', memory: '512MiB', vcpus: 2, kernel: '/home/me/boot/Image', initrd: '/boot/initrd',
-    cmdline: 'root=/dev/xvda ro quiet',
+    cmdline: 'root=/dev/xvda ro quiet', cpuWeight: 512, cpuCapPercent: 75,
   });
   assert.deepEqual(policy, { onPoweroff: 'preserve', onCrash: 'restart' });
   assert.deepEqual(warnings, []);

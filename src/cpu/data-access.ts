@@ -8,7 +8,7 @@ import type { Engine } from './engine.ts';
 import { exceptionClass, faultStatus, syndrome } from './exceptions.ts';
 import { NO_FRAME } from './host.ts';
 import type { ExitReason } from './host.ts';
-import { fillDataTlb } from './tlb.ts';
+import { fillDataTlb, noteFill } from './tlb.ts';
 import { ACCESS_READ, ACCESS_WRITE } from './translation.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
@@ -18,12 +18,13 @@ const ISS_WNR = 1 << 6;
 /** Results of `#locate` that are no host address. */
 const FAULTED = -1;
 const MMIO = -2;
+/** Of `#nextPage`: all TLBs were flushed meanwhile, so the first page has to be looked up again. */
+const AGAIN = -3;
 
 export class DataAccess {
   readonly #engine: Engine;
   /** Physical address behind the last MMIO answer of `#locate`. */
   #physical = 0;
-  #isFirstAccess = false;
   #mustRetry = false;
 
   constructor(engine: Engine) {
@@ -32,7 +33,6 @@ export class DataAccess {
 
   /** Into scratch words 0 and 1. See emitted-calls.ts. */
   load(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number): void {
-    const { u8 } = this.#engine.machine;
     const size = sizeAndFlags & 0xff;
     const scratch = vcpu.address + scratchOffset(0);
     const first = this.#begin(vcpu, low, high, sizeAndFlags, ACCESS_READ);
@@ -42,18 +42,18 @@ export class DataAccess {
     vcpu.setHalves(scratchOffset(0), 0, 0);
     vcpu.setHalves(scratchOffset(1), 0, 0);
     if (size <= inPage) {
-      u8.copyWithin(scratch, first, first + size);
+      this.#copy(scratch, first, size);
       return;
     }
     const second = this.#nextPage(vcpu, low, high, sizeAndFlags, ACCESS_READ);
+    if (second === AGAIN) return this.load(vcpu, low, high, sizeAndFlags);
     if (second < 0) return;
-    u8.copyWithin(scratch, first, first + inPage);
-    u8.copyWithin(scratch + inPage, second, second + size - inPage);
+    this.#copy(scratch, first, inPage);
+    this.#copy(scratch + inPage, second, size - inPage);
   }
 
   /** From scratch words 0 and 1. */
   store(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number): void {
-    const { u8 } = this.#engine.machine;
     const size = sizeAndFlags & 0xff;
     const scratch = vcpu.address + scratchOffset(0);
     const first = this.#begin(vcpu, low, high, sizeAndFlags, ACCESS_WRITE);
@@ -61,31 +61,52 @@ export class DataAccess {
     const inPage = FRAME_BYTES - (low & 0xfff);
     if (first === MMIO) return this.#mmio(vcpu, low, high, size, ACCESS_WRITE);
     if (size <= inPage) {
-      u8.copyWithin(first, scratch, scratch + size);
+      this.#copy(first, scratch, size);
       return;
     }
     const second = this.#nextPage(vcpu, low, high, sizeAndFlags, ACCESS_WRITE);
+    if (second === AGAIN) return this.store(vcpu, low, high, sizeAndFlags);
     if (second < 0) return;
-    u8.copyWithin(first, scratch, scratch + inPage);
-    u8.copyWithin(second, scratch + inPage, scratch + size);
+    this.#copy(first, scratch, inPage);
+    this.#copy(second, scratch + inPage, size - inPage);
+  }
+
+  /**
+   * Between a scratch word and the guest's memory, in the largest aligned units: what is aligned, or one half of a pair that
+   * is, other vCPUs see written as a whole or not at all (a copy of bytes on shared memory may be seen half done). In
+   * order with everything else, for accesses that ask for it.
+   */
+  #copy(to: number, from: number, sizeBytes: number): void {
+    const { u8, u16, u32, u64 } = this.#engine.machine;
+    const together = to | from | sizeBytes;
+    const log2 = (together & 7) === 0 ? 3 : (together & 3) === 0 ? 2 : together & 1 ? 0 : 1;
+    const [source, target, count] = [from / (1 << log2), to / (1 << log2), sizeBytes >> log2];
+    if (log2 === 3) {
+      for (let i = 0; i < count; i++) Atomics.store(u64, target + i, Atomics.load(u64, source + i));
+      return;
+    }
+    const units = log2 === 2 ? u32 : log2 === 1 ? u16 : u8;
+    for (let i = 0; i < count; i++) Atomics.store(units, target + i, Atomics.load(units, source + i));
   }
 
   /** Makes a TLB entry, for accesses that must go through one. Where none can be, the access is not supported. */
   fill(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, isWrite: boolean): void {
     const access = isWrite ? ACCESS_WRITE : ACCESS_READ;
-    const host = this.#begin(vcpu, low, high, sizeAndFlags, access);
-    if (host < 0) {
-      if (host === MMIO) this.#dataAbort(vcpu, low, high, faultStatus.exclusiveUnsupported, access);
-      return;
+    for (;;) {
+      const host = this.#begin(vcpu, low, high, sizeAndFlags, access);
+      if (host < 0) {
+        if (host === MMIO) this.#dataAbort(vcpu, low, high, faultStatus.exclusiveUnsupported, access);
+        return;
+      }
+      const mfn = Math.floor(host / FRAME_BYTES);
+      if (!this.#engine.stageTwo.isZeroFrame(mfn)) return this.#fillTlb(vcpu, low, high, sizeAndFlags, access, mfn);
+      // A monitor on the zero frame could never be satisfied by a store, which goes to another frame.
+      const own = this.#engine.stageTwo.frameForWrite(vcpu, Math.floor(this.#physical / FRAME_BYTES));
+      if (own === NO_FRAME) {
+        this.#stop(vcpu, 'noFrame');
+        return;
+      }
     }
-    const mfn = Math.floor(host / FRAME_BYTES);
-    // A monitor on the zero frame could never be satisfied by a store, which goes to another frame.
-    const own = this.#engine.stageTwo.isZeroFrame(mfn) ? this.#engine.stageTwo.frameForWrite(vcpu, Math.floor(this.#physical / FRAME_BYTES)) : mfn;
-    if (own === NO_FRAME) {
-      this.#stop(vcpu, 'noFrame');
-      return;
-    }
-    this.#fillTlb(vcpu, low, high, sizeAndFlags, access, own);
   }
 
   #begin(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1): number {
@@ -103,6 +124,7 @@ export class DataAccess {
   #locate(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1): number {
     const { translation, stageTwo } = this.#engine;
     const el = sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el;
+    const flushes = vcpu.get32(at.tlbFlushDone);
     if (!translation.translate(vcpu, low, high, access, el)) {
       return translation.status === NO_FRAME
         ? this.#stop(vcpu, 'noFrame') : this.#dataAbort(vcpu, low, high, translation.status, access);
@@ -111,6 +133,8 @@ export class DataAccess {
     const mfn = access === ACCESS_WRITE ? stageTwo.frameForWrite(vcpu, guestFrame) : stageTwo.frameForRead(vcpu, guestFrame);
     if (mfn === NO_FRAME) return this.#stop(vcpu, 'noFrame');
     if (this.#engine.codeIsGone) return this.#stop(vcpu, 'slice');
+    // The frame was waited for, and meanwhile another vCPU has changed the tables and had all TLBs flushed.
+    if (vcpu.get32(at.tlbFlushDone) !== flushes) return this.#locate(vcpu, low, high, sizeAndFlags, access);
     this.#physical = guestFrame * FRAME_BYTES + (low & 0xfff);
     if (mfn === 0) return MMIO;
     if (translation.device && low & (Math.min(sizeAndFlags & 0xff, 8) - 1)) {
@@ -124,9 +148,10 @@ export class DataAccess {
   }
 
   #fillTlb(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1, mfn: number): void {
-    const tlb = tlbOffsets[sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el as 0 | 1];
-    if (tlb === tlbOffsets[1] && this.#engine.translation.user) vcpu.userEntriesAtEl1 = true;
-    this.#engine.noteFill(vcpu, low, high);
+    const el = sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el as 0 | 1;
+    const tlb = tlbOffsets[el];
+    const { reach, global, user } = this.#engine.translation;
+    noteFill(vcpu, low, high, reach, global, user && el === 1);
     fillDataTlb(vcpu, access === ACCESS_WRITE ? tlb.write : tlb.read, low, high, mfn);
   }
 
@@ -134,7 +159,10 @@ export class DataAccess {
   #nextPage(vcpu: VcpuState, low: number, high: number, sizeAndFlags: number, access: 0 | 1): number {
     const nextLow = ((low & ~0xfff) + FRAME_BYTES) >>> 0;
     const nextHigh = nextLow === 0 ? (high + 1) | 0 : high;
+    const flushes = vcpu.get32(at.tlbFlushDone);
     const host = this.#locate(vcpu, nextLow, nextHigh, sizeAndFlags, access);
+    // What is known of the first page is of the time before a flush.
+    if (host >= 0 && vcpu.get32(at.tlbFlushDone) !== flushes) return AGAIN;
     return host === MMIO ? this.#dataAbort(vcpu, nextLow, nextHigh, faultStatus.externalAbort, access) : host;
   }
 
@@ -165,40 +193,41 @@ export class DataAccess {
 
   // ---- for hypercalls: guest virtual addresses with the permissions of EL1, user pages included (privcmd)
   //
-  // A hypercall reads its arguments before it does anything, and most write answers to where they lay. So the first
-  // read of a call also makes what it reads writable: if a frame for that cannot be had, nothing has happened yet, and
-  // the whole instruction can be tried again. Later accesses that find none are the call's own to fail.
+  // A page that cannot be had now makes the whole instruction be tried again. So that this may be, calls read before they
+  // do anything, and what they write afterwards they have made writable when they read it.
 
   beginHypercall(): void {
-    this.#isFirstAccess = true;
     this.#mustRetry = false;
   }
-  /** @returns whether the call has to be made again, when there are frames; what it says is void then */
-  endHypercall(): boolean {
-    this.#isFirstAccess = false;
+  /** Whether the call has to be made again; what it says is void then. */
+  get mustRetry(): boolean {
     return this.#mustRetry;
   }
 
-  /** @returns undefined if any byte cannot be read. */
-  copyFromGuest(vcpu: VcpuState, address: bigint, sizeBytes: number): Uint8Array | undefined {
+  /** @returns undefined if any byte cannot be read. @param willAnswer frames for writing there are had, too */
+  copyFromGuest(vcpu: VcpuState, address: bigint, sizeBytes: number, willAnswer = false): Uint8Array | undefined {
     const bytes = new Uint8Array(sizeBytes);
-    if (this.#isFirstAccess && !this.#makeWritable(vcpu, address, sizeBytes)) return undefined;
+    if (willAnswer && !this.#makeWritable(vcpu, address, sizeBytes)) return undefined;
     const copied = this.#eachPiece(vcpu, address, sizeBytes, ACCESS_READ, (host, done, length) => {
       bytes.set(this.#engine.machine.u8.subarray(host, host + length), done);
     });
-    return copied ? bytes : undefined;
+    if (copied === 'noFrame') this.#mustRetry = true;
+    return copied === 'done' ? bytes : undefined;
   }
-  /** @returns false if any byte cannot be written; bytes before it may have been. */
-  copyToGuest(vcpu: VcpuState, address: bigint, bytes: Uint8Array): boolean {
-    this.#isFirstAccess = false;
-    return this.#eachPiece(vcpu, address, bytes.length, ACCESS_WRITE, (host, done, length) => {
+  /**
+   * @param isRepeatable the call may be made again for want of a frame
+   * @returns false if any byte cannot be written; bytes before it may have been
+   */
+  copyToGuest(vcpu: VcpuState, address: bigint, bytes: Uint8Array, isRepeatable = false): boolean {
+    const copied = this.#eachPiece(vcpu, address, bytes.length, ACCESS_WRITE, (host, done, length) => {
       this.#engine.machine.u8.set(bytes.subarray(done, done + length), host);
     });
+    if (copied === 'noFrame' && isRepeatable) this.#mustRetry = true;
+    return copied === 'done';
   }
   /** As far as the guest may write there. @returns false when a frame cannot be had */
   #makeWritable(vcpu: VcpuState, address: bigint, sizeBytes: number): boolean {
     const { translation, stageTwo } = this.#engine;
-    this.#isFirstAccess = false;
     const end = address + BigInt(sizeBytes);
     for (let va = address; va < end; va = (va | 0xfffn) + 1n) {
       const [low, high] = [Number(va & 0xffff_ffffn), Number(BigInt.asUintN(32, va >> 32n))];
@@ -214,21 +243,23 @@ export class DataAccess {
     return !this.#mustRetry;
   }
   #eachPiece(vcpu: VcpuState, address: bigint, sizeBytes: number, access: 0 | 1,
-    piece: (host: number, done: number, length: number) => void): boolean {
+    piece: (host: number, done: number, length: number) => void): 'done' | 'fault' | 'noFrame' {
     const { translation, stageTwo } = this.#engine;
     // Between slices, too: to tell the guest its run state.
     this.#engine.takeOver(vcpu);
     for (let done = 0; done < sizeBytes;) {
       const va = BigInt.asUintN(64, address + BigInt(done));
       const low = Number(va & 0xffff_ffffn);
-      if (!translation.translateIgnoringPan(vcpu, low, Number(va >> 32n), access, 1)) return false;
+      if (!translation.translateIgnoringPan(vcpu, low, Number(va >> 32n), access, 1)) {
+        return translation.status === NO_FRAME ? 'noFrame' : 'fault';
+      }
       const mfn = access === ACCESS_WRITE
         ? stageTwo.frameForWrite(vcpu, translation.guestFrame) : stageTwo.frameForRead(vcpu, translation.guestFrame);
-      if (mfn <= 0) return false;
+      if (mfn <= 0) return mfn === NO_FRAME ? 'noFrame' : 'fault';
       const length = Math.min(sizeBytes - done, FRAME_BYTES - (low & 0xfff));
       piece(mfn * FRAME_BYTES + (low & 0xfff), done, length);
       done += length;
     }
-    return true;
+    return 'done';
   }
 }

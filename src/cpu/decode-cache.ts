@@ -2,15 +2,16 @@
 // physical page. Slots are shared by all pCPUs and never move; they are given back all at once, when no vCPU is in
 // emitted code (`empty`).
 //
-// At the start of the region: slot count in use (u32), generation (u32), then from byte 64 one u32 per slot: the frame
-// that it decodes; and one more: bit 0 says that compiled regions begin in the slot, the rest counts invalidations.
+// At the start of the region: slot count in use (u32), generation (u32), epoch of compiled regions (u32), then from byte
+// 64 one u32 per slot: the frame that it decodes; and one more: bit 0 says that compiled regions begin in the slot, the
+// rest counts invalidations.
 //
 // A record at which a compiled region begins has the region's number in place of its handler (jit/). All regions of a
 // page go when any of its instructions changes.
 
 import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED, SLOT_BYTES, SLOT_RECORDS } from '../abi/decode-cache.ts';
 import { FRAME } from '../abi/machine-memory.ts';
-import { RECORD_BYTES, RECORD_IMM } from '../a64/operand.ts';
+import { RECORD_BYTES, RECORD_IMM, RECORD_IMM64 } from '../a64/operand.ts';
 import { operandsOf } from '../a64/row.ts';
 import { decode, handlerCount, handlerNumber } from '../a64/table.ts';
 import { vOffset, xOffset } from '../abi/vcpu.ts';
@@ -21,43 +22,70 @@ const PAGE_WORDS = 1024;
 /** A run is decoded together up to its end; bounded, because what follows a branch may never be reached. */
 const RUN_MAX = 64;
 
-/** Words whose decoding is remembered at most. */
-const WORDS_MAX = 1 << 16;
+/**
+ * Words whose decoding is remembered, by a hash of the word, the newest of those with the same hash. Each takes eight
+ * words of 32 bits:
+ *
+ *     ┌──────┬───────────────┬────────────────┬───────┬──────────────────────┬───────────┐
+ *     │ word │ handler │ far │ registers: 7×16│ flags │ imm, or branch bytes │ imm, high │
+ *     └──────┴───────────────┴────────────────┴───────┴──────────────────────┴───────────┘
+ *
+ * that is, what a record gets of an instruction word, wherever it stands, the operands at their places in the record.
+ * `far`: the handler where the target of a direct branch lies in another page.
+ */
+const MEMO_BITS = 16;
+const MEMO_WORDS = 8;
+const MEMO = { word: 0, handlers: 1, registers: 2, flags: 11, immediate: 6, high: 7 } as const;
+/** The low three bits count registers. */
+const FLAG_REGISTERS = 7;
+const FLAG_KNOWN = 8;
+const FLAG_ENDS = 0x10;
+const FLAG_IMM = 0x20;
+const FLAG_IMM64 = 0x40;
+const FLAG_BRANCH = 0x80;
 
-/** What a record gets of an instruction word, wherever it stands. */
-interface DecodedWord {
-  /** `farHandler`: where the target of a direct branch lies in another page. */
-  readonly handler: number;
-  readonly farHandler: number;
-  readonly ends: boolean;
-  /** Places in the record and what they get, in turn. */
-  readonly registers: readonly number[];
-  /** Distance of a direct branch's target; then there is no other immediate. */
-  readonly branchBytes: number | undefined;
-  readonly imm: number | bigint | undefined;
-  readonly immPlace: number;
-}
+class Memo {
+  readonly #u32 = new Uint32Array(MEMO_WORDS << MEMO_BITS);
+  readonly #u16 = new Uint16Array(this.#u32.buffer);
 
-function decodeWord(word: number): DecodedWord | undefined {
-  const found = decode(word);
-  if (found === undefined) return undefined;
-  const { row, fields } = found;
-  const operands = operandsOf(row, fields);
-  const registers: number[] = [];
-  let branchBytes: number | undefined;
-  let imm: number | bigint | undefined;
-  let immPlace = 0;
-  for (const key in operands) {
-    const { kind, value, place } = operands[key]!;
-    if (kind === 'x') registers.push(place, xOffset(value as number));
-    else if (kind === 'v') registers.push(place, vOffset(value as number));
-    else if (key === row.branch) branchBytes = value as number;
-    else [imm, immPlace] = [value, place];
+  /** @returns where the word's decoding is, in `u32` */
+  find(word: number): number {
+    const index = (Math.imul(word, 0x9e37_79b1) >>> (32 - MEMO_BITS)) * MEMO_WORDS;
+    if (this.#u32[index] !== word || this.#u16[2 * index + MEMO.flags] === 0) this.#decode(index, word);
+    return index;
   }
-  return {
-    handler: handlerNumber(row, fields, false), farHandler: handlerNumber(row, fields, true), ends: row.ends,
-    registers, branchBytes, imm, immPlace,
-  };
+  get u32(): Uint32Array { return this.#u32; }
+  get u16(): Uint16Array { return this.#u16; }
+
+  #decode(index: number, word: number): void {
+    const [u32, u16] = [this.#u32, this.#u16];
+    u32[index] = word;
+    const found = decode(word);
+    if (found === undefined) {
+      u32[index + MEMO.handlers] = HANDLER_UNDEFINED;
+      u16[2 * index + MEMO.flags] = FLAG_KNOWN | FLAG_ENDS;
+      return;
+    }
+    const { row, fields } = found;
+    const operands = operandsOf(row, fields);
+    let flags = FLAG_KNOWN | (row.ends ? FLAG_ENDS : 0);
+    for (const key in operands) {
+      const { kind, value, place } = operands[key]!;
+      if (kind === 'x' || kind === 'v') {
+        u16[2 * (index + MEMO.registers) + place / 2 - 1] = kind === 'x' ? xOffset(value as number) : vOffset(value as number);
+        flags++;
+      } else if (kind === 'imm') {
+        u32[index + MEMO.immediate] = value as number;
+        flags |= key === row.branch ? FLAG_BRANCH : FLAG_IMM;
+      } else {
+        u32[index + MEMO.immediate] = Number(BigInt.asUintN(32, value as bigint));
+        u32[index + MEMO.high] = Number(BigInt.asUintN(32, (value as bigint) >> 32n));
+        flags |= FLAG_IMM64;
+      }
+    }
+    u32[index + MEMO.handlers] = handlerNumber(row, fields, false) | (handlerNumber(row, fields, true) << 16);
+    u16[2 * index + MEMO.flags] = flags;
+  }
 }
 
 /** A place in decoded code, and what tells whether it is still the same code. */
@@ -78,7 +106,8 @@ export class DecodeCache {
   readonly #slots: number;
   readonly #slotCount: number;
   readonly #frameTable: number;
-  readonly #words = new Map<number, DecodedWord | undefined>();
+  /** The same words come again and again: in all functions alike, and after the cache was emptied. */
+  readonly #memo = new Memo();
   /** A slot that this thread took and did not need, because another was faster; and the generation it belongs to. */
   #spare = -1;
   #spareGeneration = 0;
@@ -94,6 +123,13 @@ export class DecodeCache {
     if (this.#slots + this.#slotCount * SLOT_BYTES > offsetBytes + sizeBytes) this.#slotCount--;
     this.#frameTable = machine.region('frameTable').offsetBytes;
   }
+
+  /** Pages that it can hold decoded, and that it holds. */
+  get capacity(): { slots: number; used: number } {
+    return { slots: this.#slotCount, used: Math.min(this.#slotCount, this.#machine.u32[this.#used]!) };
+  }
+  /** Address of the first slot. */
+  get slotsAddress(): number { return this.#slots; }
 
   #decodeIndex(mfn: number): number {
     return (this.#frameTable + mfn * FRAME.sizeBytes + FRAME.at.decode) / 4;
@@ -114,6 +150,12 @@ export class DecodeCache {
       this.#spareGeneration = this.generation;
     }
     return this.#slots + ((winner || slot + 1) - 1) * SLOT_BYTES;
+  }
+
+  /** The same for a frame that has one, else 0. */
+  knownSlot(mfn: number): number {
+    const known = Atomics.load(this.#machine.u32, this.#decodeIndex(mfn));
+    return known === 0 ? 0 : this.#slots + (known - 1) * SLOT_BYTES;
   }
 
   #takeSlot(): number {
@@ -152,6 +194,11 @@ export class DecodeCache {
     return { slot, first };
   }
 
+  /** Decodes a word in advance. */
+  learn(word: number): void {
+    this.#memo.find(word);
+  }
+
   /** Decodes from a record on, to the end of its run. */
   decodeRun(record: number): void {
     const { u16, u32 } = this.#machine;
@@ -165,34 +212,28 @@ export class DecodeCache {
 
   /** Operands first, handler last: see abi/decode-cache.ts. @returns true if the run ends here */
   #decodeOne(record: number, index: number, word: number): boolean {
-    const { u16, u32, u64 } = this.#machine;
-    const decoded = this.#decodedWord(word);
-    if (decoded === undefined) {
-      u16[record / 2] = HANDLER_UNDEFINED;
-      return true;
-    }
-    const { registers, branchBytes, imm } = decoded;
-    for (let i = 0; i < registers.length; i += 2) u16[(record + registers[i]!) / 2] = registers[i + 1]!;
-    let { handler } = decoded;
-    if (branchBytes !== undefined) {
+    const { u16, u32 } = this.#machine;
+    const memo = this.#memo;
+    const found = memo.find(word);
+    const flags = memo.u16[2 * found + MEMO.flags]!;
+    const lane = record / 2;
+    for (let i = 0, from = 2 * (found + MEMO.registers); i < (flags & FLAG_REGISTERS); i++) u16[lane + 1 + i] = memo.u16[from + i]!;
+    const handlers = memo.u32[found + MEMO.handlers]!;
+    let handler = handlers & 0xffff;
+    const immediate = memo.u32[found + MEMO.immediate]!;
+    if ((flags & FLAG_BRANCH) !== 0) {
+      const branchBytes = immediate | 0;
       const target = index + branchBytes / 4;
       const isFar = target < 0 || target >= PAGE_WORDS;
-      if (isFar) handler = decoded.farHandler;
+      if (isFar) handler = handlers >>> 16;
       u32[(record + RECORD_IMM) / 4] = isFar ? branchBytes : branchBytes * (RECORD_BYTES / 4);
-    } else if (typeof imm === 'bigint') u64[(record + decoded.immPlace) / 8] = imm;
-    else if (imm !== undefined) u32[(record + decoded.immPlace) / 4] = imm;
-    u16[record / 2] = handler;
-    return decoded.ends;
-  }
-
-  /** The same words come again and again: in all functions alike, and after the cache was emptied. */
-  #decodedWord(word: number): DecodedWord | undefined {
-    const known = this.#words.get(word);
-    if (known !== undefined || this.#words.has(word)) return known;
-    if (this.#words.size >= WORDS_MAX) this.#words.clear();
-    const decoded = decodeWord(word);
-    this.#words.set(word, decoded);
-    return decoded;
+    } else if ((flags & FLAG_IMM) !== 0) u32[(record + RECORD_IMM) / 4] = immediate;
+    else if ((flags & FLAG_IMM64) !== 0) {
+      u32[(record + RECORD_IMM64) / 4] = immediate;
+      u32[(record + RECORD_IMM64) / 4 + 1] = memo.u32[found + MEMO.high]!;
+    }
+    u16[lane] = handler;
+    return (flags & FLAG_ENDS) !== 0;
   }
 
   /**
@@ -274,17 +315,24 @@ export class DecodeCache {
     Atomics.add(this.#machine.u32, this.#used + 1, 1);
   }
 
+  /** Whether no record names a region of before this epoch: it goes up when all are given up (jit/region-parcels.ts). */
+  knowsRegionEpoch(epoch: number): boolean {
+    return ((Atomics.load(this.#machine.u32, this.#used + 2) - epoch) | 0) >= 0;
+  }
+
   /**
    * Gives all slots back. The caller has stopped all vCPUs and has their exec TLBs flushed before they run on; those
    * that are in the middle of an instruction see the new generation and leave the code they were in.
+   * @param regionEpoch of the regions that records may name from now on, if it is a later one
    */
-  empty(): void {
+  empty(regionEpoch?: number): void {
     const { u32 } = this.#machine;
     const used = this.slotsInUse;
     for (let slot = 0; slot < used; slot++) {
       const index = this.#decodeIndex(u32[this.#frames + slot]!);
       if (u32[index] === slot + 1) Atomics.store(u32, index, 0);
     }
+    if (regionEpoch !== undefined && !this.knowsRegionEpoch(regionEpoch)) Atomics.store(u32, this.#used + 2, regionEpoch);
     Atomics.add(u32, this.#used + 1, 1);
     Atomics.store(u32, this.#used, 0);
   }

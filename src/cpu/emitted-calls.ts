@@ -4,6 +4,7 @@
 import type { Signature } from '../wasm/function.ts';
 import type { ComputeName, TrapName } from '../a64/slow.ts';
 import { computeNames, trapNames } from '../a64/slow.ts';
+import { ACTIVITY, vcpuRecord } from '../abi/vcpu.ts';
 
 const i32s = (count: number) => Array.from({ length: count }, () => 'i32' as const);
 const shape = (params: number, results: number): Signature => ({ params: i32s(params), results: i32s(results) });
@@ -45,13 +46,27 @@ export interface EmittedCallHandlers {
   compute: Record<ComputeName, (vcpu: number, a: number, b: number, c: number, d: number) => number>;
 }
 
-/** The import object of emitted modules. */
+type EmittedCall = (vcpu: number, a: number, b: number, c: number, d: number) => void;
+const activities: Readonly<Record<keyof typeof emittedCalls, number>> = {
+  decode: ACTIVITY.decoding, takeInRegions: ACTIVITY.decoding, fetch: ACTIVITY.memory,
+  slowLoad: ACTIVITY.memory, slowStore: ACTIVITY.memory, fillTlb: ACTIVITY.memory,
+};
+
+/** The import object of emitted modules. What they call says in the vCPU record what it is doing. */
 export function importObject(
   memory: WebAssembly.Memory, table: WebAssembly.Table, handlers: EmittedCallHandlers,
 ): WebAssembly.Imports {
   const env: Record<string, unknown> = { memory, table };
-  for (const name of Object.keys(emittedCalls) as (keyof typeof emittedCalls)[]) env[name] = handlers[name];
-  for (const name of trapNames) env[`trap_${name}`] = handlers.traps[name];
+  const words = new Uint32Array(memory.buffer);
+  const [activityAt, missesAt] = [vcpuRecord.at.activity, vcpuRecord.at.tlbMisses];
+  const marked = (call: EmittedCall, activity: number): EmittedCall => (vcpu, a, b, c, d) => {
+    words[(vcpu + activityAt) >>> 2] = activity;
+    if (activity === ACTIVITY.memory) words[(vcpu + missesAt) >>> 2]!++;
+    call(vcpu, a, b, c, d);
+    words[(vcpu + activityAt) >>> 2] = ACTIVITY.code;
+  };
+  for (const name of Object.keys(emittedCalls) as (keyof typeof emittedCalls)[]) env[name] = marked(handlers[name] as EmittedCall, activities[name]);
+  for (const name of trapNames) env[`trap_${name}`] = marked(handlers.traps[name], ACTIVITY.hypervisor);
   for (const name of computeNames) env[`compute_${name}`] = handlers.compute[name];
   return { env } as WebAssembly.Imports;
 }

@@ -3,6 +3,7 @@
 // flows, and what has to be in the record before a slow path is taken, is the engine's.
 
 import type { AccessOptions, AccessSize, FlagSource, Machine } from '../a64/machine.ts';
+import { RECORD_BYTES } from '../a64/operand.ts';
 import type { Imm, Imm64, Reg, VReg } from '../a64/operand.ts';
 import type { ComputeName, TrapName } from '../a64/slow.ts';
 import { TLB_ENTRIES, TLB_ENTRY_BYTES, scratchOffset, tlbEntry, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
@@ -31,10 +32,10 @@ export interface EngineContext {
   readonly pairLockAddress: number;
 }
 
-const loads = { 1: i64.load8U, 2: i64.load16U, 4: i64.load32U, 8: i64.load };
-const stores = { 1: i64.store8, 2: i64.store16, 4: i64.store32, 8: i64.store };
-const orderedLoads = { 1: i64.atomicLoad8U, 2: i64.atomicLoad16U, 4: i64.atomicLoad32U, 8: i64.atomicLoad };
-const orderedStores = { 1: i64.atomicStore8, 2: i64.atomicStore16, 4: i64.atomicStore32, 8: i64.atomicStore };
+export const loads = { 1: i64.load8U, 2: i64.load16U, 4: i64.load32U, 8: i64.load };
+export const stores = { 1: i64.store8, 2: i64.store16, 4: i64.store32, 8: i64.store };
+export const orderedLoads = { 1: i64.atomicLoad8U, 2: i64.atomicLoad16U, 4: i64.atomicLoad32U, 8: i64.atomicLoad };
+export const orderedStores = { 1: i64.atomicStore8, 2: i64.atomicStore16, 4: i64.atomicStore32, 8: i64.atomicStore };
 
 export abstract class EngineMachine<Context extends EngineContext = EngineContext> implements Machine {
   readonly f: FunctionBuilder;
@@ -59,6 +60,8 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   protected abstract vPlace(r: VReg): [base: I32, offset: number];
   /** Before a slow path that may end in an exception: everything to the vCPU record. */
   protected abstract spill(): void;
+  /** Before every access to memory, on the fast path too. */
+  protected beforeAccess(): void { /* nothing to do */ }
   protected abstract tlb(access: 'read' | 'write'): I32;
   protected abstract stackPointer(): I64;
   /** Ends the instruction in a trap, wherever it stands. */
@@ -164,6 +167,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   }
   #access(va: I64, sizeBytes: number, access: 'read' | 'write', options: AccessOptions,
     fast: (host: Address) => void, slow: (sizeAndFlags: I32) => void): void {
+    this.beforeAccess();
     const compared = options.ordered ? EngineMachine.#aligned(va, sizeBytes) : EngineMachine.#unaligned(va, sizeBytes);
     const { entry, miss } = this.#probe(va, this.#tlb(access, options.unprivileged), compared);
     const flags = (options.ordered ? ACCESS_ALIGNED : 0) | (options.unprivileged ? ACCESS_UNPRIVILEGED : 0);
@@ -249,6 +253,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   hostAddress(va: I64, sizeLog2: number, access: 'read' | 'write'): Address {
     const { f } = this;
     const address = f.let(va);
+    this.beforeAccess();
     const { entry, miss } = this.#probe(address, this.tlb(access), EngineMachine.#aligned(address, 1 << sizeLog2));
     f.if(miss, () => {
       this.spill();
@@ -298,6 +303,25 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
 
 export function padded(args: I32[]): I32[] {
   return [...args, ...Array.from({ length: 4 - args.length }, () => i32.const(0))];
+}
+
+/**
+ * To the code at a virtual address, through the exec TLB; `record` counts as retired. A misaligned address misses.
+ * @param miss emits what ends the way there otherwise
+ */
+export function goThroughTlb(
+  f: FunctionBuilder, leave: Callable, record: I32, vcpu: I32, fuel: I32, va: I64, miss: (low: I32) => void,
+): void {
+  const low = f.let(i32.wrapI64(va));
+  const index = i32.and(i32.shrU(low, i32.const(8)), i32.const((TLB_ENTRIES - 1) * TLB_ENTRY_BYTES));
+  const entry = f.let(i32.add(index, i32.load(vcpu, at.tlbExec)));
+  f.if(i64.ne(i64.load(entry, tlbEntry.at.tag), i64.and(va, i64.const(~0xffcn))), () => miss(low), undefined, 'unlikely');
+  const slot = f.let(i32.load(entry, tlbEntry.at.target));
+  const target = f.let(i32.add(slot, i32.shl(i32.and(low, i32.const(0xffc)), i32.const(2))));
+  f.do(i64.store(vcpu, i64.sub(i64.and(va, i64.const(~0xfffn)), i64.extendI32U(i32.shrU(slot, i32.const(2)))), at.pcBase));
+  const left = f.let(i32.sub(i32.add(fuel, i32.sub(target, record)), i32.const(RECORD_BYTES)));
+  leaveIfDue(f, leave, target, vcpu, left);
+  f.returnCallIndirect(i32.load16U(target), target, vcpu, left);
 }
 
 /** Out of fuel or wanted: save where to go on, and return out of emitted code. */

@@ -5,7 +5,8 @@
 // always out of code, so that its decoded page may go.
 
 import { RECORD_BYTES, RECORD_SHIFT } from '../a64/operand.ts';
-import { tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
+import { SLOT_BYTES } from '../abi/decode-cache.ts';
+import { tlbCoverage, tlbCoverageOffset, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { computeHandlers } from './compute/index.ts';
 import { DataAccess } from './data-access.ts';
@@ -20,7 +21,7 @@ import { regionImports } from './jit/compile.ts';
 import type { RegionClient } from './jit/region-client.ts';
 import { TABLE_SIZE } from './jit/translator.ts';
 import { StageTwo } from './stage-two.ts';
-import { fillExecTlb, flushAll, forget, probeExecTlb, widen } from './tlb.ts';
+import { fillExecTlb, flushAll, flushFrame, noteFill, probeExecTlb } from './tlb.ts';
 import { ACCESS_EXEC, Translation } from './translation.ts';
 import { TrapHandlers } from './traps.ts';
 import { VcpuState } from './vcpu-state.ts';
@@ -54,6 +55,7 @@ export class Engine {
   #exit: ExitReason | undefined;
   /** Generation of the decode cache whose code the vCPU is in. */
   #generation = 0;
+  #codeHasMoved = false;
   /** Exceptions of this run that cost fuel though they retired nothing, so that a guest cannot raise them for ever. */
   #charged = 0;
 
@@ -135,13 +137,14 @@ export class Engine {
       if (this.#exit !== undefined || vcpu.get32(at.pending) !== 0) break;
       if (this.#remaining(vcpu) > 0) continue;
       this.#sample(vcpu);
+      if (this.codeIsGone) this.#leaveCode(vcpu, 0);
       if (granted === instructions) break;
       const quantum = Math.min(instructions - granted, this.#regions!.quantum);
       vcpu.set32(at.fuel, vcpu.get32(at.fuel) + (quantum << RECORD_SHIFT));
       granted += quantum;
     }
     this.#leaveCode(vcpu, 0);
-    this.#regions?.send();
+    this.#regions?.endRun();
     const retired = BigInt((((granted << RECORD_SHIFT) - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT) - this.#charged);
     vcpu.set64(at.instructionsRetired, vcpu.get64(at.instructionsRetired) + retired);
     return this.#exit ?? 'slice';
@@ -157,16 +160,25 @@ export class Engine {
   #takeInRegions(vcpu: VcpuState): void {
     if (this.#regions === undefined) return;
     for (const message of this.#regions.arrived()) {
-      if ('generation' in message) this.#dropRegions(vcpu, message.generation);
+      if ('epoch' in message) this.#dropRegions(vcpu, message.epoch);
       else {
         if (message.module !== undefined) this.addRegions(message.module);
         for (const { page, indices, tableIndex } of message.entries) this.decodeCache.enterRegion(page, indices, tableIndex);
       }
     }
   }
-  #dropRegions(vcpu: VcpuState, generation: number): void {
+  /**
+   * All regions go, and their numbers will be used again. Whoever hears of it first empties the decode cache, so that no
+   * record names one; the others are made to hear of it by that, before they run on.
+   */
+  #dropRegions(vcpu: VcpuState, epoch: number): void {
     for (let i = interpreterTableSize; i < TABLE_SIZE; i++) this.#table.set(i, this.#unknownRegion);
-    if (this.decodeCache.generation === generation) this.host.flushDecodeCache(vcpu);
+    if (!this.decodeCache.knowsRegionEpoch(epoch)) this.host.flushDecodeCache(vcpu, epoch);
+  }
+
+  /** Whether compiled code ran when that was last looked at, which is when a slice has been used up, and sometimes before. */
+  get isInRegions(): boolean {
+    return this.#regions?.isInRegions ?? false;
   }
 
   /** Makes `run` come back after the current instruction. For the host, during one of its calls. */
@@ -178,23 +190,30 @@ export class Engine {
   }
 
   /**
-   * Before this thread translates anything for a vCPU, in `run` or on its behalf: what it remembers of translations may
-   * be of another time. Entries of the TLBs that another thread has made are given up, for only that one knows what they
-   * cover.
+   * Before this thread translates anything for a vCPU, in `run` or on its behalf. What is remembered of translations is
+   * in the record and moves with the vCPU; in a record that no pCPU has run since it was made or restored it is nothing.
    */
   takeOver(vcpu: VcpuState): void {
-    if (vcpu.get32(at.lastPcpu) === this.#pcpu + 1) return this.obeyFlushRequest(vcpu);
+    if (vcpu.get32(at.lastPcpu) === 0) this.flushTlb(vcpu);
     vcpu.set32(at.lastPcpu, this.#pcpu + 1);
-    this.flushTlb(vcpu);
+    vcpu.set32(tlbCoverageOffset + tlbCoverage.at.stageTwoRoot, this.host.stageTwoRootAddress(vcpu));
+    this.obeyFlushRequest(vcpu);
   }
 
+  /** Stage 2 has changed, whatever of it: all that was made from it goes. */
   flushTlb(vcpu: VcpuState): void {
     flushAll(vcpu);
-    vcpu.notGlobalInUpperHalf = false;
-    vcpu.userEntriesAtEl1 = false;
-    vcpu.blocks.forEach(forget);
     vcpu.readFrames.clear();
     vcpu.writeFrames.clear();
+  }
+  /** A frame that the guest could read and run, but not write, is no longer where it was. */
+  forgetFrame(vcpu: VcpuState, mfn: number): void {
+    const slot = this.decodeCache.knownSlot(mfn);
+    flushFrame(vcpu, mfn, slot);
+    vcpu.readFrames.drop(mfn);
+    const record = vcpu.get32(at.record);
+    // A program that changes the page that it runs in has to go on in its copy.
+    if (slot !== 0 && record >= slot && record < slot + SLOT_BYTES) this.#codeHasMoved = true;
   }
 
   /** What others have asked for by `pending`. */
@@ -255,9 +274,12 @@ export class Engine {
     vcpu.set64(at.pcBase, BigInt.asUintN(64, vcpu.get64(at.pcBase) + 4n));
     if (!this.exitRequested) this.#enterCode(vcpu);
   }
-  /** The decode cache was emptied in the middle of the current instruction: it must not return to its code. */
+  /**
+   * The decode cache was emptied in the middle of the current instruction, or the page that it is in was copied: it must
+   * not return to its code.
+   */
   get codeIsGone(): boolean {
-    return this.decodeCache.generation !== this.#generation;
+    return this.#codeHasMoved || this.decodeCache.generation !== this.#generation;
   }
   /** To another address; the current instruction is retired. */
   jump(vcpu: VcpuState, pc: bigint): void {
@@ -281,16 +303,14 @@ export class Engine {
 
   /** From out of code into the code at the PC; or to the exception that fetching it raises, and out again. */
   #enterCode(vcpu: VcpuState): void {
-    // Regions' numbers may have been given to others since, and this must not be missed.
-    if (this.codeIsGone) {
-      this.#regions?.forget();
-      this.#takeInRegions(vcpu);
-    }
+    this.#hearOfRenewal(vcpu);
     const low = vcpu.get32(at.pcBase);
     const high = vcpu.get32(at.pcBase + 4);
     const tlb = tlbOffsets[vcpu.el as 0 | 1].exec;
     const slot = (low & 3) === 0 ? probeExecTlb(vcpu, tlb, low, high) || this.#fetch(vcpu, low, high) : this.#misaligned(vcpu);
     if (slot === 0) return;
+    // While a frame was waited for, other threads may have changed everything.
+    if (this.codeIsGone) return this.#enterCode(vcpu);
     if (vcpu.get32(at.pstateRest) & PSTATE_IL) {
       vcpu.set64(at.pcBase, takeException(vcpu, 'synchronous', vcpu.get64(at.pcBase), syndrome(exceptionClass.illegalState, 0)));
       return;
@@ -299,7 +319,15 @@ export class Engine {
     vcpu.set64(at.pcBase, BigInt.asUintN(64, vcpu.get64(at.pcBase) - BigInt((low & 0xfff) + (slot >>> 2))));
     vcpu.set32(at.fuel, vcpu.get32(at.fuel) + record);
     vcpu.set32(at.record, record);
-    this.#generation = this.decodeCache.generation;
+  }
+  /** Regions' numbers may have been given to others since this thread was in code, and that must not be missed. */
+  #hearOfRenewal(vcpu: VcpuState): void {
+    this.#codeHasMoved = false;
+    while (this.codeIsGone) {
+      this.#generation = this.decodeCache.generation;
+      this.#regions?.forget();
+      this.#takeInRegions(vcpu);
+    }
   }
 
   /** Out of code, before the instruction. */
@@ -323,6 +351,7 @@ export class Engine {
     const abort = (status: number) => this.#fetchFault(vcpu,
       syndrome(el === 0 ? exceptionClass.instructionAbortLower : exceptionClass.instructionAbort, status));
     if (this.#stripTag(vcpu, high)) return this.#fetch(vcpu, low, vcpu.get32(at.pcBase + 4));
+    const flushes = vcpu.get32(at.tlbFlushDone);
     if (!translation.translate(vcpu, low, high, ACCESS_EXEC, el)) {
       return translation.status === NO_FRAME ? this.#noFrame() : abort(translation.status);
     }
@@ -331,12 +360,14 @@ export class Engine {
     if (this.stageTwo.isZeroFrame(mfn)) mfn = this.stageTwo.frameForWrite(vcpu, guestFrame);
     if (mfn === 0) return abort(faultStatus.externalAbort);
     if (mfn === NO_FRAME) return this.#noFrame();
+    // As in data-access.ts.
+    if (vcpu.get32(at.tlbFlushDone) !== flushes) return this.#fetch(vcpu, low, high);
     let slot = this.decodeCache.slotFor(mfn);
     if (slot === 0) {
       this.host.flushDecodeCache(vcpu);
       slot = this.decodeCache.slotFor(mfn);
     }
-    this.noteFill(vcpu, low, high);
+    noteFill(vcpu, low, high, translation.reach, translation.global, false);
     fillExecTlb(vcpu, tlbOffsets[el as 0 | 1].exec, low, high, slot);
     return slot;
   }
@@ -347,13 +378,5 @@ export class Engine {
     if ((vcpu.get32(at.tcrEl1 + 4) & (TCR_TBI0 << upper)) === 0 || high >>> 24 === (upper ? 0xff : 0)) return false;
     vcpu.set32(at.pcBase + 4, upper ? high | 0xff00_0000 : high & 0x00ff_ffff);
     return true;
-  }
-
-  /** Remembers, for later invalidation, what kind of translation was put into a TLB. */
-  noteFill(vcpu: VcpuState, low: number, high: number): void {
-    const upper = (high >>> 23) & 1;
-    const { translation } = this;
-    if (upper && !translation.global) vcpu.notGlobalInUpperHalf = true;
-    if (translation.reach > 12) widen(vcpu.blocks[upper]!, low, high, translation.reach);
   }
 }

@@ -17,6 +17,12 @@ export interface CpuHost {
   frameForWrite(vcpu: VcpuState, guestFrame: number): number;
 
   /**
+   * Where the machine memory names the root of the p2m that `frameForRead` asks, for emitted code to walk it as well
+   * (emitted-walk.ts); 0: stage 2 is something else. Asked whenever the vCPU is about to run.
+   */
+  stageTwoRootAddress(vcpu: VcpuState): number;
+
+  /**
    * Emulated registers. Values are halves in scratch words of the vCPU record (word 0), zero-extended.
    * @returns false if nothing is at that address: the guest gets a synchronous external abort.
    */
@@ -37,8 +43,11 @@ export interface CpuHost {
   broadcastTlbInvalidate(vcpu: VcpuState): void;
   /** Runs an action while no other vCPU of the domain is in code; one that was in the middle of it leaves it. */
   whileOthersStopped(vcpu: VcpuState, action: () => void): void;
-  /** The decode cache is full: stops all pCPUs at a safe point and empties it. */
-  flushDecodeCache(vcpu: VcpuState): void;
+  /**
+   * The decode cache is full, or compiled regions are given up: stops all pCPUs at a safe point and empties it.
+   * @param regionEpoch of the regions that records may name from then on; unless given, the same as before
+   */
+  flushDecodeCache(vcpu: VcpuState, regionEpoch?: number): void;
 }
 
 /** There is memory, but no frame can be had for it now: the host has none left, or what is to be in it is lost. */

@@ -20,6 +20,8 @@ const at = vcpuRecord.at;
 
 export interface InterpreterContext extends EngineContext {
   readonly traps: Readonly<Record<TrapName, Callable>>;
+  /** (vcpu, SYS operation, its argument) → 1 if there is no more to be done (emitted-walk.ts). */
+  readonly maintain: Callable;
 }
 
 export class InterpreterMachine extends EngineMachine<InterpreterContext> {
@@ -100,9 +102,16 @@ export class InterpreterMachine extends EngineMachine<InterpreterContext> {
   }
   protected emitTrap(name: TrapName, args: I32[]): void {
     const { f } = this;
+    if (name === 'sys') this.#maintain(args[0]!, args[1]!);
     this.writeState32(at.record, this.#record);
     this.writeState32(at.fuel, this.fuel);
     f.call(this.context.traps[name], this.vcpu, ...padded(args));
     f.returnCall(this.context.resume, this.vcpu);
+  }
+  #maintain(operation: I32, slotOffset: I32): void {
+    const argument = i64.load(i32.add(this.vcpu, slotOffset));
+    this.f.if(this.f.callExpr('i32', this.context.maintain, this.vcpu, operation, argument), () => {
+      this.#dispatch(this.f.let(i32.add(this.#record, i32.const(RECORD_BYTES))), this.fuel);
+    });
   }
 }

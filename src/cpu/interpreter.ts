@@ -3,19 +3,25 @@
 // numbers.
 
 import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED } from '../abi/decode-cache.ts';
-import { TLB_ENTRIES, TLB_ENTRY_BYTES, scratchOffset, tlbEntry, vcpuRecord } from '../abi/vcpu.ts';
+import { scratchOffset, tlbEntry, vcpuRecord } from '../abi/vcpu.ts';
 import type { Fields, Row } from '../a64/row.ts';
 import { fieldsOf, operandsOf } from '../a64/row.ts';
 import { handlerCount, numbering, rows, staticsOf } from '../a64/table.ts';
 import { computeNames, trapNames } from '../a64/slow.ts';
 import { RECORD_BYTES } from '../a64/operand.ts';
+import { MACHINE_HEADER } from '../abi/machine-memory.ts';
 import { SeededRandom } from '../base/random.ts';
+import type { MachineMemory } from '../memory/machine-memory.ts';
 import { i32, i64 } from '../wasm/scalar.ts';
 import type { Callable, FunctionBuilder, Signature } from '../wasm/function.ts';
 import { ModuleBuilder } from '../wasm/module.ts';
 import type { MemoryImport } from '../wasm/module.ts';
-import { computeSignature, emittedCalls, trapSignature } from './emitted-calls.ts';
-import { leaveIfDue } from './engine-machine.ts';
+import type { Address, I32 } from '../wasm/types.ts';
+import { ACCESS_ALIGNED, computeSignature, emittedCalls, trapSignature } from './emitted-calls.ts';
+import { emitWalk } from './emitted-walk.ts';
+import type { WalkLayout } from './emitted-walk.ts';
+import { DecodeCache } from './decode-cache.ts';
+import { goThroughTlb, loads, orderedLoads, orderedStores, stores } from './engine-machine.ts';
 import { emitStoreFlags, storeFlagsSignature } from './jit/lazy-flags.ts';
 import { InterpreterMachine } from './interpreter-machine.ts';
 import type { InterpreterContext } from './interpreter-machine.ts';
@@ -37,8 +43,22 @@ export const sharedFunctions = {
   storeFlags: storeFlagsSignature,
 } as const satisfies Record<string, Signature>;
 
-/** @param pairLockAddress address of a word in machine memory, zero at first. */
-export function buildInterpreter(memory: MemoryImport, pairLockAddress: number): Uint8Array<ArrayBuffer> {
+/** Places in the machine memory that handlers are made for. */
+export interface InterpreterLayout extends WalkLayout {
+  /** Address of a word, zero at first. */
+  readonly pairLock: number;
+}
+
+export function interpreterLayout(machine: MachineMemory): InterpreterLayout {
+  return {
+    pairLock: MACHINE_HEADER.at.pairLock,
+    frameTable: machine.region('frameTable').offsetBytes,
+    codeSlots: new DecodeCache(machine).slotsAddress,
+    frameEnd: machine.frameEnd,
+  };
+}
+
+export function buildInterpreter(memory: MemoryImport, layout: InterpreterLayout): Uint8Array<ArrayBuffer> {
   const module = new ModuleBuilder(handlerSignature, memory);
   const imports = Object.fromEntries(Object.entries(emittedCalls)
     .map(([name, signature]) => [name, module.importFunction(name, signature)])) as Record<keyof typeof emittedCalls, Callable>;
@@ -49,10 +69,11 @@ export function buildInterpreter(memory: MemoryImport, pairLockAddress: number):
 
   const leave = emitLeave(module);
   const resume = emitResume(module);
-  const slowLoad = emitSlowAccess(module, imports.slowLoad, 'load');
-  const slowStore = emitSlowAccess(module, imports.slowStore, 'store');
-  const fillTlb = emitSlowAccess(module, imports.fillTlb, 'fill');
-  const jump = emitJump(module, imports.fetch, resume, leave);
+  const { fillData, fillExec, maintain } = emitWalk(module, layout);
+  const slowLoad = emitSlowAccess(module, imports.slowLoad, fillData, 'load');
+  const slowStore = emitSlowAccess(module, imports.slowStore, fillData, 'store');
+  const fillTlb = emitSlowAccess(module, imports.fillTlb, fillData, 'fill');
+  const jump = emitJump(module, imports.fetch, fillExec, resume, leave);
   const storeFlags = emitStoreFlags(module);
   const shared: Record<keyof typeof sharedFunctions, Callable> = { resume, jump, leave, slowLoad, slowStore, fillTlb, storeFlags };
   for (const name in shared) module.export(name, shared[name as keyof typeof shared]);
@@ -61,7 +82,7 @@ export function buildInterpreter(memory: MemoryImport, pairLockAddress: number):
   module.place(HANDLER_END_OF_PAGE, emitEndOfPage(module, jump));
 
   const context: InterpreterContext = {
-    addressType: memory.addressType, resume, jump, leave, slowLoad, slowStore, fillTlb, traps, compute, pairLockAddress,
+    addressType: memory.addressType, resume, jump, leave, slowLoad, slowStore, fillTlb, traps, maintain, compute, pairLockAddress: layout.pairLock,
   };
   const undefinedHandler = module.function(handlerSignature);
   new InterpreterMachine(undefinedHandler, context, false).undefined();
@@ -156,36 +177,69 @@ function emitEndOfPage(module: ModuleBuilder, jump: Callable): Callable {
 }
 
 /** (record, vcpu, fuel, va): through the exec TLB. A misaligned address misses, and `fetch` takes the exception. */
-function emitJump(module: ModuleBuilder, fetch: Callable, resume: Callable, leave: Callable): Callable {
+function emitJump(module: ModuleBuilder, fetch: Callable, fillExec: Callable, resume: Callable, leave: Callable): Callable {
   const f = module.function({ params: ['i32', 'i32', 'i32', 'i64'], results: [] });
   const { record, vcpu, fuel } = handlerParams(f);
   const va = f.param(3, 'i64');
-  const low = f.let(i32.wrapI64(va));
-  const index = i32.and(i32.shrU(low, i32.const(8)), i32.const((TLB_ENTRIES - 1) * TLB_ENTRY_BYTES));
-  const entry = f.let(i32.add(index, i32.load(vcpu, at.tlbExec)));
-  f.if(i64.ne(i64.load(entry, tlbEntry.at.tag), i64.and(va, i64.const(~0xffcn))), () => {
-    save(f, record, vcpu, fuel);
-    f.call(fetch, vcpu, low, i32.wrapI64(i64.shrU(va, i64.const(32))));
-    f.returnCall(resume, vcpu);
+  goThroughTlb(f, leave, record, vcpu, fuel, va, low => {
+    f.if(i32.eqz(f.callExpr('i32', fillExec, vcpu, va)), () => {
+      save(f, record, vcpu, fuel);
+      f.call(fetch, vcpu, low, i32.wrapI64(i64.shrU(va, i64.const(32))));
+      f.returnCall(resume, vcpu);
+    }, undefined, 'unlikely');
   });
-  const slot = f.let(i32.load(entry, tlbEntry.at.target));
-  const target = f.let(i32.add(slot, i32.shl(i32.and(low, i32.const(0xffc)), i32.const(2))));
-  f.do(i64.store(vcpu, i64.sub(i64.and(va, i64.const(~0xfffn)), i64.extendI32U(i32.shrU(slot, i32.const(2)))), at.pcBase));
-  const left = f.let(i32.sub(i32.add(fuel, i32.sub(target, record)), i32.const(RECORD_BYTES)));
-  leaveIfDue(f, leave, target, vcpu, left);
-  f.returnCallIndirect(i32.load16U(target), target, vcpu, left);
   return f;
 }
 
 /** (record, vcpu, fuel, va, size and flags[, is write]) → for a load, the low 64 bits. */
-function emitSlowAccess(module: ModuleBuilder, target: Callable, kind: 'load' | 'store' | 'fill'): Callable {
+function emitSlowAccess(module: ModuleBuilder, target: Callable, fillData: Callable, kind: 'load' | 'store' | 'fill'): Callable {
   const params = ['i32', 'i32', 'i32', 'i64', 'i32', ...(kind === 'fill' ? ['i32' as const] : [])] as const;
   const f = module.function({ params: [...params], results: kind === 'load' ? ['i64'] : [] });
   const { record, vcpu, fuel } = handlerParams(f);
   const va = f.param(3, 'i64');
+  const sizeAndFlags = f.param(4, 'i32');
+  const isWrite = kind === 'fill' ? f.param(5, 'i32') : i32.const(kind === 'store' ? 1 : 0);
+  const entry = f.let(f.callExpr('i32', fillData, vcpu, va, sizeAndFlags, isWrite));
+  f.if(entry, () => {
+    f.do(i32.store(vcpu, i32.const(0), at.abort));
+    if (kind === 'fill') return f.return();
+    const host = f.let(module.addressType === 'i64'
+      ? i64.add(va, i64.load(entry, tlbEntry.at.target)) : i32.add(i32.wrapI64(va), i32.load(entry, tlbEntry.at.target)));
+    const size = f.let(i32.and(sizeAndFlags, i32.const(0xff)));
+    const each = kind === 'load' ? emitLoads : emitStores;
+    f.if(i32.and(sizeAndFlags, i32.const(ACCESS_ALIGNED)), () => each(f, vcpu, host, size, true));
+    each(f, vcpu, host, size, false);
+  });
   save(f, record, vcpu, fuel);
-  f.call(target, vcpu, i32.wrapI64(va), i32.wrapI64(i64.shrU(va, i64.const(32))), f.param(4, 'i32'),
-    ...(kind === 'fill' ? [f.param(5, 'i32')] : []));
+  f.call(target, vcpu, i32.wrapI64(va), i32.wrapI64(i64.shrU(va, i64.const(32))), sizeAndFlags,
+    ...(kind === 'fill' ? [isWrite] : []));
   if (kind === 'load') f.push(i64.load(vcpu, scratchOffset(0)));
   return f;
+}
+
+const accessSizes = [8, 4, 1, 2] as const;
+
+/** Returns what a load of the slow path gives: the low 64 bits, and of a pair or vector the rest in scratch word 1. */
+function emitLoads(f: FunctionBuilder, vcpu: I32, host: Address, size: I32, ordered: boolean): void {
+  for (const bytes of accessSizes) {
+    f.if(i32.eq(size, i32.const(bytes)), () => f.return((ordered ? orderedLoads : loads)[bytes](host)));
+  }
+  const low = f.let(i64.load(host));
+  f.do(i64.store(vcpu, low, scratchOffset(0)));
+  f.do(i64.store(vcpu, i64.load(host, 8), scratchOffset(1)));
+  f.return(low);
+}
+
+/** Stores scratch words, and returns. */
+function emitStores(f: FunctionBuilder, vcpu: I32, host: Address, size: I32, ordered: boolean): void {
+  const value = i64.load(vcpu, scratchOffset(0));
+  for (const bytes of accessSizes) {
+    f.if(i32.eq(size, i32.const(bytes)), () => {
+      f.do((ordered ? orderedStores : stores)[bytes](host, value));
+      f.return();
+    });
+  }
+  f.do(i64.store(host, value));
+  f.do(i64.store(host, i64.load(vcpu, scratchOffset(1)), 8));
+  f.return();
 }

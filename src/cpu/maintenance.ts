@@ -1,19 +1,21 @@
 // SYS instructions: cache maintenance (IC, DC), TLB invalidation (TLBI), address translation (AT).
 //
 // There are no caches to keep coherent but the decoded code, so of cache maintenance only IC does anything. DC by
-// address still translates, because the guest may rely on the abort.
+// address still translates, because the guest may rely on the abort. (Where nothing aborts and no code is concerned, emitted
+// code does it: emitted-walk.ts.)
 
 import { systemRegister } from '../a64/system-registers.ts';
 import { scratchOffset, vcpuRecord } from '../abi/vcpu.ts';
 import type { Engine } from './engine.ts';
 import { NO_FRAME } from './host.ts';
-import { flushAddress } from './tlb.ts';
+import { flushAddress, flushAll } from './tlb.ts';
 import { ACCESS_READ, ACCESS_WRITE } from './translation.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
-const LINE_BYTES = 64;
-const SCTLR_UCI = 1 << 26;
+/** Of CTR_EL0.IminLine. */
+const LINE_BYTES = 512;
+export const SCTLR_UCI = 1 << 26;
 const SCTLR_DZE = 1 << 14;
 
 export type Outcome = 'done' | 'undefined' | 'trapped' | 'aborted';
@@ -21,7 +23,11 @@ type Operation = (vcpu: VcpuState, argument: bigint) => Outcome;
 
 const sys = (op1: number, crn: number, crm: number, op2: number) => systemRegister(1, op1, crn, crm, op2);
 const DC_ZVA = sys(3, 7, 4, 1);
-const IC_IVAU = sys(3, 7, 5, 1);
+/** Cache maintenance by virtual address. */
+export const cacheOperation = {
+  IC_IVAU: sys(3, 7, 5, 1), DC_CVAC: sys(3, 7, 10, 1), DC_CVAU: sys(3, 7, 11, 1), DC_CIVAC: sys(3, 7, 14, 1),
+} as const;
+const { IC_IVAU, DC_CVAC, DC_CVAU, DC_CIVAC } = cacheOperation;
 
 export class Maintenance {
   readonly #engine: Engine;
@@ -36,7 +42,7 @@ export class Maintenance {
       [sys(0, 7, 5, 0), vcpu => this.#invalidateAllCode(vcpu)], // IC IALLU
       [IC_IVAU, (vcpu, address) => this.#invalidateCode(vcpu, address)],
       [sys(0, 7, 6, 1), (vcpu, address) => this.#translated(vcpu, address, ACCESS_WRITE) ? 'done' : 'aborted'], // DC IVAC
-      [sys(3, 7, 10, 1), byAddress], [sys(3, 7, 11, 1), byAddress], [sys(3, 7, 14, 1), byAddress], // DC CVAC, CVAU, CIVAC
+      [DC_CVAC, byAddress], [DC_CVAU, byAddress], [DC_CIVAC, byAddress],
       [sys(0, 7, 6, 2), nothing], [sys(0, 7, 10, 2), nothing], [sys(0, 7, 14, 2), nothing], // DC ISW, CSW, CISW
       [sys(0, 7, 8, 0), (vcpu, address) => this.#translate(vcpu, address, 1, ACCESS_READ)], // AT S1E1R
       [sys(0, 7, 8, 1), (vcpu, address) => this.#translate(vcpu, address, 1, ACCESS_WRITE)],
@@ -99,11 +105,11 @@ export class Maintenance {
     const op2 = operation & 7;
     if (operation !== sys(0, 8, crm, op2) || (crm !== 3 && crm !== 7) || op2 === 4 || op2 === 6) return 'undefined';
     // VMALLE1, ASIDE1: everything; a superset is allowed.
-    if (op2 === 0 || op2 === 2) this.#engine.flushTlb(vcpu);
+    if (op2 === 0 || op2 === 2) flushAll(vcpu);
     else {
       const [low, high] = halves((argument & 0xfff_ffff_ffffn) << 12n);
       const extended = high & 0x0080_0000 ? high | 0xff00_0000 : high;
-      flushAddress(vcpu, low, extended, vcpu.blocks[high & 0x0080_0000 ? 1 : 0]!);
+      flushAddress(vcpu, low, extended);
     }
     if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu);
     return 'done';

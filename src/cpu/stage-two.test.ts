@@ -42,11 +42,64 @@ test('after a flush was asked for, the hypervisor writes where the page is now',
   assert.deepEqual([byteAt(PAGE), byteAt(OTHER)], [1, 2]);
 });
 
-test('so it does for a vCPU that another thread has run meanwhile', () => {
+test('so it does in another thread, which finds what this one has remembered', () => {
+  const { vcpu, addVcpu, host, write, exchange, byteAt, engine } = machineWithExchange();
+  const other = addVcpu(1);
+  const there = other.engine.vcpu(vcpu.address);
+  let asked = 0;
+  other.host.frameForWrite = (v, guestFrame) => { asked++; return host.frameForWrite(v, guestFrame); };
+  write(1);
+  assert.ok(other.engine.data.copyToGuest(there, BigInt(PAGE), Uint8Array.of(3)));
+  assert.deepEqual([asked, byteAt(PAGE)], [0, 3]);
+  exchange();
+  engine.requestTlbFlush(vcpu.address);
+  assert.ok(other.engine.data.copyToGuest(there, BigInt(PAGE), Uint8Array.of(2)));
+  assert.deepEqual([asked, byteAt(PAGE), byteAt(OTHER)], [1, 3, 2]);
+  write(4);
+  assert.deepEqual([byteAt(PAGE), byteAt(OTHER)], [3, 4]);
+});
+
+test('nothing is remembered in a record that no thread has run', () => {
   const { vcpu, write, exchange, byteAt } = machineWithExchange();
   write(1);
   exchange();
-  vcpu.set32(vcpuRecord.at.lastPcpu, 5);
+  vcpu.set32(vcpuRecord.at.lastPcpu, 0);
   write(2);
   assert.deepEqual([byteAt(PAGE), byteAt(OTHER)], [1, 2]);
+});
+
+test('of a frame that is replaced only what was made from it goes', () => {
+  const { machine, host, engine, vcpu, ram, load } = createTestMachine();
+  // LDRB W0, [X1]; LDRB W2, [X3]; HVC #0
+  const program = [0x3940_0020, 0x3940_0062, 0xd400_0002];
+  load(GUEST_BASE, program);
+  const gfn = PAGE / 4096;
+  const frameOf = (guestFrame: number): number => machine.firstFrame + guestFrame - GUEST_BASE / 4096;
+  const asked: number[] = [];
+  let exchanged = false;
+  host.frameForRead = (_vcpu, guestFrame) => {
+    asked.push(guestFrame);
+    return frameOf(exchanged && guestFrame === gfn ? gfn + 2 : guestFrame);
+  };
+  ram[0x10_0000] = 1;
+  ram[0x10_1000] = 2;
+  ram[0x10_2000] = 3;
+  const run = (): bigint[] => {
+    vcpu.setX(1, BigInt(PAGE));
+    vcpu.setX(3, BigInt(OTHER));
+    vcpu.set64(vcpuRecord.at.pcBase, BigInt(GUEST_BASE));
+    assert.equal(engine.run(vcpu, 100), 'host');
+    return [vcpu.x(0), vcpu.x(2)];
+  };
+  assert.deepEqual(run(), [1n, 2n]);
+  assert.deepEqual(run(), [1n, 2n]);
+  assert.deepEqual(asked.splice(0), [GUEST_BASE / 4096, gfn, gfn + 1]);
+  exchanged = true;
+  engine.forgetFrame(vcpu, frameOf(gfn));
+  assert.deepEqual(run(), [3n, 2n]);
+  assert.deepEqual(asked.splice(0), [gfn]);
+  // The page that the code is in.
+  engine.forgetFrame(vcpu, frameOf(GUEST_BASE / 4096));
+  assert.deepEqual(run(), [3n, 2n]);
+  assert.deepEqual(asked, [GUEST_BASE / 4096]);
 });

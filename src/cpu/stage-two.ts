@@ -3,29 +3,52 @@
 // forgotten whenever all of those are (Engine.flushTlb).
 
 import { HEAP } from '../abi/machine-memory.ts';
+import { FRAME_CACHE_EMPTY, FRAME_CACHE_ENTRIES, FRAME_CACHE_ENTRY_BYTES } from '../abi/vcpu.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import type { CpuHost } from './host.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
-const ENTRIES = 512;
+const ENTRY_WORDS = FRAME_CACHE_ENTRY_BYTES / 4;
 
-/** Direct-mapped by the low bits of the guest frame. */
+/** In a vCPU record, where emitted code looks as well (emitted-walk.ts). Never the zero frame. */
 export class FrameCache {
-  readonly #guestFrames = new Int32Array(ENTRIES).fill(-1);
-  readonly #machineFrames = new Int32Array(ENTRIES);
+  readonly #u32: Uint32Array;
+  readonly #first: number;
 
+  /** @param address of the first entry */
+  constructor(u32: Uint32Array, address: number) {
+    this.#u32 = u32;
+    this.#first = address / 4;
+  }
+
+  #index(guestFrame: number): number {
+    return this.#first + (guestFrame & (FRAME_CACHE_ENTRIES - 1)) * ENTRY_WORDS;
+  }
   /** @returns 0 if it is not known */
   get(guestFrame: number): number {
-    const index = guestFrame & (ENTRIES - 1);
-    return this.#guestFrames[index] === guestFrame ? this.#machineFrames[index]! : 0;
+    const index = this.#index(guestFrame);
+    return this.#u32[index] === guestFrame ? this.#u32[index + 1]! : 0;
   }
   set(guestFrame: number, mfn: number): void {
-    const index = guestFrame & (ENTRIES - 1);
-    this.#guestFrames[index] = guestFrame;
-    this.#machineFrames[index] = mfn;
+    const index = this.#index(guestFrame);
+    this.#u32[index] = guestFrame;
+    this.#u32[index + 1] = mfn;
   }
   clear(): void {
-    this.#guestFrames.fill(-1);
+    const end = this.#first + FRAME_CACHE_ENTRIES * ENTRY_WORDS;
+    for (let index = this.#first; index < end; index += ENTRY_WORDS) {
+      this.#u32[index] = FRAME_CACHE_EMPTY;
+      this.#u32[index + 1] = 0;
+    }
+  }
+  /** Forgets what leads to a machine frame. */
+  drop(mfn: number): void {
+    const end = this.#first + FRAME_CACHE_ENTRIES * ENTRY_WORDS;
+    for (let index = this.#first; index < end; index += ENTRY_WORDS) {
+      if (this.#u32[index + 1] !== mfn) continue;
+      this.#u32[index] = FRAME_CACHE_EMPTY;
+      this.#u32[index + 1] = 0;
+    }
   }
 }
 

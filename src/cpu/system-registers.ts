@@ -3,7 +3,7 @@
 
 import { constantSystemRegisters, sysreg, systemRegister } from '../a64/system-registers.ts';
 import { vcpuRecord, xOffset } from '../abi/vcpu.ts';
-import { flushAll, flushHalf, setPan } from './tlb.ts';
+import { flushAll, flushNotGlobal, setPan } from './tlb.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
@@ -61,15 +61,10 @@ const identification: Readonly<Record<number, bigint>> = {
   [sysreg.CCSIDR_EL1]: 0n,
 };
 
-/** A new ASID is current: entries of the old one go. Global entries stay. */
-function asidChanged(vcpu: VcpuState): void {
-  if (vcpu.notGlobalInUpperHalf) flushAll(vcpu);
-  else flushHalf(vcpu, false);
-}
 function ttbrChanged(fromTtbr1: boolean) {
   return (vcpu: VcpuState, old: bigint, value: bigint): void => {
     const asidFromTtbr1 = (vcpu.get32(at.tcrEl1) & TCR_A1) !== 0;
-    if (asidFromTtbr1 === fromTtbr1 && old >> 48n !== value >> 48n) asidChanged(vcpu);
+    if (asidFromTtbr1 === fromTtbr1 && old >> 48n !== value >> 48n) flushNotGlobal(vcpu);
   };
 }
 

@@ -2,12 +2,11 @@
 // starts at GUEST_BASE and is a run of frames at the end of the machine memory.
 
 import { systemRegister } from '../a64/system-registers.ts';
-import { MACHINE_HEADER } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { Engine } from './engine.ts';
 import type { CpuHost } from './host.ts';
-import { buildInterpreter } from './interpreter.ts';
+import { buildInterpreter, interpreterLayout } from './interpreter.ts';
 import { resetVcpu } from './reset.ts';
 import { ForcedRegions, LocalTranslator } from './test-regions.ts';
 import type { TranslatorLimits } from './jit/translator.ts';
@@ -34,6 +33,9 @@ export class TestHost implements CpuHost {
     this.vcpus = vcpus;
   }
 
+  stageTwoRootAddress(): number {
+    return 0;
+  }
   frameForRead(_vcpu: VcpuState, guestFrame: number): number {
     const mfn = this.machine.firstFrame + guestFrame - GUEST_BASE / 4096;
     return mfn >= this.machine.firstFrame && mfn < this.machine.frameEnd ? mfn : 0;
@@ -69,8 +71,8 @@ export class TestHost implements CpuHost {
   whileOthersStopped(_vcpu: VcpuState, action: () => void): void {
     action();
   }
-  flushDecodeCache(): void {
-    this.engine!.decodeCache.empty();
+  flushDecodeCache(_vcpu: VcpuState, regionEpoch?: number): void {
+    this.engine!.decodeCache.empty(regionEpoch);
     for (const vcpu of this.vcpus) this.engine!.flushTlb(vcpu);
   }
 }
@@ -117,7 +119,7 @@ export function createTestMachine(options: TestMachineOptions = {}): TestMachine
   const key = `${addressType} ${pages}`;
   let module = modules.get(key);
   if (!module) {
-    const bytes = buildInterpreter({ addressType, minPages: 1, maxPages: pages }, MACHINE_HEADER.at.pairLock);
+    const bytes = buildInterpreter({ addressType, minPages: 1, maxPages: pages }, interpreterLayout(machine));
     modules.set(key, module = new WebAssembly.Module(bytes));
   }
   const vcpus: VcpuState[] = [];

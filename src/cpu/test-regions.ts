@@ -33,6 +33,7 @@ export class LocalTranslator {
   }
 
   get regionCount(): number { return this.#translator.regionCount; }
+  get codeBytes(): number { return this.#translator.codeBytes; }
 
   /** For another engine. */
   client(): RegionClient {
@@ -72,6 +73,8 @@ export class ForcedRegions {
   }
 
   get regionCount(): number { return this.#translator.regionCount; }
+  /** For engines of other threads. */
+  get modules(): readonly WebAssembly.Module[] { return this.#modules; }
 
   /** Gives an engine all regions, present and future: a record names them for every engine of the machine. */
   serve(engine: Engine): void {

@@ -1,8 +1,13 @@
 // Filling and flushing the TLBs in a vCPU record (layout: abi/vcpu.ts). Only the thread that runs the vCPU does it.
 
-import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
+import {
+  BLOCK_BITS, BLOCK_REACH, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, tlbCoverage, tlbCoverageOffset, tlbOffsets, vcpuRecord,
+} from '../abi/vcpu.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
+const coverage = (field: keyof typeof tlbCoverage.at): number => tlbCoverageOffset + tlbCoverage.at[field];
+/** log2 of the largest block: level 0 has none. */
+const LARGE_BLOCK_REACH = 30;
 const ENTRY_WORDS = TLB_ENTRY_BYTES / 4;
 /** As in SPSR. */
 const PAN_BIT = 1 << 22;
@@ -48,10 +53,14 @@ export function flushAll(vcpu: VcpuState): void {
     u32[index] = TLB_INVALID_TAG;
     u32[index + 1] = 0;
   }
+  vcpu.set32(coverage('notGlobalInUpperHalf'), 0);
+  vcpu.set32(coverage('userEntriesAtEl1'), 0);
+  const blocks = (vcpu.address + coverage('largeBlocks')) / 4;
+  u32.fill(0, blocks, blocks + 1 + (1 << BLOCK_BITS) / 32);
 }
 
 /** All entries of one half of the address space. */
-export function flushHalf(vcpu: VcpuState, upper: boolean): void {
+function flushHalf(vcpu: VcpuState, upper: boolean): void {
   const { u32 } = vcpu;
   let index = (vcpu.address + tlbOffsets[0].read) / 4;
   for (let i = 0; i < ENTRIES_IN_ALL; i++, index += ENTRY_WORDS) {
@@ -62,62 +71,77 @@ export function flushHalf(vcpu: VcpuState, upper: boolean): void {
 /** PSTATE.PAN, by whatever changes it. The entries that EL1 must no longer use go. */
 export function setPan(vcpu: VcpuState, set: boolean): void {
   vcpu.set32(vcpuRecord.at.pan, set ? PAN_BIT : 0);
-  if (!set || !vcpu.userEntriesAtEl1) return;
-  vcpu.userEntriesAtEl1 = false;
+  if (!set || vcpu.get32(coverage('userEntriesAtEl1')) === 0) return;
+  vcpu.set32(coverage('userEntriesAtEl1'), 0);
   for (const offset of [tlbOffsets[1].read, tlbOffsets[1].write]) {
     const first = (vcpu.address + offset) / 4;
     for (let i = 0; i < TLB_ENTRIES; i++) vcpu.u32[first + i * ENTRY_WORDS] = TLB_INVALID_TAG;
   }
 }
 
+/** Where a block's bit is: its word in `blocks`, and its place there. */
+const blockNumber = (low: number, high: number): number => (high & 0xffff) * 0x800 + (low >>> BLOCK_REACH);
+const blockWord = (number: number): number => coverage('blocks') + ((number >>> 3) & ((1 << BLOCK_BITS) / 8 - 4));
+const blockBit = (number: number): number => 1 << (number & 31);
+const isUpper = (high: number): boolean => (high & 0x0080_0000) !== 0;
+
 /**
- * Addresses, of one half of the address space, whose entries come from block descriptors: such a block's entries go
- * together. Kernels map by blocks what they never unmap, so most invalidations lie outside.
+ * Remembers, for later invalidation, what kind of translation an entry is made from.
+ * @param reach log2 of the descriptor's reach
+ * @param user at EL1, for a page that EL0 may access
  */
-export interface BlockWindow {
-  /** Page numbers, within the half. */
-  first: number;
-  last: number;
-  /** log2 of the largest block. */
-  reach: number;
-}
-export const noBlocks = (): BlockWindow => ({ first: Infinity, last: -1, reach: 12 });
-
-export function forget(window: BlockWindow): void {
-  window.first = Infinity;
-  window.last = -1;
-  window.reach = 12;
+export function noteFill(vcpu: VcpuState, low: number, high: number, reach: number, global: boolean, user: boolean): void {
+  const upper = isUpper(high);
+  if (upper && !global) vcpu.set32(coverage('notGlobalInUpperHalf'), 1);
+  if (user) vcpu.set32(coverage('userEntriesAtEl1'), 1);
+  if (reach < BLOCK_REACH) return;
+  // Such a block's entries go together. Kernels map by blocks what they never unmap, so most invalidations miss them all.
+  if (reach > BLOCK_REACH) return vcpu.set32(coverage('largeBlocks'), 1);
+  const number = blockNumber(low, high);
+  const word = blockWord(number);
+  vcpu.set32(word, vcpu.get32(word) | blockBit(number));
 }
 
-const pageNumber = (low: number, high: number): number => (high & 0xffff) * 0x10_0000 + (low >>> 12);
-
-/** An entry has been made from a block of 2^reach bytes. */
-export function widen(window: BlockWindow, low: number, high: number, reach: number): void {
-  const pages = 2 ** (reach - 12);
-  const page = pageNumber(low, high);
-  const first = page - page % pages;
-  if (first < window.first) window.first = first;
-  if (first + pages - 1 > window.last) window.last = first + pages - 1;
-  if (reach > window.reach) window.reach = reach;
+/** After another ASID has become current: entries of the old one go. Global entries stay. */
+export function flushNotGlobal(vcpu: VcpuState): void {
+  if (vcpu.get32(coverage('notGlobalInUpperHalf')) !== 0) flushAll(vcpu);
+  else flushHalf(vcpu, false);
 }
 
 /** The entries of an address, and of the whole block if it may be one's; a tag byte is ignored. */
-export function flushAddress(vcpu: VcpuState, low: number, high: number, blocks: BlockWindow): void {
+export function flushAddress(vcpu: VcpuState, low: number, high: number): void {
   const { u32 } = vcpu;
-  const page = pageNumber(low, high);
-  if (page < blocks.first || page > blocks.last) {
+  const isLarge = vcpu.get32(coverage('largeBlocks')) !== 0;
+  const number = blockNumber(low, high);
+  if (!isLarge && (vcpu.get32(blockWord(number)) & blockBit(number)) === 0) {
     for (const set of tlbOffsets) {
-      for (const offset of [set.read, set.write, set.exec]) u32[entryIndex(vcpu, offset, low)] = TLB_INVALID_TAG;
+      u32[entryIndex(vcpu, set.read, low)] = TLB_INVALID_TAG;
+      u32[entryIndex(vcpu, set.write, low)] = TLB_INVALID_TAG;
+      u32[entryIndex(vcpu, set.exec, low)] = TLB_INVALID_TAG;
     }
     return;
   }
-  const { reach } = blocks;
-  const lowMask = reach >= 32 ? 0 : -1 << reach;
-  const highMask = (reach > 32 ? -1 << (reach - 32) : -1) & 0xffff;
+  const lowMask = isLarge ? -1 << LARGE_BLOCK_REACH : -1 << BLOCK_REACH;
   let index = (vcpu.address + tlbOffsets[0].read) / 4;
   for (let i = 0; i < ENTRIES_IN_ALL; i++, index += ENTRY_WORDS) {
-    if (((u32[index]! ^ low) & lowMask) === 0 && ((u32[index + 1]! ^ high) & highMask) === 0) u32[index] = TLB_INVALID_TAG;
+    if (((u32[index]! ^ low) & lowMask) === 0 && ((u32[index + 1]! ^ high) & 0xffff) === 0) u32[index] = TLB_INVALID_TAG;
   }
 }
 
-const isUpper = (high: number): boolean => (high & 0x0080_0000) !== 0;
+/**
+ * All entries that lead to a frame; none of them is a write entry.
+ * @param slot of the frame's decoded records, 0: it has none
+ */
+export function flushFrame(vcpu: VcpuState, mfn: number, slot: number): void {
+  const { u32 } = vcpu;
+  const host = (mfn * 4096) | 0;
+  for (const { read, exec } of tlbOffsets) {
+    let index = (vcpu.address + read) / 4;
+    for (let i = 0; i < TLB_ENTRIES; i++, index += ENTRY_WORDS) {
+      if (((u32[index]! + u32[index + 2]!) | 0) === host) u32[index] = TLB_INVALID_TAG;
+    }
+    if (slot === 0) continue;
+    index = (vcpu.address + exec) / 4;
+    for (let i = 0; i < TLB_ENTRIES; i++, index += ENTRY_WORDS) if (u32[index + 2] === slot) u32[index] = TLB_INVALID_TAG;
+  }
+}

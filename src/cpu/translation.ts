@@ -13,6 +13,8 @@ import type { VcpuState } from './vcpu-state.ts';
 const at = vcpuRecord.at;
 const TWO_32 = 0x1_0000_0000;
 const TWO_48 = 2 ** 48;
+/** Powers of two by exponent: computing them takes longer than all else in a walk. */
+const POWER = Array.from({ length: 49 }, (_, exponent) => 2 ** exponent);
 
 export const ACCESS_READ = 0;
 export const ACCESS_WRITE = 1;
@@ -90,10 +92,12 @@ export class Translation {
     const inputBits = 64 - ((upper ? tcrLow >>> 16 : tcrLow) & 0x3f);
     const sign = upper ? 0xff : 0;
     const tagIgnored = (tcrHigh & (TCR_TBI0 << upper)) !== 0;
+    if (inputBits > 48 || inputBits < 25) return this.#fail(faultStatus.translation);
     let offset = (high & 0xffff) * TWO_32 + low;
-    if (upper) offset -= TWO_48 - 2 ** inputBits;
-    if (inputBits > 48 || inputBits < 25 || ((high >>> 16) & 0xff) !== sign || (!tagIgnored && high >>> 24 !== sign)
-      || offset < 0 || offset >= 2 ** inputBits) return this.#fail(faultStatus.translation);
+    if (upper) offset -= TWO_48 - POWER[inputBits]!;
+    if (((high >>> 16) & 0xff) !== sign || (!tagIgnored && high >>> 24 !== sign) || offset < 0 || offset >= POWER[inputBits]!) {
+      return this.#fail(faultStatus.translation);
+    }
     if (tcrLow & (upper ? TCR_EPD1 : TCR_EPD0)) return this.#fail(faultStatus.translation);
     if (el === 0 && tcrHigh & (TCR_E0PD0 << upper)) return this.#fail(faultStatus.translation);
     const ttbr = upper ? at.ttbr1El1 : at.ttbr0El1;
@@ -131,14 +135,16 @@ export class Translation {
     if (table >= limit) return this.#fail(faultStatus.addressSize);
     for (let level = 4 - Math.ceil((inputBits - 12) / 9); ; level++) {
       const shift = 39 - 9 * level;
-      const entryAddress = table + (Math.floor(offset / 2 ** shift) % 512) * 8;
+      const entryAddress = table + (Math.floor(offset / POWER[shift]!) % 512) * 8;
       const mfn = this.#stageTwo.frameForRead(vcpu, Math.floor(entryAddress / 4096));
       if (mfn < 0) return this.#fail(NO_FRAME);
       if (mfn === 0) return this.#fail(faultStatus.externalAbortOnWalk, level);
       const index = mfn * 1024 + (entryAddress % 4096) / 4;
-      const low = this.#u32[index]!;
-      const high = this.#u32[index + 1]!;
+      const low = Atomics.load(this.#i32, index);
       if ((low & VALID) === 0) return this.#fail(faultStatus.translation, level);
+      const high = this.#u32[index + 1]!;
+      // A descriptor is read as a whole: another vCPU may have replaced it meanwhile.
+      if (Atomics.load(this.#i32, index) !== low) return this.#fail(CHANGED);
       if (low & TABLE_OR_PAGE) {
         if (level === 3) return this.#leaf(vcpu, entryAddress, low, high, tableHigh, offset, level, tcrHigh, access, el);
         tableHigh |= high;
@@ -172,8 +178,8 @@ export class Translation {
     if (updated !== low && !this.#updateDescriptor(vcpu, entryAddress, low, updated)) return this.#fail(CHANGED);
     const reach = 39 - 9 * level;
     const base = Math.floor((high & 0xffff) * 0x10_0000 + (low >>> 12));
-    const inBlock = Math.floor((offset % 2 ** reach) / 4096);
-    this.guestFrame = base - (base % 2 ** (reach - 12)) + inBlock;
+    const inBlock = Math.floor((offset % POWER[reach]!) / 4096);
+    this.guestFrame = base - (base % POWER[reach - 12]!) + inBlock;
     const attributes = (vcpu.get32(at.mairEl1 + (low & 0x10 ? 4 : 0)) >>> (8 * ((low >>> 2) & 3))) & 0xff;
     this.device = attributes < 0x10;
     this.global = (low & NOT_GLOBAL) === 0;

@@ -68,13 +68,9 @@ export class TrapHandlers {
 
   #hvc(vcpu: VcpuState, immediate: number): void {
     const { host, data } = this.#engine;
-    const argument = vcpu.get64(at.x);
     data.beginHypercall();
     const isServed = host.hvc(vcpu, immediate);
-    if (data.endHypercall()) {
-      vcpu.set64(at.x, argument);
-      return this.#engine.stopBefore(vcpu, 'noFrame');
-    }
+    if (data.mustRetry) return this.#engine.stopBefore(vcpu, 'noFrame');
     if (!isServed) return this.#undefined(vcpu);
     this.#engine.advance(vcpu);
   }

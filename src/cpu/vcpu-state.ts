@@ -1,9 +1,7 @@
 // A vCPU record as seen from TypeScript: 32-bit fields, and 64-bit fields as halves or, off the hot paths, as BigInt.
 
-import { tlbOffsets, vcpuRecord, xOffset } from '../abi/vcpu.ts';
+import { frameCacheOffsets, tlbOffsets, vcpuRecord, xOffset } from '../abi/vcpu.ts';
 import { FrameCache } from './stage-two.ts';
-import { noBlocks } from './tlb.ts';
-import type { BlockWindow } from './tlb.ts';
 
 const at = vcpuRecord.at;
 
@@ -12,21 +10,16 @@ export class VcpuState {
   readonly address: number;
   readonly u32: Uint32Array;
   readonly u64: BigUint64Array;
-  /** Some entry of the upper half belongs to one ASID only; then a change of ASID flushes both halves. */
-  notGlobalInUpperHalf = false;
-  /** EL1's read and write TLBs may have entries for pages that EL0 may access; never while PSTATE.PAN is set at EL1. */
-  userEntriesAtEl1 = false;
-  /** For each half of the address space. */
-  readonly blocks: readonly [BlockWindow, BlockWindow] = [noBlocks(), noBlocks()];
-
   /** What the host has said of guest frames (stage-two.ts). */
-  readonly readFrames = new FrameCache();
-  readonly writeFrames = new FrameCache();
+  readonly readFrames: FrameCache;
+  readonly writeFrames: FrameCache;
 
   constructor(views: { u32: Uint32Array; u64: BigUint64Array }, address: number) {
     this.address = address;
     this.u32 = views.u32;
     this.u64 = views.u64;
+    this.readFrames = new FrameCache(views.u32, address + frameCacheOffsets.read);
+    this.writeFrames = new FrameCache(views.u32, address + frameCacheOffsets.write);
   }
 
   get32(offset: number): number {

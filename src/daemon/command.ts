@@ -67,6 +67,10 @@ export type Command =
   /** By its number. */
   | { command: 'network-detach'; domain: string; handle: number }
   | { command: 'network-list'; domain: string }
+  /** `[ADDRESS:]HOSTPORT:GUESTPORT[/udp]`, by card `handle` or the first one. */
+  | { command: 'network-forward'; domain: string; forward: string; handle?: number; remove?: boolean }
+  /** Changes weight and cap of a domain, as far as they are given, and answers with them. `list` has those of all. */
+  | { command: 'sched-credit'; domain: string; weight?: number; cap?: number }
   /** Bytes both ways, over an upgraded connection. */
   | { command: 'console'; domain: string }
   /** Follows events, of all domains or one; with `history`, those that are remembered come first. */
@@ -108,6 +112,14 @@ export interface CheckpointSummary {
   readonly stats: CheckpointStats;
 }
 
+/** Of the pCPUs; cap in percent of one, 0: none. */
+export interface CpuShareSummary {
+  readonly id: number;
+  readonly name: string;
+  readonly weight: number;
+  readonly cap: number;
+}
+
 /** What each command answers with; for those that follow something, one such object after another. */
 export interface CommandResults {
   'list': { readonly host: HostDescription; readonly domains: readonly ListedDomain[] };
@@ -126,7 +138,8 @@ export interface CommandResults {
   'fork': { readonly domains: readonly DomainSummary[]; readonly forkMicros: number };
   'save': DomainSaveStats & { readonly path: string };
   'dump-core': SaveStats & { readonly path: string };
-  'restore': DomainSummary & { readonly restoreMillis: number };
+  /** `missingForwards`: ports of the host that it had when it was saved, and could not have back. */
+  'restore': DomainSummary & { readonly restoreMillis: number; readonly missingForwards: readonly string[] };
   'block-attach': { readonly target: string };
   'block-detach': Record<string, never>;
   'block-resize': Record<string, never>;
@@ -134,6 +147,9 @@ export interface CommandResults {
   'network-attach': { readonly nic: NicStats };
   'network-detach': Record<string, never>;
   'network-list': { readonly nics: readonly NicStats[] };
+  /** As it is in force; without, when it was removed. */
+  'network-forward': { readonly forward?: string };
+  'sched-credit': CpuShareSummary;
   'console': never;
   'events': HostEvent;
   'store-ls': { readonly names: readonly string[] };
@@ -190,6 +206,7 @@ const rate = integer(1, Number.MAX_SAFE_INTEGER);
 const disk = record<DiskSpec>({
   path: absolutePath, format: optional(oneOf('raw', 'layer')), readOnly: optional(flag), target: optional(text(16, 1)),
   bytesPerSecond: optional(rate), requestsPerSecond: optional(rate), persistentGrants: optional(flag),
+  discard: optional(flag),
 });
 const nic = record<NicSpec>({
   network: optional(text(64, 1)), mac: optional(text(17, 1)), address: optional(text(15, 1)),
@@ -198,6 +215,10 @@ const nic = record<NicSpec>({
 /** More than a guest has names for. */
 const DISKS_MAX = 256;
 const vdev = text(16, 1);
+
+const cpuWeight = integer(1, 65_535);
+/** Percent: what the most vCPUs can use. */
+const cpuCap = integer(0, 6400);
 
 const spec = record<ControlledSpec>({
   name: optional(text(64, 1)),
@@ -211,6 +232,8 @@ const spec = record<ControlledSpec>({
   disks: optional(list(disk, DISKS_MAX)),
   nics: optional(list(nic, NICS_MAX)),
   paused: optional(flag),
+  cpuWeight: optional(cpuWeight),
+  cpuCapPercent: optional(cpuCap),
 });
 
 const policy = record<StopPolicy>({
@@ -270,6 +293,13 @@ export const COMMANDS: { readonly [N in CommandName]: CommandRow<CommandOf<N>> }
   'network-attach': { answer: 'result', arguments: { domain, nic }, states: LIVE },
   'network-detach': { answer: 'result', arguments: { domain, handle: integer(0, 65535) }, states: LIVE },
   'network-list': { answer: 'result', arguments: { domain }, states: ANY },
+  'network-forward': {
+    answer: 'result', states: LIVE,
+    arguments: { domain, forward: text(64, 1), handle: optional(integer(0, 65535)), remove: optional(flag) },
+  },
+  'sched-credit': {
+    answer: 'result', arguments: { domain, weight: optional(cpuWeight), cap: optional(cpuCap) }, states: ANY,
+  },
   'console': { answer: 'console', arguments: { domain }, states: ANY },
   'events': { answer: 'stream', arguments: { domain: optional(domain), history: optional(flag) }, states: ANY },
   'store-ls': { answer: 'result', arguments: { path } },

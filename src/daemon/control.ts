@@ -9,7 +9,7 @@ import type {
 } from '../host/types.ts';
 import { assertLegal } from './command.ts';
 import type {
-  CheckpointSummary, Command, CommandName, CommandOf, CommandResults, DomainSummary, HostDescription, ListedDomain,
+  CheckpointSummary, Command, CommandName, CommandOf, CommandResults, CpuShareSummary, DomainSummary, HostDescription, ListedDomain,
 } from './command.ts';
 import type { Progress } from './protocol.ts';
 import { EventHub } from './event-hub.ts';
@@ -94,6 +94,8 @@ export class Control {
       case 'network-detach':
         return await this.#find(command.domain, command.command).detachNic(command.handle), {};
       case 'network-list': return { nics: this.#find(command.domain, command.command).stats().nics };
+      case 'network-forward': return this.#forward(command);
+      case 'sched-credit': return this.#schedule(command);
       case 'block-list': return { disks: this.#find(command.domain, command.command).stats().disks ?? [] };
       case 'store-ls': return { names: there(command.path, store.list(command.path)) };
       case 'store-read': return describeValue(there(command.path, store.readBytes(command.path)));
@@ -105,6 +107,13 @@ export class Control {
       case 'console': case 'events': case 'store-watch':
         throw new ZazenError('ZAZEN_COMMAND_INVALID', `${command.command} has no single result`);
     }
+  }
+
+  #schedule({ command, domain: name, weight, cap }: CommandOf<'sched-credit'>): CpuShareSummary {
+    const domain = this.#find(name, command);
+    domain.setCpuShare({ cpuWeight: weight, cpuCapPercent: cap });
+    const { cpuWeight, cpuCapPercent } = domain.stats();
+    return { id: domain.id, name: domain.name, weight: cpuWeight, cap: cpuCapPercent };
   }
 
   async #act(
@@ -224,7 +233,16 @@ export class Control {
     const { command: _, path, ...identity } = command;
     const domain = await this.#host.restore(path, { ...identity, ...saveOptions(options) });
     this.#policies.adopt(domain, { spec: undefined, policy: {} });
-    return { ...summary(domain), restoreMillis: performance.now() - begun };
+    const restoreMillis = performance.now() - begun;
+    const missingForwards = domain.stats().nics.flatMap((nic) => nic.missingForwards);
+    return { ...summary(domain), restoreMillis, missingForwards };
+  }
+
+  async #forward({ command, domain: name, forward, handle, remove }: CommandOf<'network-forward'>): Promise<{ forward?: string }> {
+    const domain = this.#find(name, command);
+    if (remove !== true) return { forward: await domain.addForward(forward, handle) };
+    await domain.removeForward(forward);
+    return {};
   }
 
   // ---- what has no single result

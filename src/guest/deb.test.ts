@@ -9,18 +9,7 @@ import { packTar } from 'modern-tar';
 import type { TarEntry } from 'modern-tar';
 import { needsTool } from '../../test/tools.ts';
 import { unpackDeb } from './deb.ts';
-
-function makeDeb(dataName: string, data: Uint8Array): Buffer {
-  const member = (name: string, content: Uint8Array): Buffer[] => {
-    const size = String(content.length).padEnd(10);
-    const owner = `${'0'.padEnd(12)}${'0'.padEnd(6)}${'0'.padEnd(6)}`;
-    const header = `${name.padEnd(16)}${owner}${'100644'.padEnd(8)}${size}\`\n`;
-    return [Buffer.from(header), Buffer.from(content), Buffer.alloc(content.length & 1, '\n')];
-  };
-  const version = member('debian-binary', Buffer.from('2.0\n'));
-  const control = member('control.tar', Buffer.from('odd'));
-  return Buffer.concat([Buffer.from('!<arch>\n'), ...version, ...control, ...member(dataName, data)]);
-}
+import { makeDeb } from './test-debs.ts';
 
 async function unpack(
   deb: Uint8Array,

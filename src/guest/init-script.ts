@@ -6,6 +6,9 @@
 //   zazen.tty=pipe|raw|cooked   how the terminal treats the command's bytes; `pipe` if left out
 //   zazen.net=none         leave network cards alone; without it, each is configured by DHCP
 //   zazen.winsize=ROWSxCOLUMNS  zazen.term=TERM  zazen.hostname=NAME   of the terminal; TERM is `xterm` if left out
+//   root=/dev/NAME         the root file system: mounted (rootfstype=, rootflags=, ro) and made `/` before the command or
+//                          the shell runs. Without a command, its own init takes over if it has one (init=PATH, /sbin/init).
+//                          NAME is that of a Xen disk, xvda or xvda1, also where it is a virtio disk
 //
 // What the command writes reaches the console byte for byte: the terminal translates nothing on output, echoes nothing,
 // and the kernel's messages stay off the console meanwhile. Around it come two lines, so that the host can tell them
@@ -32,11 +35,15 @@ export const exitMarker = '\x1e zazen-exit ';
 /** Paths inside the initramfs. */
 export const moduleListPath = 'etc/zazen/modules';
 export const commandPath = 'etc/zazen/command';
+/** In the guest's /run, for what comes after the initramfs has gone: busybox, this script, the command. */
+const keptDir = '/run/zazen';
 
 export const initScript = `#!/bin/busybox sh
 # Made by Zazen. Mounts, loads modules, then runs one command and powers off, or gives a shell.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=root LOGNAME=root SHELL=/bin/sh
 
+# Started once more, in the root file system, everything up to there has been done.
+if [ "$1" != again ]; then
 mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
 mount -t devtmpfs -o nosuid,mode=755 devtmpfs /dev
@@ -52,6 +59,7 @@ ln -s fd/2 /dev/stderr
 
 read -r uptime idle </proc/uptime
 echo "${initReached} $uptime"
+fi
 
 # The last console the kernel names is the one /dev/console stands for; job control needs the terminal itself.
 read -r consoles </sys/class/tty/console/active
@@ -61,6 +69,7 @@ tty=/dev/\${consoles##* }
 case $tty in /dev/ttyAMA*) stty -F "$tty" crtscts ;; esac
 
 run= command= nonce= nonet= mode=pipe winsize= hostname=zazen TERM=xterm
+root= fstype=ext4 flags= rw=rw init=/sbin/init
 read -r cmdline </proc/cmdline
 set -f
 for word in $cmdline; do
@@ -73,19 +82,41 @@ for word in $cmdline; do
     zazen.term=*) TERM=$value ;;
     zazen.hostname=*) hostname=$value ;;
     zazen.net=none) nonet=1 ;;
+    root=/dev/*) root=\${value#/dev/} ;;
+    rootfstype=*) fstype=$value ;;
+    rootflags=*) flags=,$value ;;
+    ro|rw) rw=$word ;;
+    init=*) init=$value ;;
   esac
 done
 set +f
 export TERM
 # The dot kept newlines at the end of the command from being dropped.
 command=\${command%.}
-[ -z "$run" ] && [ -n "$nonce" ] && [ -f /${commandPath} ] && run=1 command=$(cat /${commandPath})
+for file in /${commandPath} ${keptDir}/command; do
+  [ -z "$run" ] && [ -n "$nonce" ] && [ -f $file ] && run=1 command=$(cat $file)
+done
+
+if [ "$1" != again ]; then
 echo "$hostname" >/proc/sys/kernel/hostname
 
 while read -r module parameters; do
   reason=$(insmod "$module" $parameters 2>&1) || echo "zazen: $reason" >/dev/kmsg
 done </${moduleListPath}
 [ -d /proc/xen ] && mount -t xenfs xenfs /proc/xen 2>/dev/null
+
+# Disks are there when the command runs; Xen's appear a moment after their module. Whoever has the disk orders requests as
+# it needs them: doing so here as well takes half as many instructions again for a small read.
+for device in /sys/bus/xen/devices/vbd-*; do
+  tries=0
+  while [ -d "$device" ] && [ ! -d "$device/block" ] && [ $tries -lt 1000 ]; do
+    usleep 2000
+    tries=$((tries + 1))
+  done
+done
+for scheduler in /sys/block/xvd*/queue/scheduler /sys/block/vd*/queue/scheduler; do
+  [ -f "$scheduler" ] && echo none >"$scheduler"
+done
 ip link set lo up
 # Network cards are configured by DHCP before the command runs. Xen's appear a moment after their module; one without an
 # answer costs a few seconds.
@@ -103,6 +134,52 @@ if [ -z "$nonet" ]; then
       || echo "zazen: $card: no answer to DHCP" >/dev/kmsg
   done
 fi
+
+if [ -n "$root" ]; then
+  # A virtio disk says by its serial number which one of Xen's it would be.
+  disk=\${root%%[0-9]*} device= tries=0
+  while [ -z "$device" ] && [ $tries -lt 500 ]; do
+    [ -b "/dev/$root" ] && device=/dev/$root
+    for serial in /sys/block/vd*/serial; do
+      [ -f "$serial" ] && [ "$(cat "$serial")" = "$disk" ] || continue
+      name=\${serial#/sys/block/}
+      device=/dev/\${name%%/*}\${root#"$disk"}
+    done
+    [ -n "$device" ] || usleep 10000
+    tries=$((tries + 1))
+  done
+  mkdir -p /newroot ${keptDir}
+  reason=$(mount -t "$fstype" -o "$rw$flags" "\${device:-/dev/$root}" /newroot 2>&1) || {
+    echo "zazen: cannot mount the root file system /dev/$root: $reason" >"$tty"
+    poweroff -f
+  }
+  [ -f /etc/resolv.conf ] && cp /etc/resolv.conf /run/resolv.conf
+  for dir in dev proc sys run; do
+    mkdir -p /newroot/$dir 2>/dev/null
+    mount --move /$dir /newroot/$dir
+  done
+  cp /bin/busybox /init /newroot${keptDir}
+  [ -f /${commandPath} ] && cp /${commandPath} /newroot${keptDir}/command
+  if [ -z "$run" ] && { [ -x "/newroot$init" ] || [ -L "/newroot$init" ]; }; then
+    exec switch_root /newroot "$init"
+  fi
+  exec switch_root /newroot ${keptDir}/busybox sh ${keptDir}/init again
+fi
+fi
+
+# The buttons of a machine without Xen: who presses one wants what the host's word means to a guest of Xen. An event is 24
+# bytes: time, type, code, value; the first of a key is that it goes down.
+for name in /sys/class/input/event*/device/name; do
+  [ "$(cat "$name" 2>/dev/null)" = 'Zazen buttons' ] || continue
+  event=\${name#/sys/class/input/} event=/dev/input/\${event%%/*}
+  (
+    set -- $(dd bs=24 count=1 <"$event" 2>/dev/null | hexdump -v -e '12/2 "%u "')
+    case \${10} in 116) action=poweroff ;; 408) action=reboot ;; *) exit ;; esac
+    sync
+    mount -o remount,ro / 2>/dev/null
+    exec /bin/busybox $action -f
+  ) &
+done
 
 [ -n "$winsize" ] && stty -F "$tty" rows "\${winsize%x*}" columns "\${winsize#*x}"
 
@@ -128,13 +205,23 @@ if [ -n "$run" ]; then
   stty -F "$tty" -opost
 else
   cd /root
+  [ -x /bin/bash ] && SHELL=/bin/bash
   while :; do
-    setsid -c /bin/sh -l <"$tty" >"$tty" 2>&1
+    setsid -c $SHELL -l <"$tty" >"$tty" 2>&1
     # Left by \`exit\` or the end of input: power off. Killed: start another one.
     [ $? -lt 128 ] && break
   done
 fi
 sync
+if [ "$1" = again ]; then
+  # Whoever is left has had its time: the root file system is to be in order.
+  kill -9 -1
+  tries=0
+  while ! mount -o remount,ro / 2>/dev/null && [ $tries -lt 100 ]; do
+    usleep 20000
+    tries=$((tries + 1))
+  done
+fi
 poweroff -f
 `;
 

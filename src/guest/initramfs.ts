@@ -32,7 +32,9 @@ export const xenModules: readonly string[] = [
 ];
 
 /** Modules of a guest without Xen: what drives its virtio devices. */
-export const virtioModules: readonly string[] = ['virtio_mmio', 'virtio_blk', 'virtio_net', 'virtio-rng', 'virtio_console'];
+export const virtioModules: readonly string[] = [
+  'virtio_mmio', 'virtio_blk', 'virtio_net', 'virtio-rng', 'virtio_console', 'virtio_input', 'evdev',
+];
 
 /** By name of the module. A disk takes requests of 1 MiB; the driver's own limit is 128 KiB, for the sake of other hosts. */
 const moduleParameters: Readonly<Record<string, readonly string[]>> = { xen_blkfront: ['max_indirect_segments=256'] };

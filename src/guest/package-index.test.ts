@@ -66,6 +66,11 @@ Package: real
 Version: 1
 Provides: other, virtual (= 5)
 
+Package: zeal
+Version: 1
+Priority: required
+Provides: virtual
+
 Package: broken
 Version: 1
 Depends: gone | libc (>> 2)
@@ -76,6 +81,9 @@ test('the newest version is taken, with what it depends on before it', () => {
   index.add(packages);
   assert.deepEqual(index.resolve(['app'], false).map(({ version }) => version), ['1.0-2']);
   assert.deepEqual(index.resolve(['app'], true).map(({ name }) => name), ['libc', 'libold', 'real', 'helper', 'app']);
+  const names = index.resolve(['app', 'zeal'], true).map(({ name }) => name);
+  assert.deepEqual(names, ['libc', 'libold', 'zeal', 'helper', 'app'], 'what is wanted anyway is chosen among providers');
+  assert.deepEqual(index.required(), ['zeal']);
   assert.equal(index.find('app')!.filename, 'pool/app2.deb');
   assert.equal(index.find('app')!.sizeBytes, 11);
 });

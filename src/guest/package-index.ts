@@ -55,15 +55,26 @@ export class PackageIndex {
     throw new ZazenError('ZAZEN_GUEST_PACKAGE_UNKNOWN', `the Debian archive has no package "${name}"`);
   }
 
+  /** Names of the packages without which there is no Debian: those of priority "required". */
+  required(): string[] {
+    const names: string[] = [];
+    for (const [name, stanzas] of this.#byName) {
+      if (stanzas.some((stanza) => /^Priority: required$/m.test(stanza))) names.push(name);
+    }
+    return names.toSorted();
+  }
+
   /** `names` and, when asked, all that they depend on (not what they only recommend); dependencies come first. */
   resolve(names: readonly string[], withDependencies: boolean): PackageEntry[] {
     const chosen = new Map<string, PackageEntry>();
     const visiting = new Set<string>();
+    // What was asked for, or is there already, serves as well as another one that would have to come along.
+    const isThere = (name: string): boolean => visiting.has(name) || names.includes(name);
     const visit = (entry: PackageEntry): void => {
       if (visiting.has(entry.name)) return;
       visiting.add(entry.name);
       if (withDependencies) {
-        for (const alternatives of entry.depends) visit(this.#choose(alternatives, visiting, entry.name));
+        for (const alternatives of entry.depends) visit(this.#choose(alternatives, isThere, entry.name));
       }
       chosen.set(entry.name, entry);
     };
@@ -71,18 +82,22 @@ export class PackageIndex {
     return [...chosen.values()];
   }
 
-  #choose(alternatives: Alternative[], taken: Set<string>, neededBy: string): PackageEntry {
-    const fitting: PackageEntry[] = [];
-    for (const { name, relation, version } of alternatives) {
-      const entry = this.find(name);
-      if (!entry) continue;
-      const isProvider = entry.name !== name;
-      if (isProvider || !relation || !version || holds(entry.version, relation, version)) fitting.push(entry);
-    }
-    const entry = fitting.find((candidate) => taken.has(candidate.name)) ?? fitting[0];
+  #choose(alternatives: Alternative[], isThere: (name: string) => boolean, neededBy: string): PackageEntry {
+    const fitting = alternatives.flatMap((alternative) => this.#fitting(alternative));
+    const entry = fitting.find(({ name }) => isThere(name)) ?? fitting[0];
     if (entry) return entry;
     const wanted = alternatives.map(({ name }) => name).join(' or ');
     throw new ZazenError('ZAZEN_GUEST_PACKAGE_UNKNOWN', `${neededBy} needs ${wanted}, which the archive does not have`);
+  }
+
+  /** The package of that name in a version that will do; of a name that is none, all packages that provide it. */
+  #fitting({ name, relation, version }: Alternative): PackageEntry[] {
+    const providers = this.#byName.has(name) ? [name] : (this.#providers.get(name) ?? []).toSorted();
+    return providers.flatMap((provider) => {
+      const entry = this.find(provider);
+      const isGood = entry && (provider !== name || !relation || !version || holds(entry.version, relation, version));
+      return isGood ? [entry] : [];
+    });
   }
 
   #parse(stanza: string): PackageEntry {

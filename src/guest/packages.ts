@@ -35,7 +35,7 @@ export function hostArchitecture(): string {
 }
 
 /** Left out as Debian's slim images do, and the tables of iconv: half of a small tree, and no program's concern. */
-const needless = /^usr\/(share\/(doc\/.*(?<!\/copyright)$|man\/|locale\/|info\/|lintian\/|bug\/)|lib\/[^/]+\/gconv\/)/;
+export const needless = /^usr\/(share\/(doc\/.*(?<!\/copyright)$|man\/|locale\/|info\/|lintian\/|bug\/)|lib\/[^/]+\/gconv\/)/;
 /** Part of a tree's name in the cache; to be changed with the rules by which trees are made. */
 const treeFormat = 2;
 
@@ -46,11 +46,8 @@ const treeFormat = 2;
  */
 export async function fetchPackages(names: readonly string[], options: FetchPackagesOptions = {}): Promise<string> {
   const { withDependencies = false, architecture = 'arm64' } = options;
-  const wanted = [...new Set(names)].toSorted();
-  for (const name of [...wanted, architecture]) {
-    if (/^[a-z0-9][a-z0-9+.-]*$/.test(name)) continue;
-    throw new ZazenError('ZAZEN_GUEST_PACKAGE_UNKNOWN', `"${name}" is no name of a Debian package or architecture`);
-  }
+  const wanted = checkNames(names);
+  checkNames([architecture]);
   const identity = JSON.stringify([treeFormat, wanted, withDependencies, architecture, releaseSuffix()]);
   const digest = createHash('sha256').update(identity).digest('hex').slice(0, 16);
   const key = `${wanted.join('+').slice(0, 60)}_${architecture}_${digest}`;
@@ -60,6 +57,15 @@ export async function fetchPackages(names: readonly string[], options: FetchPack
     await archive.unpack(archive.index.resolve(wanted, withDependencies), into, (path) => !needless.test(path));
   };
   return cache.directory(`trees/${key}`, fill, options.refresh);
+}
+
+/** Names of packages, each once, in order; refuses what cannot be one. */
+export function checkNames(names: readonly string[]): string[] {
+  for (const name of names) {
+    if (/^[a-z0-9][a-z0-9+.-]*$/.test(name)) continue;
+    throw new ZazenError('ZAZEN_GUEST_PACKAGE_UNKNOWN', `"${name}" is no name of a Debian package or architecture`);
+  }
+  return [...new Set(names)].toSorted();
 }
 
 /** Keeps what comes from a Debian release that was asked for by name apart from the rest in the cache. */
@@ -76,6 +82,8 @@ export interface Archive {
   index: PackageIndex;
   /** Downloads and checks the packages, and unpacks them, in their order, into `intoDir`. */
   unpack(entries: readonly PackageEntry[], intoDir: string, filter?: (path: string) => boolean): Promise<void>;
+  /** Downloads and checks the packages, and gives `take` the path of each in turn, where it is until that returns. */
+  fetch(entries: readonly PackageEntry[], take: (debPath: string, entry: PackageEntry) => Promise<void>): Promise<void>;
 }
 
 const listsFreshMillis = 60 * 60 * 1000;
@@ -96,9 +104,10 @@ export async function openArchive(architecture: string, cache: Cache, options: F
     }
     return source.readIndex(dir);
   });
-  return {
+  const archive: Archive = {
     index,
-    async unpack(entries, intoDir, filter) {
+    unpack: (entries, intoDir, filter) => archive.fetch(entries, (path) => unpackDeb(path, intoDir, filter)),
+    async fetch(entries, take) {
       for (const { name, version, sizeBytes } of entries) {
         log(`fetching ${name} ${version} (${(sizeBytes / 1e6).toFixed(1)} MB)`);
       }
@@ -112,12 +121,13 @@ export async function openArchive(architecture: string, cache: Cache, options: F
           signal?.throwIfAborted();
           const entry = entries[i]!;
           checkDigest(await readDownloaded(path), entry.sha256, entry.name);
-          await unpackDeb(path, intoDir, filter);
+          await take(path, entry);
           await rm(path);
         }
       });
     },
   };
+  return archive;
 }
 
 async function readDownloaded(path: string): Promise<Uint8Array> {

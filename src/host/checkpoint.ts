@@ -10,10 +10,12 @@ import { forkDomain } from '../lifecycle/fork.ts';
 import { rollBackDomain } from '../lifecycle/rollback.ts';
 import { endSuspendElsewhere, isSuspended } from '../lifecycle/suspend.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
+import type { DomainShare } from '../hypervisor/shares.ts';
 import { checkName, checkUuid, randomUuid } from './domain-spec.ts';
 import type { HostedDomain } from './domain.ts';
 import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts';
 import { releaseDisks } from './guest-disks.ts';
+import { connectHost, tellGuest } from './host-ends.ts';
 import type { HostCore } from './host-core.ts';
 import type { ParentReference } from '../image/format.ts';
 import { openParent, saveCheckpoint } from './image-files.ts';
@@ -40,6 +42,8 @@ export interface CheckpointParts {
   readonly origin: DomainIdentity & { readonly id: number };
   readonly family: Family;
   readonly stats: CheckpointStats;
+  /** Of the pCPUs; of one from an image, the usual one. */
+  readonly share?: DomainShare;
   /** What the guest was using just before, if that was asked for: see lifecycle/working-set.ts. */
   readonly hotFrames?: ReadonlySet<number>;
 }
@@ -137,7 +141,7 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
     core.assertOpen();
     if (name !== undefined) core.assertNameFree(name);
     const { thread, builder } = core;
-    const { frozen, devices, origin, family } = this.#parts;
+    const { frozen, devices, origin, family, share } = this.#parts;
       const vcpuAddresses = core.takeVcpus(frozen.state.vcpus.length);
     const uuid = checkUuid(wantedUuid) ?? randomUuid(core.random);
     const record = vcpuAddresses
@@ -155,6 +159,7 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
     const identity = { ...origin, uuid, name: name ?? core.freeName(`domain-${record.domid}`) };
     const hosted = core.makeHosted({ identity, ends, vcpuAddresses: vcpuAddresses!, family, devices });
     core.domains.set(record.domid, hosted);
+    if (share !== undefined) thread.scheduling.shares.set(record.domid, share);
     thread.timers.startTime(record.domid);
     hosted.start(paused, wasSuspended);
     return hosted;
@@ -203,21 +208,12 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
   }
 }
 
-/** The host's ends of console and store of a new domain. A guest that had closed its end gets none. */
-function connectHost({ thread }: HostCore, domain: DomainRecord): DomainEnds {
-  const { channels } = thread.hypercalls;
-  const bind = (param: number) =>
-    channels.bindInterdomain(channels.domains.record(0), domain.domid, Number(getHvmParam(domain, param)));
-  return { domain, xenstorePort: bind(HVM_PARAM.STORE_EVTCHN), consolePort: bind(HVM_PARAM.CONSOLE_EVTCHN) };
-}
-
-/** To look at its rings: the event that told it may have been on its way when the state was taken. */
-function tellGuest({ ports }: HostCore, { consolePort, xenstorePort }: DomainEnds): void {
-  for (const port of [consolePort, xenstorePort]) ports.notify(port);
-}
-
-/** The guest computes its wall clock from its own time, which has stood still for a while. */
+/**
+ * The guest computes its wall clock from its own time, which has stood still for a while. Of one that has suspended itself,
+ * the two say when that was, until it goes on.
+ */
 export function setWallClock({ thread, builder }: HostCore, record: DomainRecord): void {
+  if (isSuspended(record)) return;
   builder.setWallClock(record, thread.clock.wallMillis() - thread.timers.time(record.domid) / NANOS_PER_MILLI);
 }
 
@@ -274,7 +270,8 @@ export function takeCheckpoint(
   if (frozen === undefined) throw outOfMemory(`a checkpoint of domain ${origin.name}`);
   if (frozen === 'shutdown') throw new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${origin.name} has shut down`);
   const stats = { stopMicros, downtimeMicros, totalMicros: (performance.now() - start) * MICROS_PER_MILLI };
-  return new HeldCheckpoint(core, { ...parts, frozen, devices, stats });
+  const share = core.thread.scheduling.shares.get(record.domid);
+  return new HeldCheckpoint(core, { ...parts, frozen, devices, stats, share });
 }
 
 /**

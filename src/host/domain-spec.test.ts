@@ -57,7 +57,7 @@ test('the defaults', async () => {
   const made = await plan({});
   assert.deepEqual({ ...made, kernel: made.kernel.imageSize, initramfs: made.initramfs!.sizeBytes }, {
     name: undefined, type: 'pvh', uuid: made.uuid, memoryBytes: 400 * 2 ** 20, vcpus: 1, cmdline: 'console=hvc0',
-    paused: false, nics: [], kernel: 4096, initramfs: 5, exec: undefined,
+    paused: false, share: { weight: 256, capPercent: 0 }, nics: [], kernel: 4096, initramfs: 5, exec: undefined,
   });
   assert.match(made.uuid, /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
   assert.equal((await plan({ initrd: 'none' })).initramfs, undefined);
@@ -99,6 +99,10 @@ const refused: readonly (readonly [DomainSpec, string])[] = [
   [{ vcpus: 0 }, 'ZAZEN_SPEC_VCPUS'],
   [{ vcpus: 1.5 }, 'ZAZEN_SPEC_VCPUS'],
   [{ vcpus: 65 }, 'ZAZEN_SPEC_VCPUS'],
+  [{ cpuWeight: 0 }, 'ZAZEN_SPEC_CPU_SHARE'],
+  [{ cpuWeight: 65_536 }, 'ZAZEN_SPEC_CPU_SHARE'],
+  [{ cpuCapPercent: -1 }, 'ZAZEN_SPEC_CPU_SHARE'],
+  [{ cpuCapPercent: 0.5 }, 'ZAZEN_SPEC_CPU_SHARE'],
   [{ exec: ' ' }, 'ZAZEN_SPEC_EXEC'],
   [{ exec: 'a\0b' }, 'ZAZEN_SPEC_EXEC'],
   [{ exec: 'a', initrd: 'none' }, 'ZAZEN_SPEC_EXEC'],

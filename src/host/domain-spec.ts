@@ -3,6 +3,8 @@
 
 import { ZazenError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
+import { WEIGHT_DEFAULT } from '../abi/scheduler.ts';
+import type { DomainShare } from '../hypervisor/shares.ts';
 import type { MachineType } from '../lifecycle/guest-device-tree.ts';
 import { commandOverlay, prepareGuest } from '../guest/initramfs.ts';
 import type { BootContents, BootFiles, BootKernel } from './boot-images.ts';
@@ -10,7 +12,7 @@ import { MACHINE_DEVICES_MAX } from './emulated-machine.ts';
 import { checkNics } from './guest-nics.ts';
 import type { CommandConsole } from './guest-command.ts';
 import { parseSize } from './size.ts';
-import type { CreateOptions, DomainSpec, ExecTty, NicSpec, TerminalSpec } from './types.ts';
+import type { CpuShare, CreateOptions, DomainSpec, ExecTty, NicSpec, TerminalSpec } from './types.ts';
 
 /** What a domain is built from: complete and checked, except against what the host has left. */
 export interface DomainPlan {
@@ -24,6 +26,7 @@ export interface DomainPlan {
   readonly initramfs: BootContents | undefined;
   readonly cmdline: string;
   readonly paused: boolean;
+  readonly share: DomainShare;
   readonly nics: readonly NicSpec[];
   /** For `attachGuestCommand`. */
   readonly exec: CommandConsole | undefined;
@@ -39,6 +42,7 @@ export interface PlanOptions extends CreateOptions {
 export const DEFAULT_MEMORY = '400MiB';
 const DEFAULT_CMDLINES: Readonly<Record<MachineType, string>> = { pvh: 'console=hvc0', hvm: 'console=ttyAMA0' };
 const VCPUS_MAX = 64;
+const WEIGHT_MAX = 65_535;
 /** COMMAND_LINE_SIZE of arm64 Linux, its terminating zero included. */
 const CMDLINE_MAX_BYTES = 2048;
 /** A command whose words fit into this stays on the kernel command line, where anybody can see it. */
@@ -49,7 +53,7 @@ const refuse = (code: string, message: string, hint?: string): never => {
 };
 
 /**
- * Errors: ZAZEN_SPEC_NAME, _TYPE, _DEVICES, _UUID, _SIZE, _VCPUS, _CMDLINE, _EXEC, _TERMINAL, _NIC, _NETWORK; those of BootFiles and
+ * Errors: ZAZEN_SPEC_NAME, _CPU_SHARE, _TYPE, _DEVICES, _UUID, _SIZE, _VCPUS, _CMDLINE, _EXEC, _TERMINAL, _NIC, _NETWORK; those of BootFiles and
  * prepareGuest.
  */
 export async function planDomain(spec: DomainSpec, options: PlanOptions): Promise<DomainPlan> {
@@ -62,6 +66,7 @@ export async function planDomain(spec: DomainSpec, options: PlanOptions): Promis
   }
   const { nics = [], disks = [] } = spec;
   checkNics(nics);
+  const share = checkShare(spec, { weight: WEIGHT_DEFAULT, capPercent: 0 });
   if (type === 'hvm' && disks.length + nics.length > MACHINE_DEVICES_MAX) {
     refuse('ZAZEN_SPEC_DEVICES', `a guest of type hvm has ${MACHINE_DEVICES_MAX} disks and network cards at most`);
   }
@@ -73,7 +78,7 @@ export async function planDomain(spec: DomainSpec, options: PlanOptions): Promis
   return {
     name, type, uuid, memoryBytes, vcpus, cmdline, nics,
     ...await readFiles(spec, memoryBytes, exec?.overlay, options),
-    paused: spec.paused ?? false,
+    paused: spec.paused ?? false, share,
     exec: exec && { nonce: exec.nonce, tty: exec.tty, ...(type === 'hvm' ? { isSerial: true } : {}) },
   };
 }
@@ -144,7 +149,9 @@ async function readFiles(
   const named = initrd === 'default' || initrd === 'none' ? undefined : await readInitramfs(initrd);
   if (given !== undefined && initrd !== 'default') return { kernel: given, initramfs: named };
   const devices = spec.type === 'hvm' ? 'virtio' : 'xen';
-  const guest = await prepareGuest({ flavour, devices, cacheDir, log, signal });
+  // Where they are not in the kernel, they are needed to get at the root file system; ext4 asks for its checksums by name.
+  const modules = flavour === 'generic' && /(^|\s)root=/.test(spec.cmdline ?? '') ? ['ext4', 'crc32c_generic'] : [];
+  const guest = await prepareGuest({ flavour, devices, modules, cacheDir, log, signal });
   signal?.throwIfAborted();
   const kernel = given ?? await files.kernel(guest.kernelPath, memoryBytes);
   return { kernel, initramfs: initrd === 'default' ? await readInitramfs(guest.initramfsPath) : named };
@@ -166,6 +173,19 @@ export function checkName(name: string | undefined): void {
   if (name !== undefined && (!/^[A-Za-z0-9_.+-]{1,64}$/.test(name) || /^\d+$/.test(name))) {
     refuse('ZAZEN_SPEC_NAME', `a domain cannot be called "${name}"`, 'use letters, digits, and _ . + -, up to 64');
   }
+}
+
+/** ZAZEN_SPEC_CPU_SHARE @returns what it is to be, having been `before` */
+export function checkShare({ cpuWeight, cpuCapPercent }: CpuShare, before: DomainShare): DomainShare {
+  const { weight, capPercent } = { weight: cpuWeight ?? before.weight, capPercent: cpuCapPercent ?? before.capPercent };
+  if (!Number.isInteger(weight) || weight < 1 || weight > WEIGHT_MAX) {
+    refuse('ZAZEN_SPEC_CPU_SHARE', `a domain cannot have the weight ${weight}`, `give 1 to ${WEIGHT_MAX}; ${WEIGHT_DEFAULT} is usual`);
+  }
+  if (!Number.isInteger(capPercent) || capPercent < 0 || capPercent > 100 * VCPUS_MAX) {
+    refuse('ZAZEN_SPEC_CPU_SHARE', `a domain cannot be held to ${capPercent} % of a pCPU`,
+      `give 1 to ${100 * VCPUS_MAX}, 100 being one pCPU, or 0 for no limit`);
+  }
+  return { weight, capPercent };
 }
 
 /** ZAZEN_SPEC_UUID @returns it in lower case */

@@ -20,14 +20,16 @@ import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts
 import { releaseDisks } from './guest-disks.ts';
 import type { OpenedDisk } from './guest-disks.ts';
 import { EventLog } from './event-log.ts';
+import { checkShare } from './domain-spec.ts';
 import type { DomainPlan } from './domain-spec.ts';
 import type { HostCore } from './host-core.ts';
 import type { ImageUser } from './loaded-images.ts';
+import { StackSamples, kernelNames } from './profile.ts';
 import { parseSize } from './size.ts';
 import { Suspension } from './suspension.ts';
 import type {
-  Checkpoint, ConsoleDevice, DetachOptions, DiskSpec, Domain, DomainEvent, DomainEventBody, DomainSaveOptions, DomainSaveStats,
-  DomainState, DomainStats, EventSubscription, GuestCommand, NicSpec, NicStats, RollbackStats, SaveStats, ShutdownReason, Size,
+  Checkpoint, ConsoleDevice, CpuShare, DetachOptions, DiskSpec, Domain, DomainEvent, DomainEventBody, DomainSaveOptions, DomainSaveStats,
+  DomainState, DomainStats, EventSubscription, GuestCommand, NicSpec, NicStats, Profile, ProfileOptions, Profiling, RollbackStats, SaveStats, ShutdownReason, Size,
   SubscribeOptions, SuspendOptions, SuspendStats, TransferOptions, VcpuStats,
 } from './types.ts';
 
@@ -37,11 +39,14 @@ const SHUTDOWN_REASONS: Readonly<Record<number, ShutdownReason>> = {
 };
 const VCPU_STATE_NAMES: Readonly<Record<number, VcpuStats['state']>> = {
   [VCPU_STATE.offline]: 'offline', [VCPU_STATE.starting]: 'offline', [VCPU_STATE.runnable]: 'runnable',
-  [VCPU_STATE.running]: 'running', [VCPU_STATE.blocked]: 'blocked',
+  [VCPU_STATE.running]: 'running', [VCPU_STATE.blocked]: 'blocked', [VCPU_STATE.throttled]: 'runnable',
 };
 const NANOS_PER_MILLI = 1e6;
 const MICROS_PER_MILLI = 1000;
 const DETACH_TIMEOUT_MILLIS = 10_000;
+const SAMPLE_MICROS = 1000;
+const SAMPLE_MICROS_MIN = 100;
+const MICROS_PER_MINUTE = 6e7;
 
 export interface HostedDomainParts {
   readonly identity: DomainIdentity;
@@ -138,23 +143,23 @@ export class HostedDomain implements Domain, ImageUser {
   /** The domain's shutdown state or its emergency console have changed, or it has stalled. */
   notice(): void {
     if (this.#destroyed !== undefined) return;
-    this.#takeLog();
-    this.#devices.emulated?.service();
-    const stall = this.#core.thread.scheduling.takeStall(this.id);
-    if (stall !== 0) this.#stalled(stall);
+    const { scheduling } = this.#core.thread;
     const { domain } = this.#ends;
     const shutdown = domain.get(DOMAIN.at.shutdown);
-    if (shutdown === 0 || this.#shutdownReason !== undefined) return;
-    if (isSuspended(domain) && this.#suspension.via !== undefined) return;
-    this.#core.thread.scheduling.waitUntilStopped(this.id);
+    // If not, the notice is about something else; the one that its last vCPU has stopped comes yet.
+    const hasStopped = shutdown !== 0 && scheduling.isStopped(this.id);
     this.#takeLog();
-    this.#devices.console.service();
-    if (isSuspended(domain)) this.#guestSuspended();
-    else this.#guestStopped(SHUTDOWN_REASONS[shutdown - 1] ?? 'crash');
+    this.#devices.emulated?.service();
+    const stall = scheduling.takeStall(this.id);
+    if (stall !== 0) this.#stalled(stall);
+    if (!hasStopped || this.#shutdownReason !== undefined) return;
+    if (!isSuspended(domain)) this.#guestStopped(SHUTDOWN_REASONS[shutdown - 1] ?? 'crash');
+    else if (this.#suspension.via === undefined) this.#guestSuspended();
   }
 
   #guestStopped(reason: ShutdownReason): void {
     this.#shutdownReason = reason;
+    this.#devices.console.service();
     this.#devices.closeConsole();
     this.#emit({ type: 'shutdown', reason });
     this.#stopped.resolve(reason);
@@ -252,6 +257,36 @@ export class HostedDomain implements Domain, ImageUser {
     this.#emit({ type: 'paused' });
   }
 
+  setCpuShare(share: CpuShare): void {
+    this.#assertAlive();
+    const { shares } = this.#core.thread.scheduling;
+    shares.set(this.id, checkShare(share, shares.get(this.id)));
+  }
+
+  profile({ intervalMicros = SAMPLE_MICROS }: ProfileOptions = {}): Profiling {
+    this.#assertAlive();
+    if (!Number.isInteger(intervalMicros) || intervalMicros < SAMPLE_MICROS_MIN || intervalMicros > MICROS_PER_MINUTE) {
+      throw new ZazenError('ZAZEN_PROFILE_INTERVAL', `a guest cannot be sampled every ${intervalMicros} µs`,
+        { hint: `give ${SAMPLE_MICROS_MIN} to ${MICROS_PER_MINUTE}` });
+    }
+    const samples = new StackSamples();
+    const end = this.#core.samples.begin(this.id, intervalMicros, sample => samples.add(sample));
+    let finished: Promise<Profile> | undefined;
+    return { stop: () => finished ??= this.#finishProfile(samples, end) };
+  }
+  async #finishProfile(samples: StackSamples, end: () => void): Promise<Profile> {
+    end();
+    if (this.#destroyed !== undefined) return samples.finish(this.name, () => undefined);
+    const { machine, p2m, scheduling } = this.#core.thread;
+    scheduling.pauseDomain(this.id);
+    scheduling.waitUntilStopped(this.id);
+    try {
+      return samples.finish(this.name, kernelNames(machine, p2m, this.#ends.domain));
+    } finally {
+      scheduling.unpauseDomain(this.id);
+    }
+  }
+
   async unpause(): Promise<void> {
     this.#assertAlive();
     if (!this.#paused) return;
@@ -273,11 +308,12 @@ export class HostedDomain implements Domain, ImageUser {
 
   async shutdown({ reason = 'poweroff' }: { reason?: 'poweroff' | 'reboot' } = {}): Promise<void> {
     this.#assertAlive();
-    if (this.#devices.emulated !== undefined) {
-      throw new ZazenError('ZAZEN_HVM_UNHEARD', `domain ${this.name} is of type hvm, and nothing in it listens to the host`,
-        { hint: `run ${reason} in the guest, or destroy it` });
+    const { emulated } = this.#devices;
+    if (emulated === undefined) this.#core.store.write(shutdownPath(this.id), reason);
+    else if (!emulated.press(reason)) {
+      throw new ZazenError('ZAZEN_HVM_UNHEARD', `domain ${this.name} has no driver for the buttons of a machine of type hvm`,
+        { hint: `load virtio_input in the guest, run ${reason} there, or destroy it` });
     }
-    this.#core.store.write(shutdownPath(this.id), reason);
   }
 
   waitForShutdown(): Promise<ShutdownReason | 'destroyed'> {
@@ -314,6 +350,18 @@ export class HostedDomain implements Domain, ImageUser {
     }
     this.#assertAlive();
     return nics.stats().find((nic) => nic.handle === handle)!;
+  }
+  /** Of a domain that was restored: those that it had when it was saved. */
+  takeBackForwards(): Promise<void> {
+    return this.#devices.nics.takeBackForwards();
+  }
+  async addForward(forward: string, handle?: number): Promise<string> {
+    this.#assertAlive();
+    return this.#devices.nics.addForward(forward, handle);
+  }
+  async removeForward(forward: string): Promise<void> {
+    this.#assertAlive();
+    return this.#devices.nics.removeForward(forward);
   }
   async detachNic(handle: number): Promise<void> {
     this.#assertAlive();
@@ -453,13 +501,15 @@ export class HostedDomain implements Domain, ImageUser {
     }));
     const sum = (pick: (address: number) => number): number => this.#vcpuAddresses.reduce((total, address) => total + pick(address), 0);
     const { outputBytes, inputBytes } = this.#devices.console.metrics;
+    const share = scheduling.shares.get(this.id);
     return {
       id: this.id, name: this.name, uuid: this.uuid, state: this.state, memoryBytes: this.memoryBytes,
       residentBytes: heap.chargedFrames(this.id) * FRAME_BYTES,
-      vcpus,
+      vcpus, cpuWeight: share.weight, cpuCapPercent: share.capPercent,
       instructionsRetired: vcpus.reduce((total, vcpu) => total + vcpu.instructionsRetired, 0),
       runMillis: vcpus.reduce((total, vcpu) => total + vcpu.runMillis, 0),
       hypercalls: sum(address => machine.u32[(address + vcpuRecord.at.hypercalls) / 4]!),
+      tlbMisses: sum(address => machine.u32[(address + vcpuRecord.at.tlbMisses) / 4]!),
       unknownSystemRegisters: sum(address => Number(machine.u64[(address + vcpuRecord.at.unknownSystemRegisters) / 8]!)),
       consoleOutBytes: outputBytes, consoleInBytes: inputBytes,
       ...(this.#devices.emulated === undefined ? {} : { emulated: this.#devices.emulated.stats() }),

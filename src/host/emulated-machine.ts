@@ -9,9 +9,10 @@
 //   1      virtio entropy       the host's random numbers
 //   2 …    virtio block         the domain's disks, in the order in which the guest has them (virtio-disk.ts)
 //   … 10   virtio net           the domain's network cards, the first one in the last slot (virtio-nic.ts)
+//   11     virtio input         the buttons that turn it off or start it again
 
 import type { Duplex } from 'node:stream';
-import { EMULATED, VIRTIO_SLOTS } from '../abi/emulated-devices.ts';
+import { BUTTONS_SLOT, EMULATED, VIRTIO_SLOTS } from '../abi/emulated-devices.ts';
 import { assert } from '../base/assert.ts';
 import { ConsoleBackend } from '../devices/console/backend.ts';
 import type { ConsoleState } from '../devices/console/backend.ts';
@@ -19,6 +20,7 @@ import { Pl011, resetPl011 } from '../devices/pl011/registers.ts';
 import { Pl031 } from '../devices/pl031/registers.ts';
 import { VirtioConsole } from '../devices/virtio/console.ts';
 import { VirtioEntropy } from '../devices/virtio/entropy.ts';
+import { VirtioInput } from '../devices/virtio/input.ts';
 import { VirtioSlot } from '../devices/virtio/slot.ts';
 import type { SlotState, VirtioModel } from '../devices/virtio/slot.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
@@ -36,9 +38,10 @@ export interface EmulatedState {
 
 const CONSOLE_SLOT = 0;
 const ENTROPY_SLOT = 1;
-/** Disks and network cards. */
-export const MACHINE_DEVICES_MAX = VIRTIO_SLOTS - 2;
 const ALL_SLOTS: readonly number[] = Array.from({ length: VIRTIO_SLOTS }, (_, slot) => slot);
+/** For disks and network cards. */
+const DEVICE_SLOTS = ALL_SLOTS.slice(ENTROPY_SLOT + 1, BUTTONS_SLOT);
+export const MACHINE_DEVICES_MAX = DEVICE_SLOTS.length;
 const ALARM_MAX_MILLIS = 2 ** 31 - 1;
 
 export class EmulatedMachine {
@@ -47,6 +50,7 @@ export class EmulatedMachine {
   readonly #serviceSerial: () => void;
   readonly #pl011 = new Pl011();
   readonly #pl031: Pl031;
+  readonly #buttons = new VirtioInput();
   readonly #transport = new VirtioConsole(() => this.#console.service());
   #console: ConsoleBackend;
   #isConsoleClosed = false;
@@ -70,15 +74,16 @@ export class EmulatedMachine {
     this.#state = state;
     this.#attach(CONSOLE_SLOT, this.#transport);
     this.#attach(ENTROPY_SLOT, new VirtioEntropy(random));
+    this.#attach(BUTTONS_SLOT, this.#buttons);
   }
 
   /** In the first free slot; no more than MACHINE_DEVICES_MAX of both kinds. */
   attachDisk(model: VirtioModel): VirtioSlot {
-    return this.#attach(this.#free(ALL_SLOTS), model);
+    return this.#attach(this.#free(DEVICE_SLOTS), model);
   }
   /** In the last free slot. */
   attachNic(model: VirtioModel): VirtioSlot {
-    return this.#attach(this.#free(ALL_SLOTS.toReversed()), model);
+    return this.#attach(this.#free(DEVICE_SLOTS.toReversed()), model);
   }
 
   #attach(slot: number, model: VirtioModel): VirtioSlot {
@@ -113,6 +118,11 @@ export class EmulatedMachine {
   /** A stream of its own to the virtio console. */
   attachConsole(): Duplex {
     return this.#console.attach();
+  }
+
+  /** Presses the button for it. @returns false if the guest has no driver for the buttons, or does not look at them */
+  press(button: 'poweroff' | 'reboot'): boolean {
+    return this.#buttons.press(this.#slots.get(BUTTONS_SLOT)!, button === 'poweroff' ? 'POWER' : 'RESTART');
   }
 
   /** The serial port's back end has taken output or given input. */

@@ -141,7 +141,8 @@ class ConsoleCommand implements GuestCommand {
 
   #lastWords(): string {
     const lines = this.#tail.toString('utf8').split(/[\r\n]+/).map((line) => line.replaceAll(/\p{Cc}/gu, '').trim());
-    const panic = lines.findLast((line) => /Kernel panic|Oops|BUG/.test(line));
+    // What the guest's init says is wrong tells more than that the kernel powers off, which comes after it.
+    const panic = lines.findLast((line) => /^zazen: cannot|Kernel panic|Oops|BUG/.test(line));
     const line = panic ?? lines.findLast((each) => each !== '');
     return line === undefined ? '' : `; its last words: ${line.slice(0, 200)}`;
   }

@@ -222,7 +222,7 @@ function writeIdentity({ store }: HostCore, domainId: number, { name, uuid }: Do
 }
 
 /** The page that the domain's record holds now; a view is made only when that is another frame than last time. */
-function heldPage({ thread }: HostCore, record: DomainRecord, field: number): () => Uint8Array {
+export function heldPage({ thread }: HostCore, record: DomainRecord, field: number): () => Uint8Array {
   let mfn = 0;
   let page: Uint8Array = new Uint8Array(0);
   return () => {

@@ -51,7 +51,9 @@ export async function openDisks(specs: readonly DiskSpec[], attached: Iterable<n
   const devices = devicesFor(specs, attached);
   const opened = await Promise.allSettled(specs.map(async (given, i): Promise<OpenedDisk> => {
     const spec = { ...given, path: resolve(given.path), target: devices[i]!.name };
-    return { device: devices[i]!, spec, disk: await openDisk({ path: spec.path, format: spec.format, isReadOnly: spec.readOnly }) };
+    return { device: devices[i]!, spec, disk: await openDisk({
+      path: spec.path, format: spec.format, isReadOnly: spec.readOnly, mayDiscard: spec.discard,
+    }) };
   }));
   const failed = opened.find((result) => result.status === 'rejected');
   const disks = opened.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
@@ -70,7 +72,7 @@ export async function releaseDisks(saved: readonly SavedDisk[]): Promise<void> {
 }
 
 /** A paravirtual one, or the like for a machine with emulated devices. */
-type DiskDevice = Pick<BlockDevice, 'device' | 'path' | 'disk' | 'metrics' | 'pause' | 'letGo' | 'takeUp' | 'resume' | 'save'
+type DiskDevice = Pick<BlockDevice, 'device' | 'path' | 'disk' | 'metrics' | 'agreed' | 'pause' | 'letGo' | 'takeUp' | 'resume' | 'save'
   | 'restore' | 'askToDetach' | 'close' | 'resize'>;
 
 interface Attached {
@@ -225,7 +227,8 @@ export class GuestDisks {
       const requests = metrics.reads + metrics.writes + metrics.flushes + metrics.discards;
       return {
         target: device.device.name, device: device.device.number, path: spec.path, sizeBytes: disk.sizeBytes,
-        readOnly: disk.isReadOnly, lasting: disk.isLasting, direct: disk.isDirect,
+        readOnly: disk.isReadOnly, lasting: disk.isLasting, direct: disk.isDirect, discard: disk.canDiscard,
+        ...device.agreed,
         layers: disk.files().map(({ path }) => path), ...counts,
         latencyMicrosMean: requests === 0 ? 0 : latencyMicrosSum / requests,
       };

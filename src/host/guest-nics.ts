@@ -2,7 +2,7 @@
 //
 //   created    MAC address from the spec, or from the guest's UUID; address from the network
 //   forked     its own MAC and IPv4 address; the guest goes on with those in its memory, which are translated
-//   restored   those of the saved guest, where they are free
+//   restored   those of the saved guest, where they are free; its forwards, too
 //   rolled back  the card stays where it is on the network; its connections are ended
 
 import { createHash } from 'node:crypto';
@@ -17,7 +17,8 @@ import type { CardState } from '../network/card-state.ts';
 import type { GuestLink } from '../network/frame-port.ts';
 import type { Network } from '../network/network.ts';
 import type { NetworkPort } from '../network/network-port.ts';
-import { parsePortForward } from '../network/port-forward.ts';
+import { formatForward, parsePortForward } from '../network/port-forward.ts';
+import type { ActiveForward } from '../network/port-forward.ts';
 import type { EmulatedMachine } from './emulated-machine.ts';
 import type { HostCore } from './host-core.ts';
 import { checkNetworkName, DEFAULT_NETWORK } from './networks.ts';
@@ -44,6 +45,8 @@ interface Nic {
   readonly device: Pick<NetDevice, 'metrics' | 'isConnected' | 'askToDetach' | 'close' | 'letGo' | 'save' | 'beginRestore' | 'restore'>;
   readonly port: NetworkPort;
   readonly networkName: string;
+  /** As the operator wrote them; undefined: those which the host's port could not be had for. */
+  readonly forwards: Map<string, ActiveForward | undefined>;
 }
 
 interface Owner {
@@ -100,7 +103,7 @@ export class GuestNics {
       : new NetDevice({
         bus: this.#bus, store: this.#core.store, handle, mac, mtuBytes, network: networkName, attach, state: state?.device,
       });
-    this.#nics.set(handle, { spec, device, port: port!, networkName });
+    this.#nics.set(handle, { spec, device, port: port!, networkName, forwards: new Map() });
     this.#nextHandle = Math.max(this.#nextHandle, handle + 1);
     if (state === undefined) return;
     port!.restore(state.card);
@@ -117,12 +120,57 @@ export class GuestNics {
     }
   }
 
-  /** @throws ZazenError ZAZEN_PORT_IN_USE, ZAZEN_PORT_FORWARD */
+  /** Those of the specs. @throws ZazenError ZAZEN_PORT_IN_USE, ZAZEN_PORT_FORWARD */
   async openForwards(handle?: number): Promise<void> {
-    for (const [number, { spec, port }] of this.#nics) {
+    for (const [number, nic] of this.#nics) {
       if (handle !== undefined && number !== handle) continue;
-      for (const forward of spec.forwards ?? []) await port.forward(parsePortForward(forward));
+      for (const forward of nic.spec.forwards ?? []) await openForwardOf(nic, forward);
     }
+  }
+
+  /** As `openForwards`, for a restored guest: one whose port of the host cannot be had is missing, and said to be. */
+  async takeBackForwards(): Promise<void> {
+    for (const nic of this.#nics.values()) {
+      for (const forward of nic.spec.forwards ?? []) {
+        try {
+          await openForwardOf(nic, forward);
+        } catch (error) {
+          if (!(error instanceof ZazenError)) throw error;
+          nic.forwards.set(forward, undefined);
+          this.#core.log(`${this.#owner.name}: ${error.message}; it goes on without ${forward}`);
+        }
+      }
+    }
+  }
+
+  /**
+   * @param handle default: the first card
+   * @returns it as it is in force
+   * @throws ZazenError ZAZEN_NIC_UNKNOWN, ZAZEN_PORT_IN_USE, ZAZEN_PORT_FORWARD, ZAZEN_SPEC_NIC
+   */
+  async addForward(forward: string, handle = this.#nics.keys().next().value ?? 0): Promise<string> {
+    const nic = this.#find(handle);
+    if (nic.forwards.size >= FORWARDS_MAX) {
+      throw new ZazenError('ZAZEN_SPEC_NIC', `a network card has ${FORWARDS_MAX} forwards at most`);
+    }
+    return openForwardOf(nic, forward);
+  }
+
+  /** By what it is in force, or as it was asked for. @throws ZazenError ZAZEN_FORWARD_UNKNOWN */
+  async removeForward(text: string): Promise<void> {
+    const wanted = formatForward(parsePortForward(text));
+    for (const { forwards } of this.#nics.values()) {
+      for (const [asked, active] of forwards) {
+        const names = [asked, ...(active === undefined ? [] : [active])].map((one) =>
+          formatForward(typeof one === 'string' ? parsePortForward(one) : one));
+        if (!names.includes(wanted)) continue;
+        forwards.delete(asked);
+        return active?.close();
+      }
+    }
+    throw new ZazenError('ZAZEN_FORWARD_UNKNOWN', `no port is forwarded to ${this.#owner.name} as ${text}`, {
+      hint: 'zazen network-list shows those that are',
+    });
   }
 
   /**
@@ -130,12 +178,7 @@ export class GuestNics {
    * @throws ZazenError ZAZEN_NIC_UNKNOWN
    */
   async remove(handle: number): Promise<void> {
-    const nic = this.#nics.get(handle);
-    if (nic === undefined) {
-      throw new ZazenError('ZAZEN_NIC_UNKNOWN', `${this.#owner.name} has no network card ${handle}`, {
-        hint: 'zazen network-list shows those there are',
-      });
-    }
+    const nic = this.#find(handle);
     const timeout = Promise.withResolvers<void>();
     const timer = setTimeout(timeout.resolve, DETACH_MILLIS);
     await Promise.race([nic.device.askToDetach(), timeout.promise]);
@@ -146,14 +189,22 @@ export class GuestNics {
     nic.device.close('remove');
   }
 
+  #find(handle: number): Nic {
+    const nic = this.#nics.get(handle);
+    if (nic !== undefined) return nic;
+    throw new ZazenError('ZAZEN_NIC_UNKNOWN', `${this.#owner.name} has no network card ${handle}`, {
+      hint: 'zazen network-list shows those there are',
+    });
+  }
+
   /** Gives back the guest's pages, so that its memory can be frozen or put back. */
   letGo(): void {
     for (const { device } of this.#nics.values()) device.letGo();
   }
 
   save(): NicState[] {
-    return [...this.#nics].map(([handle, { spec, device, port }]) =>
-      ({ handle, spec, device: device.save(), card: port.save() }));
+    return [...this.#nics].map(([handle, { spec, device, port, forwards }]) =>
+      ({ handle, spec: { ...spec, forwards: [...forwards.keys()] }, device: device.save(), card: port.save() }));
   }
 
   /** The guest is about to be as it was: whatever the store says meanwhile is not looked at. */
@@ -181,13 +232,14 @@ export class GuestNics {
   }
 
   stats(): NicStats[] {
-    return [...this.#nics].map(([handle, { device, port, networkName }]) => {
+    return [...this.#nics].map(([handle, { device, port, networkName, forwards }]) => {
       const { mac, address, txFrames, txBytes, rxFrames, rxBytes, rxDropped, txSpoofed, txMalformed } = port.metrics();
       const { txErrors, rxErrors, notifications } = device.metrics;
       return {
         handle, network: networkName, mac, address, isConnected: device.isConnected,
         txFrames, txBytes, rxFrames, rxBytes, rxDropped, rxErrors, notifications,
         txErrors: txErrors + txSpoofed + txMalformed, forwards: port.forwards,
+        missingForwards: [...forwards].flatMap(([asked, active]) => active === undefined ? [asked] : []),
       };
     });
   }
@@ -196,6 +248,15 @@ export class GuestNics {
     for (const { device } of this.#nics.values()) device.close('keep');
     this.#nics.clear();
   }
+}
+
+/** @returns it as it is in force @throws ZazenError ZAZEN_PORT_IN_USE, ZAZEN_PORT_FORWARD */
+async function openForwardOf({ port, forwards }: Nic, forward: string): Promise<string> {
+  // One that is there already keeps its name: the next restored guest is to have both.
+  const active = await port.forward(parsePortForward(forward));
+  const asked = forwards.get(forward) === undefined ? forward : formatForward(active);
+  forwards.set(asked, active);
+  return formatForward(active);
 }
 
 /** From an image, which may say anything. @returns undefined when they are none */

@@ -3,14 +3,14 @@
 
 import { MessageChannel, Worker } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
-import { FRAME_BYTES, MACHINE_HEADER, SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
+import { FRAME_BYTES, SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
 import { unreachable } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Random } from '../base/random.ts';
-import { buildInterpreter } from '../cpu/interpreter.ts';
+import { buildInterpreter, interpreterLayout } from '../cpu/interpreter.ts';
 import { DomainBuilder } from '../hypervisor/domain.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import { HostPorts } from '../hypervisor/host-ports.ts';
@@ -28,9 +28,11 @@ import type { SavedDisk } from './guest-disks.ts';
 import { EventLog } from './event-log.ts';
 import { FrameCaches } from './frame-caches.ts';
 import type { PostedImage } from './image-source.ts';
+import { ActivitySampler } from './activity.ts';
 import { HostNetworks } from './networks.ts';
 import { LoadedImages } from './loaded-images.ts';
 import type { PCpuWorkerData } from './pcpu-loop.ts';
+import { SampleSubscriptions } from './sample.ts';
 import type { TranslatorWorkerData } from './translator-worker.ts';
 import type { HostEvent } from './types.ts';
 
@@ -64,8 +66,13 @@ export class HostCore {
   makeHosted: (parts: HostedDomainParts) => HostedDomain = () => unreachable('the core has no host yet');
   /** p2m trees of checkpoints. */
   readonly frozenRoots = new Set<number>();
+  /** Domains that are the host's own (rehearsals.ts). */
+  readonly unseen = new Set<DomainRecord>();
   /** Disks of checkpoints: they keep files open and locked. */
   readonly frozenDisks = new Set<readonly SavedDisk[]>();
+  readonly activity: ActivitySampler;
+  /** Who wants samples of domains' stacks. */
+  readonly samples: SampleSubscriptions;
   /** What the host can do without when memory is short. */
   readonly caches = new FrameCaches();
   /** What domains were restored from. */
@@ -89,6 +96,8 @@ export class HostCore {
     this.log = log;
     this.networks = networks;
     this.thread = new HypervisorThread(machine, MAIN_THREAD, clock);
+    this.activity = new ActivitySampler(machine);
+    this.samples = new SampleSubscriptions(this.thread.scheduling);
     this.thread.heap.reclaim = () => this.caches.giveUpOldest();
     this.thread.p2m.loader = new PageLoader(this.thread.heap, this.thread.p2m, this.images);
     const { channels, grants } = this.thread.hypercalls;
@@ -124,11 +133,14 @@ export class HostCore {
     this.#startTranslator(channels.map(({ port2 }) => port2), execArgv);
     // While the workers load their code, the interpreter is made.
     const interpreter = await WebAssembly.compile(buildInterpreter(
-      { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, MACHINE_HEADER.at.pairLock));
+      { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, interpreterLayout(machine)));
     for (const worker of this.#workers) worker.postMessage(interpreter);
     await Promise.all(ready);
     // From here on, an error in a worker is our bug: the host's state cannot be trusted any more.
-    for (const worker of this.#workers) worker.on('error', error => { throw error; });
+    for (const worker of this.#workers) {
+      worker.on('error', error => { throw error; });
+      worker.on('message', message => { if (message instanceof BigUint64Array) this.samples.deliver(message); });
+    }
     void this.#listen();
     this.#housekeeping = setInterval(() => this.#keepHouse(), HOUSEKEEPING_MILLIS).unref();
   }
@@ -272,7 +284,7 @@ export class HostCore {
     let report: AuditReport | undefined;
     this.thread.safePoints.stopWorldAtRest(() => {
       const records = [this.thread.hypercalls.domains.record(0),
-        ...[...this.domains.keys()].map(id => this.thread.hypercalls.domains.record(id))];
+        ...[...this.domains.keys()].map(id => this.thread.hypercalls.domains.record(id)), ...this.unseen];
       const claims = records.map(record => this.builder.claims(record));
       report = audit(this.thread.heap, {
         roots: [...claims.flatMap(claim => [...claim.roots]), ...this.frozenRoots, ...this.caches.roots()],
@@ -290,6 +302,7 @@ export class HostCore {
     await Promise.all([...this.frozenDisks].map(releaseDisks));
     await this.networks.close();
     clearInterval(this.#housekeeping);
+    this.activity.stop();
     clearTimeout(this.#releaseWatch);
     this.thread.scheduling.close();
     this.ports.ring();

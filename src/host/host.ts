@@ -113,6 +113,7 @@ class RunningHost implements HostInterface {
     const uuid = options.uuid ?? (isTaken ? undefined : origin.uuid);
     const [domain] = await checkpoint.fork([{ name: options.name ?? origin.name, uuid, paused: options.paused }]);
     (domain as HostedDomain).wasRestored(path);
+    await (domain as HostedDomain).takeBackForwards();
     return domain!;
   }
 
@@ -138,6 +139,7 @@ class RunningHost implements HostInterface {
     try {
       thread.gic.resetDomain(domain.domid, vcpuAddresses);
       for (const address of vcpuAddresses) thread.scheduling.attach(address);
+      thread.scheduling.shares.set(domain.domid, plan.share);
       const entry = this.#load(plan, files, made);
       thread.timers.setTime(domain.domid, 0);
       core.builder.setWallClock(domain, thread.clock.wallMillis());
@@ -207,8 +209,14 @@ class RunningHost implements HostInterface {
       cachedBytes: this.#core.caches.frames * FRAME_BYTES,
       releasingBytes: this.#core.releasingFrames() * FRAME_BYTES,
       pcpus: Array.from({ length: machine.parameters.pcpuCount }, (_, id) => ({
-        id, busyMillis: machine.f64[(machine.pcpuAddress(id) + PCPU.at.busyNanos) / 8]! / NANOS_PER_MILLI,
+        id,         busyMillis: machine.f64[(machine.pcpuAddress(id) + PCPU.at.busyNanos) / 8]! / NANOS_PER_MILLI,
+        compiledMillis: machine.f64[(machine.pcpuAddress(id) + PCPU.at.compiledNanos) / 8]! / NANOS_PER_MILLI,
+
+        wakeUps: machine.u32[(machine.pcpuAddress(id) + PCPU.at.doorbell) / 4]!,
       })),
+      activity: this.#core.activity.samples,
+      codeCache: this.#core.activity.codeCache,
+      hostThreadMillis: performance.eventLoopUtilization().active,
       domains: this.#core.domains.size,
       networks: this.#core.networks.metrics(),
       uptimeMillis: performance.now() - this.#startMillis,
@@ -249,7 +257,12 @@ async function start(options: HostOptions = {}): Promise<HostInterface> {
   });
   await core.startWorkers();
   warmUpLater();
-  return new RunningHost(core, options.cacheDir);
+  return hostOf(core, options.cacheDir);
+}
+
+/** For who runs the pCPUs of a core by himself. */
+export function hostOf(core: HostCore, cacheDir?: string): HostInterface {
+  return new RunningHost(core, cacheDir);
 }
 
 export const Host: { readonly start: StartHost } = { start };

@@ -27,6 +27,7 @@ import type { SavedDisk } from './guest-disks.ts';
 import { parseNicStates } from './guest-nics.ts';
 import type { NicState } from './guest-nics.ts';
 import type { HostCore } from './host-core.ts';
+import { Rehearsal } from './rehearsals.ts';
 import { formatSize } from './size.ts';
 import type { LoadedImage } from './loaded-images.ts';
 import type { LoadOptions, SaveOptions, SaveStats } from './types.ts';
@@ -71,20 +72,26 @@ export async function saveCheckpoint(
   await family.image?.completeFrozen(frozen.root, { signal: options.signal });
   const { name, uuid, memoryBytes, vcpus } = origin;
   const { machine, heap } = core.thread;
-  const workingSet = () => workingSetSections(
-    machine, heap.frames, frozen, parts.hotFrames ?? new Set(), options.parent === undefined);
+  let rehearsal: Rehearsal | undefined;
+  const workingSet = () => workingSetSections(machine, heap.frames, frozen,
+    { touched: rehearsal?.end() ?? [], inTlbs: parts.hotFrames ?? new Set() }, options.parent === undefined);
   const disks = await saveDisks(path, devices.disks, options.withoutDisks ?? false);
   try {
-    const { reference, ...stats } = await saveFrozen(machine, {
+    const saving = saveFrozen(machine, {
       path, frozen, sections: () => [...deviceSections(devices, origin, disks), ...workingSet()],
       domain: { name, uuid, memoryBytes, vcpus },
       parent: options.parent, parentRoot: options.parentRoot, onProgress: options.onProgress, signal: options.signal,
     });
+    // While the file is being opened; an incremental image is to take no time, and stores nothing twice.
+    if (options.parent === undefined) rehearsal = Rehearsal.begin(core, frozen);
+    const { reference, ...stats } = await saving;
     await removeOldDisks(path, disks);
     return { reference, stats };
   } catch (error) {
     await removeDisks(path, disks);
     throw error;
+  } finally {
+    rehearsal?.end();
   }
 }
 

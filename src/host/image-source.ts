@@ -7,6 +7,7 @@ import type { MessagePort } from 'node:worker_threads';
 import { ZazenError } from '../base/errors.ts';
 import { StoredPages } from '../image/stored-pages.ts';
 import type { PagesDescription } from '../image/stored-pages.ts';
+import { TouchNotes } from '../lifecycle/rehearsal.ts';
 import type { ImagePages, ImageSource, PageStretch } from '../memory/image-pages.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 
@@ -18,13 +19,11 @@ export const TOUCH_COUNT = { requests: 0, pages: 1 } as const;
 const COUNTERS = 2;
 export const newCounters = (): Uint32Array => new Uint32Array(new SharedArrayBuffer(4 * COUNTERS));
 
-/** What is posted to workers. Without pages: the image is gone. */
-export interface PostedImage {
-  readonly image: number;
-  readonly root: number;
-  readonly counters: Uint32Array;
-  readonly pages: PagesDescription | undefined;
-}
+/** What is posted to workers. */
+export type PostedImage = { readonly image: number } & (
+  | { readonly kind: 'file'; readonly root: number; readonly counters: Uint32Array; readonly pages: PagesDescription }
+  | { readonly kind: 'frozen'; readonly root: number; readonly notes: TouchNotes['words'] }
+  | { readonly kind: 'gone' });
 
 export class TouchedImage implements ImageSource {
   readonly root: number;
@@ -34,7 +33,7 @@ export class TouchedImage implements ImageSource {
   /** What is wrong with the last read that failed. */
   failure: ZazenError | undefined;
 
-  constructor(machine: MachineMemory, { root, counters }: Pick<PostedImage, 'root' | 'counters'>, pages: StoredPages) {
+  constructor(machine: MachineMemory, { root, counters }: { root: number; counters: Uint32Array }, pages: StoredPages) {
     this.#machine = machine;
     this.root = root;
     this.#counters = counters;
@@ -63,11 +62,34 @@ export class TouchedImage implements ImageSource {
   }
 }
 
+/** Frozen memory in the place of an image, for a rehearsal: all of it is in frames, and touches are noted. */
+export class FrozenPages implements ImageSource {
+  readonly number: number;
+  readonly root: number;
+  readonly notes: TouchNotes;
+
+  constructor(number: number, root: number, notes = new TouchNotes()) {
+    this.number = number;
+    this.root = root;
+    this.notes = notes;
+  }
+
+  cluster(gfn: number): PageStretch {
+    return { gfn, count: 1 };
+  }
+  touched(gfn: number): boolean {
+    return this.notes.note(gfn);
+  }
+  read(): boolean {
+    return false;
+  }
+}
+
 /** The images that a worker was told of. */
 export class PostedImages implements ImagePages {
   readonly #machine: MachineMemory;
   readonly #port: MessagePort;
-  readonly #sources = new Map<number, TouchedImage>();
+  readonly #sources = new Map<number, TouchedImage | FrozenPages>();
 
   constructor(machine: MachineMemory, port: MessagePort) {
     this.#machine = machine;
@@ -77,7 +99,8 @@ export class PostedImages implements ImagePages {
   source(image: number): ImageSource | undefined {
     if (!this.#sources.has(image)) this.#receive();
     const source = this.#sources.get(image);
-    return source && {
+    if (source === undefined || source instanceof FrozenPages) return source;
+    return {
       root: source.root,
       cluster: (gfn) => source.cluster(gfn),
       read: (gfn, mfns) => source.read(gfn, mfns) || this.#readAnew(image, source, gfn, mfns),
@@ -88,7 +111,7 @@ export class PostedImages implements ImagePages {
   #readAnew(image: number, old: TouchedImage, gfn: number, mfns: Uint32Array): boolean {
     this.#receive();
     const source = this.#sources.get(image);
-    return source !== undefined && source !== old && source.read(gfn, mfns);
+    return source instanceof TouchedImage && source !== old && source.read(gfn, mfns);
   }
 
   #receive(): void {
@@ -96,8 +119,12 @@ export class PostedImages implements ImagePages {
       const received = receiveMessageOnPort(this.#port);
       if (received === undefined) return;
       const posted = received.message as PostedImage;
-      if (posted.pages === undefined) this.#sources.delete(posted.image);
-      else this.#sources.set(posted.image, new TouchedImage(this.#machine, posted, StoredPages.attach(posted.pages)));
+      if (posted.kind === 'gone') this.#sources.delete(posted.image);
+      else this.#sources.set(posted.image, this.#sourceOf(posted));
     }
+  }
+  #sourceOf(posted: Exclude<PostedImage, { kind: 'gone' }>): TouchedImage | FrozenPages {
+    return posted.kind === 'frozen' ? new FrozenPages(posted.image, posted.root, new TouchNotes(posted.notes))
+      : new TouchedImage(this.#machine, posted, StoredPages.attach(posted.pages));
   }
 }

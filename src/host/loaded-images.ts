@@ -23,7 +23,7 @@ import { resolveImageLeaves } from '../memory/image-leaves.ts';
 import type { ImagePages, ImageSource } from '../memory/image-pages.ts';
 import type { FrameCache } from './frame-caches.ts';
 import type { HostCore } from './host-core.ts';
-import { TOUCH_COUNT, TouchedImage, newCounters } from './image-source.ts';
+import { FrozenPages, TOUCH_COUNT, TouchedImage, newCounters } from './image-source.ts';
 import type { ImageLoadStats } from './types.ts';
 
 /** A domain or a checkpoint whose memory comes from an image; or somebody who is about to make one, with root 0. */
@@ -86,7 +86,7 @@ export class LoadedImage implements FrameCache {
   #makeSource(): TouchedImage {
     const { image: { pages }, root, number } = this;
     const counters = this.#counters;
-    this.#core.postToWorkers({ image: number, root, counters, pages: pages.describe() });
+    this.#core.postToWorkers({ kind: 'file', image: number, root, counters, pages: pages.describe() });
     return new TouchedImage(this.#core.thread.machine, { root, counters }, pages);
   }
 
@@ -149,7 +149,7 @@ export class LoadedImage implements FrameCache {
   }
   #releaseFrames(): void {
     this.#core.releaseRoot(this.root);
-    this.#core.postToWorkers({ image: this.number, root: 0, counters: this.#counters, pages: undefined });
+    this.#core.postToWorkers({ kind: 'gone', image: this.number });
   }
 
   /** When it resolves, no read is under way and no file is open. */
@@ -247,6 +247,7 @@ export class LoadedImage implements FrameCache {
 export class LoadedImages implements ImagePages {
   readonly #core: HostCore;
   readonly #byNumber = new Map<number, LoadedImage>();
+  readonly #frozen = new Map<number, FrozenPages>();
   readonly #opening = new Map<string, Promise<LoadedImage>>();
   #lastNumber = 0;
 
@@ -255,7 +256,19 @@ export class LoadedImages implements ImagePages {
   }
 
   source(number: number): ImageSource | undefined {
-    return this.#byNumber.get(number)?.source;
+    return this.#byNumber.get(number)?.source ?? this.#frozen.get(number);
+  }
+
+  /** Frozen memory that is to be read as if it were an image, until `removeFrozen`. */
+  addFrozen(root: number): FrozenPages {
+    const pages = new FrozenPages(++this.#lastNumber, root);
+    this.#frozen.set(pages.number, pages);
+    this.#core.postToWorkers({ kind: 'frozen', image: pages.number, root, notes: pages.notes.words });
+    return pages;
+  }
+  removeFrozen({ number }: FrozenPages): void {
+    this.#frozen.delete(number);
+    this.#core.postToWorkers({ kind: 'gone', image: number });
   }
 
   /** Frames that reads under way go into, for the audit. */
@@ -288,7 +301,7 @@ export class LoadedImages implements ImagePages {
   async #open(path: string): Promise<LoadedImage> {
     const image = await openImage(path);
     try {
-      const stamp = stampOf(await image.stat());
+      const stamp = stampOf(image.status);
       this.#core.makeRoom(image.storedPages * FRAME_BYTES);
       const number = ++this.#lastNumber;
       const loaded = new LoadedImage(this.#core, image, stamp, number, () => this.#byNumber.delete(number));

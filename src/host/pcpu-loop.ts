@@ -6,10 +6,12 @@ import type { MessagePort } from 'node:worker_threads';
 import { STALL_LOST_PAGE, STALL_OUT_OF_FRAMES } from '../abi/domain-record.ts';
 import { RUNSTATE } from '../abi/xen-shared-info.ts';
 import { systemClock } from '../base/clock.ts';
+import type { Clock } from '../base/clock.ts';
 import { Engine } from '../cpu/engine.ts';
 import { RegionClient } from '../cpu/jit/region-client.ts';
 import type { RegionChannel } from '../cpu/jit/region-client.ts';
 import type { RegionMessage } from '../cpu/jit/region-parcels.ts';
+import type { VcpuState } from '../cpu/vcpu-state.ts';
 import { Pl011 } from '../devices/pl011/registers.ts';
 import { Pl031 } from '../devices/pl031/registers.ts';
 import { VirtioMmio } from '../devices/virtio/registers.ts';
@@ -24,8 +26,11 @@ import { enterRunstate, publishRunstate } from '../hypervisor/runstate.ts';
 import { Psci } from '../hypervisor/psci.ts';
 import { HypervisorThread } from '../hypervisor/thread.ts';
 import { PageLoader } from '../memory/image-pages.ts';
+import type { ImagePages } from '../memory/image-pages.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { PostedImages } from './image-source.ts';
+import { WarmDecoding, firstOf } from './warm-decoding.ts';
+import { takeSample } from './sample.ts';
 
 export interface PCpuWorkerData {
   readonly memory: WebAssembly.Memory;
@@ -41,20 +46,33 @@ function regionChannel(port: MessagePort): RegionChannel {
   };
 }
 
-/**
- * @param interpreter compiled by the host, from `buildInterpreter`
- * @param port to the host, which is told when the first vCPU is about to be looked for, and posts images (image-source.ts)
- * @returns when the host closes
- */
-export function runPcpu(
-  { memory, pcpu, translator }: PCpuWorkerData, interpreter: WebAssembly.Module, port: MessagePort,
-): void {
-  const machine = MachineMemory.attach(memory);
-  const thread = new HypervisorThread(machine, pcpu, systemClock, {
-    copyFromGuest: (vcpu, va, sizeBytes) => engine.data.copyFromGuest(vcpu, va, sizeBytes),
-    copyToGuest: (vcpu, va, bytes) => engine.data.copyToGuest(vcpu, va, bytes),
+/** What a pCPU's thread is made of. */
+export interface PcpuParts {
+  readonly thread: HypervisorThread;
+  readonly host: DomainCpuHost;
+  readonly engine: Engine;
+}
+
+export interface PcpuEnvironment {
+  readonly machine: MachineMemory;
+  readonly pcpu: number;
+  readonly clock: Clock;
+  /** Compiled from `buildInterpreter`. */
+  readonly interpreter: WebAssembly.Module;
+  /** Without it everything is interpreted. */
+  readonly regions?: RegionClient | undefined;
+  /** Where pages of images come from, if there are any. */
+  readonly images?: ImagePages;
+}
+
+/** The CPU and the hypervisor of a thread, put together. */
+export function assemblePcpu({ machine, pcpu, clock, interpreter, regions, images }: PcpuEnvironment): PcpuParts {
+  const thread = new HypervisorThread(machine, pcpu, clock, {
+    copyFromGuest: (vcpu, va, sizeBytes, willAnswer) => engine.data.copyFromGuest(vcpu, va, sizeBytes, willAnswer),
+    copyToGuest: (vcpu, va, bytes, isRepeatable) => engine.data.copyToGuest(vcpu, va, bytes, isRepeatable),
+    mustRetry: () => engine.data.mustRetry,
   });
-  thread.p2m.loader = new PageLoader(thread.heap, thread.p2m, new PostedImages(machine, port));
+  if (images !== undefined) thread.p2m.loader = new PageLoader(thread.heap, thread.p2m, images);
   const { gic, timers, scheduling, safePoints, hypercalls, environment } = thread;
   const psci = new Psci({
     gic, timers, scheduling,
@@ -65,33 +83,55 @@ export function runPcpu(
     environment, hypercalls, gic, timers, psci,
     gicRegisters: new GicRegisters(gic),
     cpuInterface: new GicCpuInterface(gic),
-    devices: new EmulatedDevices(gic, hypercalls.domains, [new Pl011(), new VirtioMmio(), new Pl031(systemClock)]),
-    flushDecodeCache: () => flushDecodeCache(),
+    devices: new EmulatedDevices(gic, hypercalls.domains, [new Pl011(), new VirtioMmio(), new Pl031(clock)]),
+    flushDecodeCache: regionEpoch => flushDecodeCache(regionEpoch),
     stopCode: action => safePoints.stopWorld(() => {
       action();
       engine.decodeCache.renew();
     }),
+    forgetFrame: (vcpu, mfn) => engine.forgetFrame(vcpu, mfn),
     flushOthers: (domid, vcpu) => safePoints.flushTlbs(domid, vcpu.address),
   });
-  const engine = new Engine(machine, host, interpreter, { pcpu, regions: new RegionClient(machine, regionChannel(translator)) });
+  const engine = new Engine(machine, host, interpreter, { pcpu, ...(regions && { regions }) });
   /** No vCPU has an entry in its exec TLB for a slot that is given back: all of them flush before they run on. */
-  function flushDecodeCache(): void {
+  function flushDecodeCache(regionEpoch?: number): void {
     safePoints.stopWorld(() => {
-      engine.decodeCache.empty();
+      engine.decodeCache.empty(regionEpoch);
       for (let number = 0; number < machine.parameters.vcpuCount; number++) {
         engine.requestTlbFlush(machine.vcpuAddress(number));
       }
     });
   }
+  return { thread, host, engine };
+}
+
+/**
+ * @param interpreter compiled by the host, from `buildInterpreter`
+ * @param port to the host, which is told when the first vCPU is about to be looked for, and posts images (image-source.ts)
+ * @returns when the host closes
+ */
+export function runPcpu(
+  { memory, pcpu, translator }: PCpuWorkerData, interpreter: WebAssembly.Module, port: MessagePort,
+): void {
+  const machine = MachineMemory.attach(memory);
+  const { thread, host, engine } = assemblePcpu({
+    machine, pcpu, clock: systemClock, interpreter,
+    regions: new RegionClient(machine, regionChannel(translator)), images: new PostedImages(machine, port),
+  });
+  const { timers, scheduling, safePoints, hypercalls, environment } = thread;
   const onRunstate = (vcpuAddress: number, runstate: number): void => {
     const caller = host.caller(engine.vcpu(vcpuAddress));
     enterRunstate(caller.domain, caller.vcpuId, runstate, systemClock.monotonicNanos());
     if (runstate === RUNSTATE.running) publishRunstate(environment, caller);
   };
   port.postMessage('ready');
+  const onSample = (vcpu: VcpuState, nanos: number): void => {
+    const { domain, vcpuId } = host.caller(vcpu);
+    port.postMessage(takeSample(engine, vcpu, [domain.domid, vcpuId], nanos));
+  };
   new PCpu(engine, {
-    pcpu, machine, scheduling, safePoints, timers, onRunstate, clock: systemClock,
-    idleWork: new HeapIdleWork(thread.heap, scheduling, safePoints),
+    pcpu, machine, scheduling, safePoints, timers, onRunstate, onSample, clock: systemClock,
+    idleWork: firstOf(new HeapIdleWork(thread.heap, scheduling, safePoints), new WarmDecoding(engine.decodeCache)),
     stallReason: () => host.lostGfn === undefined ? STALL_OUT_OF_FRAMES : STALL_LOST_PAGE + host.lostGfn,
     onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
   }).runLoop();

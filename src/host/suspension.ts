@@ -22,6 +22,8 @@ const WAYS: readonly SuspendVia[] = ['event-channel', 'store', 'transparent'];
 const TIMEOUT_MILLIS = 10_000;
 /** A timer takes no more. */
 const TIMEOUT_MAX_MILLIS = 2 ** 31 - 1;
+/** How long this thread sleeps for the answer to an event: most guests take a third of that, hearing it later half of it. */
+const AT_ONCE_MILLIS = 0.3;
 const MICROS_PER_MILLI = 1000;
 
 export interface SuspendedDomain {
@@ -114,8 +116,12 @@ export class Suspension {
   async #askByEvent(timeoutMillis: number, signal: AbortSignal | undefined): Promise<Outcome> {
     const port = this.#bind();
     if (port === undefined) return 'not-offered';
+    const { ports } = this.#core;
+    const heard = ports.doorbell;
+    // While the guest gets ready, so does this thread, which hears no answer before it listens.
+    ports.notify(port);
     using request = this.#ask('event-channel', timeoutMillis, signal);
-    this.#core.ports.notify(port);
+    ports.deliverWithin(heard, AT_ONCE_MILLIS, () => this.#via !== undefined);
     let outcome: Outcome | undefined;
     try {
       return outcome = await request.outcome;
@@ -240,13 +246,13 @@ export class Suspension {
     const { thread } = this.#core;
     const { record } = this.#domain;
     const via = this.#leave();
-    setWallClock(this.#core, record);
     delayWatchdogs(record, thread.clock.monotonicNanos() - this.#sinceNanos);
     if (isSuspended(record)) {
       // What it was doing when it was stopped was its late answer.
       if (via === 'transparent') this.#givenUp = undefined;
       endSuspend(thread, record);
     }
+    setWallClock(this.#core, record);
     this.#letGo(via);
     this.#domain.emit({ type: 'resumed', reason: 'cancelled' });
   }

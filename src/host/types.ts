@@ -67,6 +67,11 @@ export interface DiskSpec {
   /** For reads and writes together. */
   readonly bytesPerSecond?: number | undefined;
   readonly requestsPerSecond?: number | undefined;
+  /**
+   * What the guest discards is given back to the host's file system. Default true; a raw file needs `fallocate` of
+   * util-linux for it.
+   */
+  readonly discard?: boolean | undefined;
   /** Offers the guest to grant its pages once for all; it then copies what it writes and reads. Default false. */
   readonly persistentGrants?: boolean | undefined;
 }
@@ -83,6 +88,12 @@ export interface DiskStats {
   readonly lasting: boolean;
   /** False where the file system refused O_DIRECT for one of its files. */
   readonly direct: boolean;
+  /** Whether the guest can give space back. */
+  readonly discard: boolean;
+  /** Of the ring that the guest has made; 0: it has made none, or has a virtio disk. */
+  readonly ringPages: number;
+  /** The guest keeps its pages granted. */
+  readonly persistentGrants: boolean;
   /** Files that it consists of, the newest first. */
   readonly layers: readonly string[];
   readonly reads: number;
@@ -144,6 +155,54 @@ export interface DomainSpec {
   nics?: readonly NicSpec[];
   /** Create it paused: it runs from `unpause()` on. */
   paused?: boolean;
+  /** What it gets of the pCPUs when others want them too, against their weights: 1 to 65535, default 256. */
+  cpuWeight?: number;
+  /** Most that its vCPUs get together, in percent of one pCPU, whether others want it or not; default 0: no limit. */
+  cpuCapPercent?: number;
+}
+
+/** Both as in DomainSpec; what is left out stays. Takes effect at once. Forks have what the domain had at the checkpoint. */
+export interface CpuShare {
+  readonly cpuWeight?: number | undefined;
+  readonly cpuCapPercent?: number | undefined;
+}
+
+export interface ProfileOptions {
+  /** Of a vCPU's running time between two samples; default 1000, at least 100. */
+  readonly intervalMicros?: number | undefined;
+}
+
+/** Samples are being taken. */
+export interface Profiling {
+  /**
+   * Takes no more. The guest stands still while its kernel's names are looked up; of a guest without them, or one that has
+   * been destroyed, there are addresses.
+   */
+  stop(): Promise<Profile>;
+}
+
+/** What a guest's vCPUs did with the time that they had, by function of its kernel; processes' code is told by page. */
+export interface Profile {
+  readonly samples: number;
+  readonly cpuMicros: number;
+  /** For Chrome's DevTools, Visual Studio Code, speedscope; as JSON, in a file `*.cpuprofile`. */
+  toCpuProfile(): CpuProfile;
+  /** A line for each stack, `outermost;…;innermost MICROSECONDS`: for flame graphs and speedscope. */
+  toFolded(): string;
+}
+
+/** As V8's inspector defines it (Profiler.Profile); times are microseconds. */
+export interface CpuProfile {
+  nodes: {
+    id: number;
+    callFrame: { functionName: string; scriptId: string; url: string; lineNumber: number; columnNumber: number };
+    hitCount: number;
+    children: number[];
+  }[];
+  startTime: number;
+  endTime: number;
+  samples: number[];
+  timeDeltas: number[];
 }
 
 export interface NicSpec {
@@ -153,7 +212,10 @@ export interface NicSpec {
   readonly mac?: string;
   /** IPv4 address that DHCP gives it; default: a free one. */
   readonly address?: string;
-  /** Ports of the host that lead to the guest: `[ADDRESS:]HOSTPORT:GUESTPORT[/udp]`. Forks have none of them. */
+  /**
+   * Ports of the host that lead to the guest: `[ADDRESS:]HOSTPORT:GUESTPORT[/udp]`. Forks have none of them; a restored
+   * guest takes back those that are free.
+   */
   readonly forwards?: readonly string[];
   /** Most that the guest may send. */
   readonly rateBytesPerSecond?: number;
@@ -181,6 +243,8 @@ export interface NicStats {
   readonly notifications: number;
   /** In force, with the host's ports as they are. */
   readonly forwards: readonly string[];
+  /** Of a guest that was restored: those whose port of the host it could not have back. */
+  readonly missingForwards: readonly string[];
 }
 
 export interface CreateOptions {
@@ -303,11 +367,16 @@ export interface DomainStats {
   /** Frames that were taken for it, tables included: what it has written. Those of its kernel file are the host's. */
   readonly residentBytes: number;
   readonly vcpus: readonly VcpuStats[];
+  readonly cpuWeight: number;
+  /** 0: no limit. */
+  readonly cpuCapPercent: number;
   /** Sums over the vCPUs. */
   readonly instructionsRetired: number;
   readonly runMillis: number;
   /** Made by the guest since it was created. */
   readonly hypercalls: number;
+  /** Accesses for which no TLB had an entry. */
+  readonly tlbMisses: number;
   /** Accesses to system registers that this CPU does not have, each UNDEFINED for the guest. */
   readonly unknownSystemRegisters: number;
   readonly consoleOutBytes: number;
@@ -367,12 +436,49 @@ export interface HostStats {
   readonly cachedBytes: number;
   /** Still charged to domains that were destroyed and whose memory is being given back. */
   readonly releasingBytes: number;
-  readonly pcpus: readonly { readonly id: number; readonly busyMillis: number }[];
+  readonly pcpus: readonly PcpuStats[];
+  readonly activity: ActivitySamples;
+  readonly codeCache: CodeCacheStats;
+  /** Time that the host's own thread was at work: back ends of devices, the store, the toolstack. */
+  readonly hostThreadMillis: number;
   /** Live domains. */
   readonly domains: number;
   /** By name, those that are in use or were given options. */
   readonly networks: Readonly<Record<string, NetworkMetrics>>;
   readonly uptimeMillis: number;
+}
+
+/** Counts of looks at the pCPUs, each one of which was doing one of these; looked at while somebody asks for statistics. */
+export interface ActivitySamples {
+  /** Guest code, compiled or interpreted. */
+  readonly code: number;
+  /** Page-table walks and whatever else a TLB miss takes. */
+  readonly memory: number;
+  /** Decoding guest code, and taking in what was compiled. */
+  readonly decoding: number;
+  /** System registers, hypercalls, exceptions, TLB maintenance. */
+  readonly hypervisor: number;
+  /** Registers of emulated devices, the interrupt controller's among them. */
+  readonly devices: number;
+  /** In no vCPU. */
+  readonly idle: number;
+}
+
+export interface CodeCacheStats {
+  /** Pages of guest code that can be held decoded, and that are. */
+  readonly pages: number;
+  readonly usedPages: number;
+  /** Pieces of it that are compiled. */
+  readonly regions: number;
+}
+
+export interface PcpuStats {
+  readonly id: number;
+  readonly busyMillis: number;
+  /** Of it, in slices that ended in compiled code. */
+  readonly compiledMillis: number;
+  /** How often another thread has woken it, modulo 2^32. */
+  readonly wakeUps: number;
 }
 
 /** The command of a domain that was created with `exec`. It has taken over the domain's `console`. */
@@ -543,18 +649,26 @@ export interface Domain extends AsyncDisposable {
   /** When it resolves, no vCPU runs. Paused twice is paused. Errors: ZAZEN_DOMAIN_GONE, also of the next two. */
   pause(): Promise<void>;
   unpause(): Promise<void>;
+  /** Errors: ZAZEN_SPEC_CPU_SHARE, ZAZEN_DOMAIN_GONE. */
+  setCpuShare(share: CpuShare): void;
+  /** Samples the guest until `stop`. Errors: ZAZEN_PROFILE_INTERVAL, ZAZEN_DOMAIN_GONE. */
+  profile(options?: ProfileOptions): Profiling;
   /**
    * Resolves when all memory that the domain was restored with has been read; reads what is missing as fast as it goes. At
    * once for a domain that was not restored. Errors: ZAZEN_IMAGE_* and ZAZEN_HOST_OUT_OF_MEMORY, neither of which
    * concerns the guest before it needs such a page; ZAZEN_DOMAIN_GONE; `signal.reason`.
    */
   load(options?: TransferOptions): Promise<void>;
-  /** Asks the guest, by `control/shutdown` in the store; does not wait for it: see `waitForShutdown`. */
+  /**
+   * Asks the guest, by `control/shutdown` in the store, with type `hvm` by a button (KEY_POWER, KEY_RESTART); does not wait
+   * for it: see `waitForShutdown`. Error: ZAZEN_HVM_UNHEARD if the guest has no driver for the buttons.
+   */
   shutdown(options?: { reason?: 'poweroff' | 'reboot' }): Promise<void>;
   /** When the guest has stopped, by itself or by being destroyed; at once if it has already. */
   waitForShutdown(): Promise<ShutdownReason | 'destroyed'>;
   /**
-   * Stops the guest at a point of its own choosing, if it can: see `SuspendOptions`. Its time stands still until `resume`;
+   * Stops the guest at a point of its own choosing, if it can: see `SuspendOptions`. Its time stands still until `resume`,
+   * when that of a guest which has suspended itself goes on by what has passed;
    * meanwhile it can be checkpointed, saved, forked and destroyed, and forks and restored domains go on by themselves.
    * Errors: ZAZEN_SUSPEND_NOT_OFFERED, _NO_ANSWER, _PAUSED, and then it runs on and is told no more (an answer that comes
    * after all is answered by resuming it at once); ZAZEN_SUSPEND_UNDER_WAY, ZAZEN_DOMAIN_SUSPENDED,
@@ -592,6 +706,13 @@ export interface Domain extends AsyncDisposable {
   resizeDisk(target: string, size: Size): Promise<void>;
   /** A further network card. Errors: ZAZEN_SPEC_NIC, ZAZEN_NETWORK_*, ZAZEN_PORT_*, ZAZEN_DOMAIN_GONE. */
   attachNic(spec?: NicSpec): Promise<NicStats>;
+  /**
+   * Opens a port of the host that leads to the guest, by a card (default: the first one) whatever its type.
+   * @returns it with the host's port as it is. Errors: ZAZEN_USAGE, ZAZEN_NIC_UNKNOWN, ZAZEN_PORT_*, ZAZEN_DOMAIN_GONE.
+   */
+  addForward(forward: string, handle?: number): Promise<string>;
+  /** Connections that came by it go on. Errors: ZAZEN_FORWARD_UNKNOWN, ZAZEN_DOMAIN_GONE. */
+  removeForward(forward: string): Promise<void>;
   /** Asks the guest to let go of a card; after some seconds it is gone in any case. Errors: ZAZEN_NIC_UNKNOWN, _GONE. */
   detachNic(handle: number): Promise<void>;
   /** Returns when the domain is unreachable, and what it wrote to its disks is in their files. Destroyed twice is destroyed. */

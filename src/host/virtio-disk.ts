@@ -4,7 +4,7 @@
 import type { Clock } from '../base/clock.ts';
 import { takeBuffer } from '../devices/block/buffers.ts';
 import type { BlockMetrics } from '../devices/block/backend.ts';
-import type { BlockDeviceState } from '../devices/block/device.ts';
+import type { BlockDevice, BlockDeviceState } from '../devices/block/device.ts';
 import type { Disk, DiskState } from '../devices/block/disk.ts';
 import { RateLimit } from '../devices/block/rate-limit.ts';
 import type { RateLimits } from '../devices/block/rate-limit.ts';
@@ -49,6 +49,10 @@ export class VirtioDisk {
 
   get metrics(): BlockMetrics {
     return { ...this.#model.counts, notifications: this.#slot.interrupts, badIndices: 0 };
+  }
+
+  get agreed(): BlockDevice['agreed'] {
+    return { ringPages: 0, persistentGrants: false };
   }
 
   async pause(): Promise<void> {

@@ -3,7 +3,7 @@
 
 import { sysreg } from '../a64/system-registers.ts';
 import { DOMAIN } from '../abi/domain-record.ts';
-import { vcpuRecord } from '../abi/vcpu.ts';
+import { ACTIVITY, vcpuRecord } from '../abi/vcpu.ts';
 import { XEN_HYPERCALL_TAG } from '../abi/xen.ts';
 import { NO_FRAME } from '../cpu/host.ts';
 import type { CpuHost } from '../cpu/host.ts';
@@ -31,11 +31,13 @@ export interface CpuHostParts {
   readonly timers: Timers;
   readonly psci: Psci;
   /** The decode cache is full, or all decoded code is to go: stops all pCPUs, empties it, flushes all TLBs. */
-  readonly flushDecodeCache: () => void;
+  readonly flushDecodeCache: (regionEpoch?: number) => void;
   /** Stops all pCPUs for an action, and makes those that are in the middle of an instruction leave its code. */
   readonly stopCode: (action: () => void) => void;
   /** Makes all vCPUs of a domain forget their translations, but the calling one, which has done so. */
   readonly flushOthers: (domid: number, vcpu: VcpuState) => void;
+  /** Makes a vCPU of this thread forget translations to a frame. */
+  readonly forgetFrame: (vcpu: VcpuState, mfn: number) => void;
 }
 
 
@@ -53,16 +55,34 @@ export class DomainCpuHost implements CpuHost {
     return hypercalls.domains.record(gic.domidOf(vcpu.address)).get(DOMAIN.at.p2mRoot);
   }
 
+  stageTwoRootAddress(vcpu: VcpuState): number {
+    const { environment, gic } = this.#parts;
+    return environment.memory.domainAddress(gic.domidOf(vcpu.address)) + DOMAIN.at.p2mRoot;
+  }
+
   frameForRead(vcpu: VcpuState, guestFrame: number): number {
     const mfn = this.#parts.environment.p2m.frameForRead(this.#root(vcpu), guestFrame);
     return mfn > 0 ? mfn : this.#noFrame(mfn, guestFrame);
   }
 
   frameForWrite(vcpu: VcpuState, guestFrame: number): number {
-    const { environment, gic } = this.#parts;
-    const mfn = environment.p2m.frameForWrite(this.#root(vcpu), guestFrame);
-    if (environment.p2m.stale) settleP2m(environment, gic.domidOf(vcpu.address));
-    return mfn > 0 ? mfn : this.#noFrame(mfn, guestFrame);
+    const { environment } = this.#parts;
+    for (;;) {
+      const mfn = environment.p2m.frameForWrite(this.#root(vcpu), guestFrame);
+      if (!environment.p2m.stale) return mfn > 0 ? mfn : this.#noFrame(mfn, guestFrame);
+      // This thread may count as out of code while it waits for others, and they may take the very frame away.
+      this.#settle(vcpu);
+    }
+  }
+
+  /** A page that was shared has been copied: of a vCPU that is alone, only what was made from that page goes. */
+  #settle(vcpu: VcpuState): void {
+    const { environment, gic, forgetFrame } = this.#parts;
+    const domid = gic.domidOf(vcpu.address);
+    const replaced = environment.p2m.onlyStaleFrame;
+    if (replaced === 0 || gic.vcpuCount(domid) > 1) settleP2m(environment, domid);
+    else environment.p2m.releaseStale();
+    if (replaced !== 0) forgetFrame(vcpu, replaced);
   }
 
   #noFrame(answer: number, guestFrame: number): number {
@@ -76,10 +96,12 @@ export class DomainCpuHost implements CpuHost {
   }
 
   mmioLoad(vcpu: VcpuState, physicalAddress: number, sizeBytes: number): boolean {
+    vcpu.set32(vcpuRecord.at.activity, ACTIVITY.devices);
     return this.#parts.gicRegisters.load(vcpu.address, physicalAddress, sizeBytes)
       || this.#parts.devices.load(vcpu.address, physicalAddress, sizeBytes);
   }
   mmioStore(vcpu: VcpuState, physicalAddress: number, sizeBytes: number): boolean {
+    vcpu.set32(vcpuRecord.at.activity, ACTIVITY.devices);
     return this.#parts.gicRegisters.store(vcpu.address, physicalAddress, sizeBytes)
       || this.#parts.devices.store(vcpu.address, physicalAddress, sizeBytes);
   }
@@ -131,8 +153,8 @@ export class DomainCpuHost implements CpuHost {
     if (gic.vcpuCount(gic.domidOf(vcpu.address)) > 1) stopCode(action);
     else action();
   }
-  flushDecodeCache(): void {
-    this.#parts.flushDecodeCache();
+  flushDecodeCache(_vcpu: VcpuState, regionEpoch?: number): void {
+    this.#parts.flushDecodeCache(regionEpoch);
   }
 }
 

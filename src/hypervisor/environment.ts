@@ -7,12 +7,26 @@ import type { Heap } from '../memory/heap.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import type { P2m } from '../memory/p2m.ts';
 
-/** Guest virtual memory, through the vCPU's present EL1 translation. Only for the vCPU that this thread runs. */
+/**
+ * Guest virtual memory, through the vCPU's present EL1 translation. Only for the vCPU that this thread runs.
+ *
+ * There may be no frame for a page now, or its content not to be had. Then the hypercall is made again when that has
+ * changed (`mustRetry`), so it must not have done anything by then, or say in its arguments how far it has got.
+ */
 export interface GuestAccess {
-  /** @returns a copy, or undefined when some of it is not readable */
-  copyFromGuest(vcpu: VcpuState, va: bigint, sizeBytes: number): Uint8Array | undefined;
-  /** @returns false when some of it is not writable; what comes before may have been written */
-  copyToGuest(vcpu: VcpuState, va: bigint, bytes: Uint8Array): boolean;
+  /**
+   * @param willAnswer what is read is written before the call is over, perhaps after something that must not be done
+   *   twice: a frame that the writing needs is had first, as far as the guest may write there
+   * @returns a copy, or undefined when some of it is not readable
+   */
+  copyFromGuest(vcpu: VcpuState, va: bigint, sizeBytes: number, willAnswer?: boolean): Uint8Array | undefined;
+  /**
+   * @param isRepeatable all that the call has done so far may be done again
+   * @returns false when some of it is not writable; what comes before may have been written
+   */
+  copyToGuest(vcpu: VcpuState, va: bigint, bytes: Uint8Array, isRepeatable?: boolean): boolean;
+  /** A page was not to be had: what the call answers is void, and it is made again with the arguments that it leaves. */
+  mustRetry(): boolean;
 }
 
 /** The interrupt controller; may be called by any thread, with a domain lock held. */
@@ -38,6 +52,8 @@ export interface Scheduler {
   setOnline(vcpuAddress: number, online: boolean): boolean;
   /** The domain's pauseCount or shutdown changed: its vCPUs look at it before their next instruction. */
   pauseChanged(domid: number): void;
+  /** The domain's shutdown was set: its vCPUs stop, and when they have, the host hears of it. */
+  shutDown(domid: number): void;
 }
 
 export interface Stage2 {

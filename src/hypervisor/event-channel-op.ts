@@ -131,7 +131,7 @@ export function eventChannelOp(
   const operation = operations[args.u32(0)];
   if (operation === undefined) return -ERRNO.ENOSYS;
   const va = args.u64(1);
-  const structure = GuestStruct.read(environment.guest, caller, va, operation.type);
+  const structure = GuestStruct.read(environment.guest, caller, va, operation.type, operation.writesBack);
   if (structure === undefined) return -ERRNO.EFAULT;
   const result = operation.run(channels, caller, structure);
   settleP2m(environment, caller.domain.domid);

@@ -131,6 +131,35 @@ export class EventChannels {
     }
   }
 
+  /**
+   * Whether a domain's channels to other domains are those that its port tables had at another time, each of them the
+   * host's end of one of `ports`, and all of them still there.
+   */
+  isConnectedAs(domain: DomainRecord, tables: readonly (Uint8Array | undefined)[], ports: readonly number[]): boolean {
+    const { u8 } = domain.memory;
+    const host = this.domains.record(0);
+    const { interdomain } = EVTCHNSTAT;
+    return tables.every((saved, index) => {
+      const table = domain.get(DOMAIN.at.portFrames + 4 * index) * FRAME_BYTES;
+      if (saved === undefined || table === 0) return saved === undefined && table === 0;
+      const view = new DataView(saved.buffer, saved.byteOffset, saved.length);
+      for (let i = 0, at = 0; i < PORTS_PER_FRAME; i++, at += PORT.sizeBytes) {
+        const state = u8[table + at + PORT.at.state]!;
+        const savedState = saved[at + PORT.at.state]!;
+        if (state !== interdomain && savedState !== interdomain) continue;
+        const port = index * PORTS_PER_FRAME + i;
+        const hostPort = this.#field(table + at, PORT.at.remotePort);
+        const isSame = state === savedState && ports.includes(port)
+          && this.#field(table + at, PORT.at.remote) === 0 && view.getUint32(at + PORT.at.remote, true) === 0
+          && view.getUint32(at + PORT.at.remotePort, true) === hostPort;
+        if (!isSame || host.portState(hostPort) !== interdomain) return false;
+        const other = host.port(hostPort);
+        if (this.#field(other, PORT.at.remote) !== domain.domid || this.#field(other, PORT.at.remotePort) !== port) return false;
+      }
+      return true;
+    });
+  }
+
   /** Closes all ports that have another end. */
   disconnect(domain: DomainRecord): void {
     this.#closeAll(domain, (_port, state) => state === EVTCHNSTAT.interdomain);

@@ -6,6 +6,7 @@ import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { EVTCHN_2L_NR_CHANNELS, EVTCHN_FIFO_PENDING } from '../abi/xen-event-channel.ts';
 import { sharedInfo, vcpuInfo } from '../abi/xen-shared-info.ts';
 import { GUEST_EVTCHN_PPI } from '../abi/xen.ts';
+import { ringBell } from '../memory/spin.ts';
 import type { DomainRecord } from './domain-record.ts';
 import type { Environment } from './environment.ts';
 import { fifoRaise, fifoUnmask, fifoWord } from './event-fifo.ts';
@@ -161,10 +162,7 @@ export class EventDelivery {
 }
 
 function ringDoorbell(record: DomainRecord, events: number): void {
-  const { i32 } = record.memory;
-  const doorbell = (events + HOST_EVENTS.at.doorbell) / 4;
-  Atomics.add(i32, doorbell, 1);
-  Atomics.notify(i32, doorbell);
+  ringBell(record.memory.i32, (events + HOST_EVENTS.at.doorbell) / 4);
 }
 
 function raiseHost(host: DomainRecord, port: number): void {

@@ -21,7 +21,7 @@ import type { GrantTables } from './grant-table.ts';
 import { GuestStruct } from './guest-struct.ts';
 import type { Caller, HypercallArguments } from './guest-struct.ts';
 
-/** More structures than this in one call are refused: a call cannot be interrupted. */
+/** More structures than this in one call are refused: nobody else gets his turn between them. */
 const COUNT_MAX = 4096;
 
 interface Context {
@@ -59,7 +59,7 @@ function setupTable({ environment, grants, caller }: Context, args: GuestStruct)
     list[i] = BigInt(gfn < GFN_LIMIT ? gfn : GUEST_GNTTAB_BASE / FRAME_BYTES + i);
   }
   const bytes = new Uint8Array(list.buffer);
-  const written = environment.guest.copyToGuest(caller.vcpu, args.u64(at.frame_list), bytes);
+  const written = environment.guest.copyToGuest(caller.vcpu, args.u64(at.frame_list), bytes, true);
   return written ? 0 : -ERRNO.EFAULT;
 }
 
@@ -161,13 +161,19 @@ export function grantTableOp(
   const start = args.u64(1);
   const count = args.u32(2);
   if (count > COUNT_MAX) return -ERRNO.EINVAL;
+  const { guest } = environment;
   const context = { environment, grants, caller };
   for (let i = 0; i < count; i++) {
     const va = start + BigInt(i * operation.type.sizeBytes);
-    const structure = GuestStruct.read(environment.guest, caller, va, operation.type);
-    if (structure === undefined) return -ERRNO.EFAULT;
-    const result = operation.run(context, structure);
-    if (!structure.write(environment.guest, caller, va)) return -ERRNO.EFAULT;
+    const structure = GuestStruct.readToAnswer(guest, caller, va, operation.type);
+    const result = structure === undefined ? -ERRNO.EFAULT : operation.run(context, structure);
+    if (guest.mustRetry()) {
+      args.set(1, va);
+      args.set(2, BigInt(count - i));
+      return 0;
+    }
+    if (structure === undefined) return result;
+    if (!structure.write(guest, caller, va)) return -ERRNO.EFAULT;
     if (result < 0) return result;
   }
   return 0;

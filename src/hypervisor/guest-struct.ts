@@ -22,10 +22,16 @@ export class GuestStruct {
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   }
 
-  /** @returns undefined when the guest may not read there */
-  static read(guest: GuestAccess, caller: Caller, va: bigint, type: FieldType): GuestStruct | undefined {
-    const bytes = guest.copyFromGuest(caller.vcpu, va, type.sizeBytes);
+  /** @returns undefined when the guest may not read there, or the call has to be made again */
+  static read(
+    guest: GuestAccess, caller: Caller, va: bigint, type: FieldType, willAnswer = false,
+  ): GuestStruct | undefined {
+    const bytes = guest.copyFromGuest(caller.vcpu, va, type.sizeBytes, willAnswer);
     return bytes === undefined ? undefined : new GuestStruct(bytes);
+  }
+  /** Of one that is written back: afterwards there is a frame for that. */
+  static readToAnswer(guest: GuestAccess, caller: Caller, va: bigint, type: FieldType): GuestStruct | undefined {
+    return GuestStruct.read(guest, caller, va, type, true);
   }
 
   static blank(type: FieldType): GuestStruct {
@@ -33,8 +39,8 @@ export class GuestStruct {
   }
 
   /** Writes all of it back. @returns false when the guest may not write there */
-  write(guest: GuestAccess, caller: Caller, va: bigint): boolean {
-    return guest.copyToGuest(caller.vcpu, va, this.#bytes);
+  write(guest: GuestAccess, caller: Caller, va: bigint, isRepeatable = false): boolean {
+    return guest.copyToGuest(caller.vcpu, va, this.#bytes, isRepeatable);
   }
 
   u16(offset: number): number {
@@ -86,6 +92,8 @@ export interface HypercallArguments {
   /** As a double: exact below 2^53. */
   number(index: number): number;
   u64(index: number): bigint;
+  /** For when the call is made again. */
+  set(index: number, value: bigint): void;
 }
 
 export class RegisterArguments implements HypercallArguments {
@@ -105,5 +113,9 @@ export class RegisterArguments implements HypercallArguments {
 
   u64(index: number): bigint {
     return this.#vcpu.x(index);
+  }
+
+  set(index: number, value: bigint): void {
+    this.#vcpu.set64(xOffset(index), value);
   }
 }

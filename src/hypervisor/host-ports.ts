@@ -4,6 +4,7 @@
 import { DOMAIN, HOST_EVENTS, HOST_DOMAINS_MAX } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { assert } from '../base/assert.ts';
+import { canSleep, ringBell } from '../memory/spin.ts';
 import type { DomainRecord } from './domain-record.ts';
 import type { EventChannels } from './event-channels.ts';
 
@@ -66,10 +67,25 @@ export class HostPorts {
     if (wait.async) await wait.value;
   }
 
+  /**
+   * Sleeps in this thread and calls back, until `isDone` or for so long: for an answer that takes less time than the
+   * way through the event loop. Where a thread may not sleep, only calls back.
+   * @param seen the doorbell before what is to be answered
+   */
+  deliverWithin(seen: number, millis: number, isDone: () => boolean): void {
+    const end = performance.now() + millis;
+    for (let heard = seen; ;) {
+      const left = end - performance.now();
+      if (canSleep && left > 0) Atomics.wait(this.#host.memory.i32, this.#doorbellIndex, heard, left);
+      heard = this.doorbell;
+      this.deliver();
+      if (isDone() || left <= 0 || !canSleep) return;
+    }
+  }
+
   /** Ends the wait of `untilDoorbell`. */
   ring(): void {
-    Atomics.add(this.#host.memory.i32, this.#doorbellIndex, 1);
-    Atomics.notify(this.#host.memory.i32, this.#doorbellIndex);
+    ringBell(this.#host.memory.i32, this.#doorbellIndex);
   }
 
   get #doorbellIndex(): number {

@@ -22,7 +22,7 @@ export function hvmOp(environment: Environment, caller: Caller, args: HypercallA
   const operation = args.u32(0);
   if (operation !== HVMOP.get_param && operation !== HVMOP.set_param) return -ERRNO.ENOSYS;
   const va = args.u64(1);
-  const param = GuestStruct.read(environment.guest, caller, va, xenHvmParam);
+  const param = GuestStruct.readToAnswer(environment.guest, caller, va, xenHvmParam);
   if (param === undefined) return -ERRNO.EFAULT;
   const index = param.u32(xenHvmParam.at.index);
   if (index >= HVM_NR_PARAMS) return -ERRNO.EINVAL;

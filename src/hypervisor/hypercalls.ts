@@ -1,5 +1,9 @@
 // Hypercalls: number in x16, arguments in x0-x4, result in x0, as xen.ts says. One Hypercalls serves all vCPUs that a
 // thread runs. Everything in an argument is a guest's word; whatever it says, the answer is a number in x0.
+//
+// A call that needs a page which is not to be had now (GuestAccess) leaves no answer but arguments with which it goes on:
+// the vCPU stops before the HVC and makes it again. Those that work on lists say in their arguments, as Xen's do, which
+// element comes next; all others have done nothing by then.
 
 import { DOMAIN } from '../abi/domain-record.ts';
 import { xOffset } from '../abi/vcpu.ts';
@@ -23,7 +27,7 @@ const X0 = xOffset(0);
 const X16 = xOffset(16);
 /** Hypercall numbers end below this; a number is looked at as a whole 64-bit register. */
 const NUMBER_MAX = 63;
-/** Calls of one multicall: it cannot be interrupted. */
+/** Calls of one multicall, between which nobody else gets his turn. */
 const MULTICALL_MAX = 1024;
 
 export class Hypercalls {
@@ -47,6 +51,7 @@ export class Hypercalls {
   serve(caller: Caller): void {
     const number = caller.vcpu.getDouble(X16);
     const result = this.call(caller, number, new RegisterArguments(caller.vcpu));
+    if (this.#environment.guest.mustRetry()) return;
     caller.vcpu.setHalves(X0, result % 2 ** 32, Math.floor(result / 2 ** 32));
   }
 
@@ -70,19 +75,30 @@ export class Hypercalls {
 
   #multicall(caller: Caller, args: HypercallArguments): number {
     const { guest } = this.#environment;
+    const start = args.u64(0);
     const count = args.u32(1);
     if (count > MULTICALL_MAX) return -ERRNO.EINVAL;
     for (let i = 0; i < count; i++) {
-      const va = args.u64(0) + BigInt(i * multicallEntry.sizeBytes);
-      const entry = GuestStruct.read(guest, caller, va, multicallEntry);
-      if (entry === undefined) return -ERRNO.EFAULT;
-      const number = entry.number(multicallEntry.at.op);
-      const result = number === HYPERVISOR.multicall ? -ERRNO.EINVAL :
-        this.call(caller, number, new EntryArguments(entry));
+      const va = start + BigInt(i * multicallEntry.sizeBytes);
+      const entry = GuestStruct.readToAnswer(guest, caller, va, multicallEntry);
+      const result = entry === undefined ? -ERRNO.EFAULT : this.#callOfEntry(caller, entry);
+      if (guest.mustRetry()) {
+        args.set(0, va);
+        args.set(1, BigInt(count - i));
+        // What is called may have got further in a list of its own.
+        entry?.write(guest, caller, va);
+        return 0;
+      }
+      if (entry === undefined) return result;
       entry.set64(multicallEntry.at.result, BigInt(result));
       if (!entry.write(guest, caller, va)) return -ERRNO.EFAULT;
     }
     return 0;
+  }
+
+  #callOfEntry(caller: Caller, entry: GuestStruct): number {
+    const number = entry.number(multicallEntry.at.op);
+    return number === HYPERVISOR.multicall ? -ERRNO.EINVAL : this.call(caller, number, new EntryArguments(entry));
   }
 }
 
@@ -103,6 +119,10 @@ class EntryArguments implements HypercallArguments {
 
   u64(index: number): bigint {
     return this.#entry.u64(multicallEntry.at.args + 8 * index);
+  }
+
+  set(index: number, value: bigint): void {
+    this.#entry.set64(multicallEntry.at.args + 8 * index, value);
   }
 }
 

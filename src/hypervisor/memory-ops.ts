@@ -1,7 +1,8 @@
 // HYPERVISOR_memory_op: the guest changes what is where in its physical address space.
 //
-// A call cannot be interrupted, so it does a bounded amount of work and then answers with how many extents it has
-// done, as it also does when memory runs out.
+// Nobody else gets his turn during a call, so it does a bounded amount of work and then answers with how many extents it
+// has done, as it also does when memory runs out. Where it goes on when it is made again, a call says as Xen's do: the
+// number of the first extent stands above the operation's.
 
 import { DOMAIN } from '../abi/domain-record.ts';
 import { GFN_LIMIT, P2M_KIND } from '../abi/machine-memory.ts';
@@ -22,8 +23,12 @@ import type { Caller, HypercallArguments } from './guest-struct.ts';
 import { mapHeldFrame } from './held-frames.ts';
 
 const PAGES_PER_CALL = 32768;
+const OPERATION_BITS = 6;
 /** What Xen lets guests without devices ask for: 2 MiB. */
 const EXTENT_ORDER_MAX = 9;
+
+const RESERVATIONS: ReadonlySet<number> =
+  new Set([XENMEM.increase_reservation, XENMEM.decrease_reservation, XENMEM.populate_physmap]);
 
 export class MemoryOperations {
   readonly #environment: Environment;
@@ -35,7 +40,10 @@ export class MemoryOperations {
   }
 
   call(caller: Caller, args: HypercallArguments): number {
-    const result = this.#run(caller, args.u32(0), args.u64(1));
+    const command = args.u32(0);
+    const operation = command % 2 ** OPERATION_BITS;
+    const result = RESERVATIONS.has(operation) ? this.#reservation(caller, operation, command >>> OPERATION_BITS, args)
+      : this.#run(caller, command, args.u64(1));
     settleP2m(this.#environment, caller.domain.domid);
     return result;
   }
@@ -47,9 +55,6 @@ export class MemoryOperations {
       case XENMEM.current_reservation: return this.#ofSelf(caller, va, () => domain.get(DOMAIN.at.pages));
       case XENMEM.maximum_reservation: return this.#ofSelf(caller, va, () => domain.get(DOMAIN.at.maxPages));
       case XENMEM.maximum_gpfn: return this.#ofSelf(caller, va, () => domain.get(DOMAIN.at.maxGfn));
-      case XENMEM.increase_reservation:
-      case XENMEM.decrease_reservation:
-      case XENMEM.populate_physmap: return this.#reservation(caller, operation, va);
       case XENMEM.add_to_physmap: return this.#addToPhysmap(caller, va);
       case XENMEM.add_to_physmap_batch: return this.#addBatch(caller, va);
       case XENMEM.remove_from_physmap: return this.#removeFromPhysmap(caller, va);
@@ -65,24 +70,26 @@ export class MemoryOperations {
 
   // ---- Reservation --------------------------------------------------------------------------------------------------
 
-  #reservation(caller: Caller, operation: number, va: bigint): number {
-    const args = GuestStruct.read(this.#environment.guest, caller, va, xenMemoryReservation);
+  #reservation(caller: Caller, operation: number, first: number, registers: HypercallArguments): number {
+    const { guest } = this.#environment;
+    const args = GuestStruct.read(guest, caller, registers.u64(1), xenMemoryReservation);
     if (args === undefined) return -ERRNO.EFAULT;
     const { at } = xenMemoryReservation;
     if (!isSelf(caller, args.u16(at.domid))) return -ERRNO.EPERM;
     const order = args.u32(at.extent_order);
     // Memory without a place in the guest's address space is of no use to a guest that has only that.
     if (operation === XENMEM.increase_reservation || order > EXTENT_ORDER_MAX) return 0;
-    const extents = Math.min(args.number(at.nr_extents), Math.floor(PAGES_PER_CALL / 2 ** order));
+    const extents = Math.min(args.number(at.nr_extents), first + Math.floor(PAGES_PER_CALL / 2 ** order));
     const start = args.u64(at.extent_start);
-    for (let done = 0; done < extents; done++) {
-      const extent = GuestStruct.read(this.#environment.guest, caller, start + BigInt(8 * done), u64);
+    for (let done = first; done < extents; done++) {
+      const extent = GuestStruct.read(guest, caller, start + BigInt(8 * done), u64);
+      if (guest.mustRetry()) registers.set(0, BigInt(done * 2 ** OPERATION_BITS + operation));
       if (extent === undefined) return done === 0 ? -ERRNO.EFAULT : done;
       const gfn = extent.number(0);
       const change = operation === XENMEM.decrease_reservation ? this.#unpopulate : this.#populate;
       if (!caller.domain.locked(() => change.call(this, caller.domain, gfn, 2 ** order))) return done;
     }
-    return extents;
+    return Math.max(extents, first);
   }
 
   #populate(domain: DomainRecord, gfn: number, count: number): boolean {
@@ -165,7 +172,8 @@ export class MemoryOperations {
     for (let i = 0; i < size; i++) {
       errors.set32(4 * i, this.#add(caller.domain, args.u16(at.space), indexes.number(8 * i), gfns.number(8 * i)));
     }
-    return errors.write(guest, caller, args.u64(at.errs)) ? 0 : -ERRNO.EFAULT;
+    // What is where it is to be is put there once more, with the same answers.
+    return errors.write(guest, caller, args.u64(at.errs), true) ? 0 : -ERRNO.EFAULT;
   }
 
   #removeFromPhysmap(caller: Caller, va: bigint): number {

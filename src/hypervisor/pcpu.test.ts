@@ -53,6 +53,7 @@ class PcpuRig extends InterruptRig implements VcpuRunner {
   }
   requestExit(): void { this.exitRequests++; }
   obeyFlushRequest(): void {}
+  readonly isInRegions = false;
 
   start(): this {
     for (const vcpu of this.vcpus) assert.equal(this.scheduling.start(vcpu, () => {}), true);
@@ -213,21 +214,59 @@ test('a paused domain does not run, blocked ones woken meanwhile run when all pa
   rig.scheduling.unpauseDomain(rig.domid);
   assert.equal(rig.scheduling.hasWaiting, false);
   rig.scheduling.unpauseDomain(rig.domid);
-  assert.deepEqual([rig.scheduling.take(0), rig.scheduling.take(0), rig.scheduling.take(0)], [...rig.vcpus, 0]);
+  // The first one has had two milliseconds already.
+  assert.deepEqual([rig.scheduling.take(0), rig.scheduling.take(0), rig.scheduling.take(0)], [...rig.vcpus.toReversed(), 0]);
 });
 
-test('a shutdown stops all vCPUs, the one that asked for it at once', () => {
+test('a vCPU whose domain has used up its cap rests until the next period, and is seen as runnable meanwhile', () => {
+  const rig = new PcpuRig(1).start();
+  rig.scheduling.shares.set(rig.domid, { weight: 256, capPercent: 30 });
+  rig.idleNanos = 0.1 * MILLI;
+  rig.idleRounds = 2000;
+  const startNanos = rig.clock.nanos;
+  let ran = 0;
+  rig.behave = index => {
+    rig.retire(index, 5000, 0.7 * MILLI);
+    ran += 0.7 * MILLI;
+    assert.ok(rig.scheduling.isOnline(rig.vcpus[0]!));
+    return 'slice';
+  };
+  rig.pcpu.runLoop();
+  const share = ran / (rig.clock.nanos - startNanos);
+  assert.ok(share > 0.29 && share < 0.31, `${share} of the time, over ${rig.clock.nanos - startNanos} ns`);
+});
+
+test('a shutdown stops all vCPUs, the one that asked for it at once; the host hears of it when none runs', () => {
   const rig = new PcpuRig(2).start();
+  const toldWhenStopped: boolean[] = [];
+  rig.scheduling.onShutDown(domid => toldWhenStopped.push(rig.scheduling.isStopped(domid)));
   rig.behave = () => {
     rig.machine.u32[(rig.machine.domainAddress(rig.domid) + DOMAIN.at.shutdown) / 4] = 1;
     rig.exitRequests = 0;
-    rig.scheduling.pauseChanged(rig.domid);
+    rig.scheduling.shutDown(rig.domid);
     assert.equal(rig.exitRequests, 1);
+    assert.deepEqual(toldWhenStopped, []);
     return 'host';
   };
   rig.pcpu.runLoop();
   assert.deepEqual(rig.runs, [0]);
-  assert.equal(rig.scheduling.isStopped(rig.domid), true);
+  assert.deepEqual(toldWhenStopped, [true]);
+});
+
+test('the last of several pCPUs to let go of a vCPU tells the host of the shutdown, or whoever shut it down', () => {
+  const rig = new PcpuRig(2).start();
+  let told = 0;
+  rig.scheduling.onShutDown(() => { told++; });
+  const taken = [rig.scheduling.take(0), rig.scheduling.take(1)];
+  rig.machine.u32[(rig.machine.domainAddress(rig.domid) + DOMAIN.at.shutdown) / 4] = 1;
+  rig.scheduling.shutDown(rig.domid);
+  rig.scheduling.putBack(taken[0]!);
+  assert.equal(told, 0);
+  // It happens to go to sleep just then.
+  rig.scheduling.blockRunning(taken[1]!, false);
+  assert.equal(told, 1);
+  rig.scheduling.shutDown(rig.domid);
+  assert.equal(told, 2);
 });
 
 test('an engine that throws ends the thread, and its vCPU counts as stopped', () => {

@@ -15,13 +15,15 @@ import type { VcpuState } from '../cpu/vcpu-state.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { Deadlines } from './deadlines.ts';
 import type { SafePoints } from './safe-points.ts';
+import { TURN_NANOS } from './scheduler.ts';
 import type { VcpuScheduling } from './scheduler.ts';
 import type { Timers } from './timer.ts';
 
-const SLICE_NANOS = 1e6;
 /** What is left of a turn after a slice is not worth another one if it is shorter. */
-const TURN_REST_NANOS = SLICE_NANOS / 16;
+const TURN_REST_NANOS = TURN_NANOS / 16;
 const SLICE_MIN_INSTRUCTIONS = 2000;
+/** Of a vCPU that has never run here: nothing that it needs is at hand yet, and whoever looks soon sees that it runs. */
+const FIRST_SLICE_INSTRUCTIONS = 64;
 /** Fuel has 28 bits for instructions, one of them the sign. */
 const SLICE_MAX_INSTRUCTIONS = 4_000_000;
 /** Guess of the first slice. */
@@ -29,11 +31,15 @@ const FIRST_INSTRUCTIONS_PER_NANO = 0.1;
 /** Weight of the newest slice in the rate. */
 const RATE_WEIGHT = 1 / 8;
 const NANOS_PER_MILLI = 1e6;
+const NANOS_PER_MICRO = 1000;
 /** A sleep this long costs nothing, and a clock that goes slow is noticed. */
 const SLEEP_MAX_MILLIS = 60_000;
 
-/** As the engine says it; or YIELD and WFE, which end a slice early although nobody wanted the vCPU. */
-type SliceEnd = ExitReason | 'yield';
+/**
+ * As the engine says it; or YIELD and WFE, which end a slice early although nobody wanted the vCPU; or there was none,
+ * because the domain's cap is used up.
+ */
+type SliceEnd = ExitReason | 'yield' | 'throttled';
 
 /** What runs a vCPU's code: cpu/engine.ts. */
 export interface VcpuRunner {
@@ -41,6 +47,8 @@ export interface VcpuRunner {
   run(vcpu: VcpuState, instructions: number): ExitReason;
   requestExit(reason: ExitReason): void;
   obeyFlushRequest(vcpu: VcpuState): void;
+  /** Whether the last slice ended in compiled code. */
+  readonly isInRegions: boolean;
 }
 
 /** Work for idle time. */
@@ -65,6 +73,8 @@ export interface PCpuOptions {
   /** A vCPU changes its state, one of RUNSTATE: called in this thread, at a safe point. */
   readonly onRunstate?: (vcpuAddress: number, runstate: number) => void;
   readonly idleWork?: IdleWork;
+  /** A vCPU, between two instructions, has run for so long since its last sample: called in this thread, at a safe point. */
+  readonly onSample?: (vcpu: VcpuState, nanos: number) => void;
 }
 
 export class PCpu {
@@ -72,6 +82,8 @@ export class PCpu {
   readonly #engine: VcpuRunner;
   readonly #deadlines: Deadlines;
   #instructionsPerNano = FIRST_INSTRUCTIONS_PER_NANO;
+  /** Until the next sample; and time since the last one. */
+  readonly #sampling = { instructions: 0, nanos: 0 };
 
   constructor(engine: VcpuRunner, options: PCpuOptions) {
     const { scheduling, safePoints } = options;
@@ -124,23 +136,24 @@ export class PCpu {
   #runSlices(vcpuAddress: number): void {
     const { scheduling, clock } = this.#options;
     const vcpu = this.#engine.vcpu(vcpuAddress);
-    let turnEnd = clock.monotonicNanos() + SLICE_NANOS;
+    let turnEnd = clock.monotonicNanos() + TURN_NANOS;
     for (;;) {
       const reason = this.#runSlice(vcpu, turnEnd);
       if (reason === undefined) return this.#putBack(vcpuAddress);
+      if (reason === 'throttled') return this.#throttle(vcpuAddress);
       if (reason === 'noFrame') this.#stall(vcpuAddress);
       const requests = scheduling.takeRequests(vcpuAddress);
       if ((requests & VCPU_REQUEST.offline) !== 0) return scheduling.putOffline(vcpuAddress);
       if ((requests & VCPU_REQUEST.block) !== 0) return this.#block(vcpuAddress, true);
       if (reason === 'wfi') return this.#block(vcpuAddress, false);
-      if ((requests & VCPU_REQUEST.yield) !== 0) return this.#putBack(vcpuAddress);
+      if ((requests & VCPU_REQUEST.yield) !== 0) return this.#putBack(vcpuAddress, true);
       this.#wakeDue();
       if (scheduling.isClosing) return this.#putBack(vcpuAddress);
       const now = clock.monotonicNanos();
       // One that spins gives way to the one that it waits for.
       if (turnEnd - now > TURN_REST_NANOS && reason !== 'yield') continue;
-      if (scheduling.hasWaiting) return this.#putBack(vcpuAddress);
-      turnEnd = now + SLICE_NANOS;
+      if (scheduling.hasWaiting) return this.#putBack(vcpuAddress, reason === 'yield');
+      turnEnd = now + TURN_NANOS;
     }
   }
 
@@ -157,9 +170,12 @@ export class PCpu {
     if ((scheduling.get(address, 'request') & VCPU_REQUEST.offline) !== 0) return 'host';
     const start = clock.monotonicNanos();
     timers.update(address, start);
-    const end = Math.min(turnEnd, timers.nextDeadlineNanos(address), this.#deadlines.next());
+    const capLeft = scheduling.shares.leftNanos(scheduling.table.domidOf(address), start);
+    if (capLeft <= 0) return 'throttled';
+    const end = Math.min(turnEnd, timers.nextDeadlineNanos(address), this.#deadlines.next(), start + capLeft);
     scheduling.setNanos(address, VCPU_SCHEDULE.at.sliceEnd, end);
-    const budget = this.#budget(end - start);
+    const isFirst = scheduling.getNanos(address, VCPU_SCHEDULE.at.runNanos) === 0;
+    const budget = this.#untilSample(isFirst ? FIRST_SLICE_INSTRUCTIONS : this.#budget(end - start));
     const retiredBefore = vcpu.getDouble(vcpuRecord.at.instructionsRetired);
     safePoints.enter(address);
     let reason: ExitReason;
@@ -174,8 +190,38 @@ export class PCpu {
     timers.update(address, now);
     const retired = vcpu.getDouble(vcpuRecord.at.instructionsRetired) - retiredBefore;
     this.#account(address, now - start, retired);
+    this.#sample(vcpu, now - start, retired);
     const yielded = reason === 'slice' && retired < budget && !scheduling.isKicked(address);
     return yielded ? 'yield' : reason;
+  }
+
+  /** A slice ends where a sample is due: what it says must not depend on what else ends slices. */
+  #untilSample(budget: number): number {
+    const { scheduling: { sampleMicros }, onSample } = this.#options;
+    if (sampleMicros === 0 || onSample === undefined) return budget;
+    const sampling = this.#sampling;
+    // Not in step with what the guest does periodically.
+    if (sampling.instructions <= 0) {
+      const interval = sampleMicros * NANOS_PER_MICRO * this.#instructionsPerNano;
+      sampling.instructions = Math.max(SLICE_MIN_INSTRUCTIONS, Math.ceil(interval * (0.5 + Math.random())));
+    }
+    return Math.min(budget, sampling.instructions);
+  }
+  #sample(vcpu: VcpuState, nanos: number, retired: number): void {
+    const { scheduling: { sampleMicros }, safePoints, onSample } = this.#options;
+    if (onSample === undefined || sampleMicros === 0) return;
+    const sampling = this.#sampling;
+    sampling.instructions -= retired;
+    sampling.nanos += nanos;
+    // The rate may have been underestimated.
+    if (sampling.instructions > 0 || sampling.nanos < sampleMicros * NANOS_PER_MICRO / 2) return;
+    safePoints.enter(vcpu.address);
+    try {
+      onSample(vcpu, sampling.nanos);
+    } finally {
+      safePoints.leave();
+    }
+    sampling.nanos = 0;
   }
 
   #budget(nanos: number): number {
@@ -192,8 +238,10 @@ export class PCpu {
     }
     const { runNanos } = VCPU_SCHEDULE.at;
     scheduling.setNanos(vcpuAddress, runNanos, scheduling.getNanos(vcpuAddress, runNanos) + nanos);
+    scheduling.charge(pcpu, vcpuAddress, nanos);
     const record = machine.pcpuAddress(pcpu);
     machine.f64[(record + PCPU.at.busyNanos) / 8]! += nanos;
+    if (this.#engine.isInRegions) machine.f64[(record + PCPU.at.compiledNanos) / 8]! += nanos;
     machine.u32[(record + PCPU.at.slices) / 4]!++;
   }
 
@@ -215,9 +263,15 @@ export class PCpu {
     }
   }
 
-  #putBack(vcpuAddress: number): void {
+  #putBack(vcpuAddress: number, spins = false): void {
     this.#tellRunstate(vcpuAddress, RUNSTATE.runnable);
-    this.#options.scheduling.putBack(vcpuAddress);
+    this.#options.scheduling.putBack(vcpuAddress, spins);
+  }
+  #throttle(vcpuAddress: number): void {
+    const { scheduling, clock } = this.#options;
+    this.#tellRunstate(vcpuAddress, RUNSTATE.runnable);
+    const { generation, untilNanos } = scheduling.throttleRunning(vcpuAddress, clock.monotonicNanos());
+    this.#deadlines.add({ nanos: untilNanos, vcpuAddress, generation });
   }
 
   #block(vcpuAddress: number, untilAsked: boolean): void {

@@ -11,7 +11,6 @@ import type { DomainRecord } from './domain-record.ts';
 import type { Environment } from './environment.ts';
 import { isSelf } from './event-channel-op.ts';
 import type { EventChannels } from './event-channels.ts';
-import { notifyHostOf } from './event-delivery.ts';
 import { GuestStruct, RegisterArguments } from './guest-struct.ts';
 import type { Caller, HypercallArguments } from './guest-struct.ts';
 
@@ -55,7 +54,7 @@ export class SchedOperations {
   }
 
   /**
-   * Stops a domain's vCPUs and tells the host why: for the guest itself, its watchdog, or a fault that it cannot
+   * Stops a domain's vCPUs; the host hears of it when they stand still: for the guest itself, its watchdog, or a fault that it cannot
    * handle. The first reason counts.
    */
   shutdown(domain: DomainRecord, reason: number): void {
@@ -64,8 +63,7 @@ export class SchedOperations {
       const code = domain.get(DOMAIN.at.shutdownCode);
       domain.set(DOMAIN.at.shutdown, code === 0 ? reason + 1 : code);
     });
-    this.#environment.scheduler.pauseChanged(domain.domid);
-    notifyHostOf(this.#channels.domains.record(0), domain.domid);
+    this.#environment.scheduler.shutDown(domain.domid);
   }
 
   /** Shuts the domain down if one of its watchdogs is due. @returns when the next one is: nanoseconds, or Infinity */

@@ -1,22 +1,28 @@
-// Which vCPU runs on which pCPU. All pCPUs take from one queue, round robin; a vCPU that waits is in no queue, and
-// whoever has something for it wakes it. The records lie in machine memory (abi/scheduler.ts), so every thread may.
+// Which vCPU runs on which pCPU. All pCPUs take from one queue; a vCPU that waits is in no queue, and whoever has
+// something for it wakes it. The records lie in machine memory (abi/scheduler.ts), so every thread may.
 //
 //             start               take               WFI, block
 //   offline ─────────► runnable ◄─────► running ───────────────► blocked
-//      ▲                  ▲      slice     │                        │
-//      │                  └────────────────┼────────────────────────┘ wake, interrupt, deadline
+//      ▲                  ▲      slice     │ │                      │
+//      │                  └────────────────┼─┼──────────────────────┘ wake, interrupt, deadline
+//      │                  └────────────────┼─┴─► throttled: the cap is used up, until the next period
 //      └───────────────────────────────────┘ CPU_OFF
+//
+// The queue is in the order of virtual time: a vCPU's goes on while it runs, the faster the smaller the share of its
+// domain, which is the domain's weight over all weights, whatever the number of its vCPUs. With equal weights that is
+// round robin. Who was away begins where the others are, a little ahead of them.
 //
 // A runnable vCPU whose domain is paused, shut down or dying stays out of the queue until that changes. Locks are
 // taken in the order: domain, interrupt controller, run queue.
 
 import { DOMAIN, DOMAIN_STATE } from '../abi/domain-record.ts';
-import { SCHEDULER, PCPU, VCPU_REQUEST, VCPU_SCHEDULE, VCPU_STATE } from '../abi/scheduler.ts';
+import { PCPU, SCHEDULER, VCPU_REQUEST, VCPU_SCHEDULE, VCPU_STATE, WEIGHT_DEFAULT } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { assert } from '../base/assert.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
-import { canSleep, spinLock, spinUnlock } from '../memory/spin.ts';
+import { canSleep, ringBell, spinLock, spinUnlock } from '../memory/spin.ts';
 import type { Scheduler } from './environment.ts';
+import { DomainShares, nextPeriod } from './shares.ts';
 import { VcpuTable } from './vcpu-table.ts';
 
 const S = SCHEDULER.at;
@@ -30,6 +36,12 @@ const STOP_SPINS = 1500;
 /** How long a waiter sleeps at most. Not less: each look takes a core away, perhaps from the vCPU that it waits for. */
 const STOP_WAIT_MILLIS = 10;
 
+/** A turn on a pCPU, when others wait. */
+export const TURN_NANOS = 1e6;
+/** How far ahead of the others who comes back is put: it runs next, but cannot save up time by sleeping. */
+const WAKE_BONUS_NANOS = TURN_NANOS;
+/** What a vCPU had while nobody waited counts against it this much at most, in turns of its own. */
+const LAG_TURNS_MAX = 32;
 /** What a checkpoint keeps of a vCPU's run state. */
 export interface SavedSchedule {
   readonly isOnline: boolean;
@@ -40,20 +52,28 @@ export interface SavedSchedule {
 export class VcpuScheduling implements Scheduler {
   readonly machine: MachineMemory;
   readonly table: VcpuTable;
+  readonly shares: DomainShares;
   readonly #header: number;
   readonly #schedules: number;
   #requestExit: () => void = () => {};
+  #onShutDown: (domid: number) => void = () => {};
 
   constructor(machine: MachineMemory) {
     this.machine = machine;
     this.table = new VcpuTable(machine);
     this.#header = machine.region('scheduler').offsetBytes;
     this.#schedules = this.#header + SCHEDULER.sizeBytes;
+    this.shares = new DomainShares(machine, this.#schedules + machine.parameters.vcpuCount * VCPU_SCHEDULE.sizeBytes);
   }
 
   /** What makes the vCPU that this thread runs leave emitted code after the instruction (Engine.requestExit). */
   onRequest(requestExit: () => void): void {
     this.#requestExit = requestExit;
+  }
+
+  /** What tells the host that a domain has been shut down and none of its vCPUs runs any more; maybe more than once. */
+  onShutDown(tellHost: (domid: number) => void): void {
+    this.#onShutDown = tellHost;
   }
 
   // ---- records
@@ -79,7 +99,10 @@ export class VcpuScheduling implements Scheduler {
   }
   #moveState(vcpuAddress: number, from: number, to: number): boolean {
     if (Atomics.compareExchange(this.machine.u32, this.#index(vcpuAddress, 'state'), from, to) !== from) return false;
-    if (from === VCPU_STATE.running || from === VCPU_STATE.starting) this.#tellStopWaiters();
+    if (from === VCPU_STATE.running || from === VCPU_STATE.starting) {
+      this.#tellStopWaiters();
+      this.#tellIfShutDown(this.table.domidOf(vcpuAddress));
+    }
     return true;
   }
   #word(field: keyof typeof S): number {
@@ -110,10 +133,14 @@ export class VcpuScheduling implements Scheduler {
 
   // ---- life of a vCPU
 
-  /** A vCPU that is powered off and was never started. Its domain's interrupt controller knows it already. */
+  /**
+   * A vCPU that is powered off and was never started. Its domain's interrupt controller knows it already. With the first
+   * one, the domain gets the usual share.
+   */
   attach(vcpuAddress: number): void {
     const start = this.#schedule(vcpuAddress);
     this.machine.u8.fill(0, start, start + VCPU_SCHEDULE.sizeBytes);
+    if (this.table.indexOf(vcpuAddress) === 0) this.shares.reset(this.table.domidOf(vcpuAddress));
   }
 
   /** Powers the vCPU off for good; its domain is dying or paused, and the vCPU not running. */
@@ -225,7 +252,7 @@ export class VcpuScheduling implements Scheduler {
   blockRunning(vcpuAddress: number, mindToken: boolean): number {
     const { u32 } = this.machine;
     if (!mindToken) this.set(vcpuAddress, 'wakeToken', 0);
-    const generation = (Atomics.add(u32, this.#index(vcpuAddress, 'generation'), 1) + 1) >>> 0 || 1;
+    const generation = this.#nextGeneration(vcpuAddress);
     Atomics.store(u32, (vcpuAddress + vcpuRecord.at.running) >>> 2, 0);
     if (!this.#moveState(vcpuAddress, VCPU_STATE.running, VCPU_STATE.blocked)) return 0;
     const irqLine = Atomics.load(u32, (vcpuAddress + vcpuRecord.at.irqLine) >>> 2);
@@ -234,12 +261,80 @@ export class VcpuScheduling implements Scheduler {
     if (irqLine !== 0 || token || offline) this.#makeRunnable(vcpuAddress, VCPU_STATE.blocked);
     return generation;
   }
-  /** A deadline of a block has come: ends the block if it is still that one. */
+  /** A deadline of a block, or of being throttled, has come: ends it if it is still that one. */
   expire(vcpuAddress: number, generation: number): void {
-    if (this.get(vcpuAddress, 'generation') === generation) this.#makeRunnable(vcpuAddress, VCPU_STATE.blocked);
+    if (this.get(vcpuAddress, 'generation') !== generation) return;
+    this.#makeRunnable(vcpuAddress, VCPU_STATE.blocked);
+    this.#makeRunnable(vcpuAddress, VCPU_STATE.throttled);
   }
   isBlockedIn(vcpuAddress: number, generation: number): boolean {
-    return this.get(vcpuAddress, 'generation') === generation && this.get(vcpuAddress, 'state') === VCPU_STATE.blocked;
+    const state = this.get(vcpuAddress, 'state');
+    return this.get(vcpuAddress, 'generation') === generation && (state === VCPU_STATE.blocked || state === VCPU_STATE.throttled);
+  }
+  #nextGeneration(vcpuAddress: number): number {
+    return (Atomics.add(this.machine.u32, this.#index(vcpuAddress, 'generation'), 1) + 1) >>> 0 || 1;
+  }
+
+  // ---- virtual time
+
+  /** How much faster than time a vCPU's virtual time goes: its domain's weight is for all its vCPUs that want to run. */
+  #pace(vcpuAddress: number): number {
+    const domid = this.table.domidOf(vcpuAddress);
+    const count = this.table.vcpuCount(domid);
+    let wanting = 0;
+    for (let index = 0; index < count; index++) {
+      const state = this.get(this.table.vcpuOf(domid, index), 'state');
+      if (state === VCPU_STATE.running || state === VCPU_STATE.runnable) wanting++;
+    }
+    return Math.max(1, wanting) * WEIGHT_DEFAULT / this.shares.weight(domid);
+  }
+
+  #f64(address: number): number {
+    return this.machine.f64[address / 8]!;
+  }
+  #setF64(address: number, value: number): void {
+    this.machine.f64[address / 8] = value;
+  }
+  #pcpuVirtual(pcpu: number): number {
+    return this.machine.pcpuAddress(pcpu) + PCPU.at.virtualNanos;
+  }
+  /** Where the one is who has had least, of those who run and wait. */
+  #advanceVirtualTime(): void {
+    const { u32, parameters } = this.machine;
+    const head = u32[this.#word('head')]!;
+    let least = head === 0 ? Infinity : this.getNanos(this.#vcpuOfNumber(head - 1), V.virtualNanos);
+    for (let pcpu = 0; pcpu < parameters.pcpuCount; pcpu++) least = Math.min(least, this.#f64(this.#pcpuVirtual(pcpu)) || Infinity);
+    const at = this.#header + S.virtualNanos;
+    if (least < Infinity && least > this.#f64(at)) this.#setF64(at, least);
+  }
+
+  /** A vCPU has run for so long on a pCPU. By that pCPU. */
+  charge(pcpu: number, vcpuAddress: number, nanos: number): void {
+    const pace = this.#pace(vcpuAddress);
+    let virtual = this.getNanos(vcpuAddress, V.virtualNanos) + nanos * pace;
+    if (!this.hasWaiting) {
+      virtual = Math.min(virtual, this.#f64(this.#header + S.virtualNanos) + LAG_TURNS_MAX * TURN_NANOS * Math.max(1, pace));
+    }
+    this.setNanos(vcpuAddress, V.virtualNanos, virtual);
+    this.#setF64(this.#pcpuVirtual(pcpu), virtual);
+    this.#advanceVirtualTime();
+    this.shares.use(this.table.domidOf(vcpuAddress), nanos);
+  }
+
+  /** The running vCPU rests until the next period. @returns as `blockRunning`, and until when */
+  throttleRunning(vcpuAddress: number, nowNanos: number): { generation: number; untilNanos: number } {
+    const generation = this.#nextGeneration(vcpuAddress);
+    Atomics.store(this.machine.u32, (vcpuAddress + vcpuRecord.at.running) >>> 2, 0);
+    this.#moveState(vcpuAddress, VCPU_STATE.running, VCPU_STATE.throttled);
+    return { generation, untilNanos: nextPeriod(nowNanos) };
+  }
+
+  /** See SCHEDULER; of all domains. */
+  get sampleMicros(): number {
+    return Atomics.load(this.machine.u32, this.#word('sampleMicros'));
+  }
+  set sampleMicros(micros: number) {
+    Atomics.store(this.machine.u32, this.#word('sampleMicros'), micros);
   }
 
   // ---- the queue
@@ -251,32 +346,46 @@ export class VcpuScheduling implements Scheduler {
     spinUnlock(this.machine.u32, this.#word('lock'));
   }
 
-  /** Appends a runnable vCPU that may run and is not in the queue, and wakes a pCPU for it. The lock is held. */
+  /** Puts a runnable vCPU that may run and is not in the queue into it, and wakes a pCPU for it. The lock is held. */
   #enqueue(vcpuAddress: number): void {
     if (this.get(vcpuAddress, 'state') !== VCPU_STATE.runnable || this.get(vcpuAddress, 'queued') !== 0) return;
     if (!this.mayRun(vcpuAddress)) return;
-    const { u32 } = this.machine;
-    const link = this.table.numberOf(vcpuAddress) + 1;
+    const floor = this.#f64(this.#header + S.virtualNanos) - WAKE_BONUS_NANOS;
+    const virtual = Math.max(this.getNanos(vcpuAddress, V.virtualNanos), floor);
+    this.setNanos(vcpuAddress, V.virtualNanos, virtual);
+    // Behind all that have had as much; most often at the end.
+    let before = this.machine.u32[this.#word('tail')]!;
+    while (before !== 0 && this.getNanos(this.#vcpuOfNumber(before - 1), V.virtualNanos) > virtual) {
+      before = this.get(this.#vcpuOfNumber(before - 1), 'previous');
+    }
     this.set(vcpuAddress, 'queued', 1);
-    this.set(vcpuAddress, 'next', 0);
-    const tail = u32[this.#word('tail')]!;
-    if (tail === 0) Atomics.store(u32, this.#word('head'), link);
-    else this.set(this.#vcpuOfNumber(tail - 1), 'next', link);
-    u32[this.#word('tail')] = link;
-    this.#wakeIdlePcpu(this.get(vcpuAddress, 'pcpu'));
+    this.#insertBehind(before, vcpuAddress);
+    this.#wakePcpuFor(vcpuAddress);
   }
 
+  /** @param before link of the one before it, 0: it becomes the first */
+  #insertBehind(before: number, vcpuAddress: number): void {
+    const link = this.table.numberOf(vcpuAddress) + 1;
+    const next = before === 0 ? this.machine.u32[this.#word('head')]! : this.get(this.#vcpuOfNumber(before - 1), 'next');
+    this.set(vcpuAddress, 'previous', before);
+    this.set(vcpuAddress, 'next', next);
+    this.#linkNext(before, link);
+    this.#linkPrevious(next, link);
+  }
   #removeFromQueue(vcpuAddress: number): void {
     if (this.get(vcpuAddress, 'queued') === 0) return;
-    const { u32 } = this.machine;
-    const link = this.table.numberOf(vcpuAddress) + 1;
-    const next = this.get(vcpuAddress, 'next');
-    let before = 0;
-    for (let at = u32[this.#word('head')]!; at !== link; at = this.get(this.#vcpuOfNumber(at - 1), 'next')) before = at;
-    if (before === 0) Atomics.store(u32, this.#word('head'), next);
-    else this.set(this.#vcpuOfNumber(before - 1), 'next', next);
-    if (next === 0) u32[this.#word('tail')] = before;
+    const [before, next] = [this.get(vcpuAddress, 'previous'), this.get(vcpuAddress, 'next')];
+    this.#linkNext(before, next);
+    this.#linkPrevious(next, before);
     this.set(vcpuAddress, 'queued', 0);
+  }
+  #linkNext(from: number, to: number): void {
+    if (from === 0) Atomics.store(this.machine.u32, this.#word('head'), to);
+    else this.set(this.#vcpuOfNumber(from - 1), 'next', to);
+  }
+  #linkPrevious(from: number, to: number): void {
+    if (from === 0) this.machine.u32[this.#word('tail')] = to;
+    else this.set(this.#vcpuOfNumber(from - 1), 'previous', to);
   }
 
   /** Whether some vCPU waits for a pCPU. */
@@ -296,16 +405,31 @@ export class VcpuScheduling implements Scheduler {
       this.#removeFromQueue(vcpuAddress);
       if (!this.mayRun(vcpuAddress) || !this.#moveState(vcpuAddress, VCPU_STATE.runnable, VCPU_STATE.running)) continue;
       this.set(vcpuAddress, 'pcpu', pcpu);
+      Atomics.store(this.machine.u32, this.#pcpuWord(pcpu, 'taken'), vcpuAddress);
       taken = vcpuAddress;
     }
+    this.#setF64(this.#pcpuVirtual(pcpu), taken === 0 ? 0 : this.getNanos(taken, V.virtualNanos));
     this.#unlock();
     return taken;
   }
 
-  /** The running vCPU goes to the end of the queue, or out of the way if it may not run. */
-  putBack(vcpuAddress: number): void {
+  /**
+   * The running vCPU goes back into the queue, or out of the way if it may not run.
+   * @param spins it waits for another one: that one shall not have to wait for its next turn
+   */
+  putBack(vcpuAddress: number, spins = false): void {
+    if (spins) this.#stepBehind(vcpuAddress);
     Atomics.store(this.machine.u32, (vcpuAddress + vcpuRecord.at.running) >>> 2, 0);
     this.#makeRunnable(vcpuAddress, VCPU_STATE.running);
+  }
+  /** Behind all that wait, but for those that have had much more. */
+  #stepBehind(vcpuAddress: number): void {
+    const own = this.getNanos(vcpuAddress, V.virtualNanos);
+    this.#lock();
+    const tail = this.machine.u32[this.#word('tail')]!;
+    const last = tail === 0 ? own : this.getNanos(this.#vcpuOfNumber(tail - 1), V.virtualNanos);
+    this.#unlock();
+    this.setNanos(vcpuAddress, V.virtualNanos, Math.max(own, Math.min(last, own + TURN_NANOS * this.#pace(vcpuAddress))));
   }
   /** The running vCPU is powered off. */
   putOffline(vcpuAddress: number): void {
@@ -327,6 +451,16 @@ export class VcpuScheduling implements Scheduler {
       this.#enqueue(vcpuAddress);
     }
     this.#unlock();
+  }
+
+  shutDown(domid: number): void {
+    this.pauseChanged(domid);
+    this.#tellIfShutDown(domid);
+  }
+  /** By whoever has set the mark, and by each vCPU that stops: the last of them finds it so. */
+  #tellIfShutDown(domid: number): void {
+    const shutdown = (this.machine.domainAddress(domid) + DOMAIN.at.shutdown) >>> 2;
+    if (Atomics.load(this.machine.u32, shutdown) !== 0 && this.isStopped(domid)) this.#onShutDown(domid);
   }
 
   /** Counted; the vCPUs may still be in emitted code until `isStopped`. */
@@ -393,8 +527,7 @@ export class VcpuScheduling implements Scheduler {
   }
   #tellStopWaiters(): void {
     if (Atomics.load(this.machine.u32, this.#word('stopWaiters')) === 0) return;
-    Atomics.add(this.machine.i32, this.#word('stopBell'), 1);
-    Atomics.notify(this.machine.i32, this.#word('stopBell'));
+    ringBell(this.machine.i32, this.#word('stopBell'));
   }
 
   // ---- pCPUs
@@ -407,9 +540,12 @@ export class VcpuScheduling implements Scheduler {
   }
 
   /** The one that ran the vCPU last, if it is idle, else any. The lock is held. */
-  #wakeIdlePcpu(preferred: number): void {
+  #wakePcpuFor(vcpuAddress: number): void {
     const { u32 } = this.machine;
-    if (((u32[this.#idleWord(preferred)]! >>> (preferred & 31)) & 1) !== 0) return this.#wakePcpu(preferred);
+    const last = this.get(vcpuAddress, 'pcpu');
+    if (((u32[this.#idleWord(last)]! >>> (last & 31)) & 1) !== 0) return this.#wakePcpu(last);
+    // Neither asleep nor with another vCPU: it has just let go of this one, or woken up, and looks here before it sleeps.
+    if (Atomics.load(u32, this.#pcpuWord(last, 'taken')) === vcpuAddress) return;
     const low = u32[this.#word('idleLow')]!;
     const high = u32[this.#word('idleHigh')]!;
     if (low !== 0) this.#wakePcpu(31 - Math.clz32(low & -low));
@@ -422,9 +558,7 @@ export class VcpuScheduling implements Scheduler {
 
   /** Ends a pCPU's sleep. Any thread. */
   poke(pcpu: number): void {
-    const index = this.#pcpuWord(pcpu, 'doorbell');
-    Atomics.add(this.machine.i32, index, 1);
-    Atomics.notify(this.machine.i32, index);
+    ringBell(this.machine.i32, this.#pcpuWord(pcpu, 'doorbell'));
   }
 
   /** For who has made other work than vCPUs, which pCPUs do when they are idle. */

@@ -15,6 +15,7 @@ import { P2m } from '../memory/p2m.ts';
 import { DomainBuilder } from './domain.ts';
 import type { NewDomain } from './domain.ts';
 import type { Environment, GuestAccess } from './environment.ts';
+import { notifyHostOf } from './event-delivery.ts';
 import { GuestStruct } from './guest-struct.ts';
 import type { Caller } from './guest-struct.ts';
 import { HostPorts } from './host-ports.ts';
@@ -48,6 +49,7 @@ export class TestGuest {
 
   callOn(vcpuId: number, number: number, ...args: (number | bigint)[]): number {
     const caller = this.callers[vcpuId]!;
+    this.#machine.mustRetry = false;
     caller.vcpu.setX(16, BigInt(number));
     for (const [i, arg] of args.entries()) caller.vcpu.set64(xOffset(i), BigInt.asUintN(64, BigInt(arg)));
     this.#machine.hypercalls.serve(caller);
@@ -83,7 +85,7 @@ export class TestGuest {
   }
 }
 
-function encode<K extends string>(type: Struct<K>, fields: Partial<Record<K, number | bigint>>): Uint8Array {
+export function encode<K extends string>(type: Struct<K>, fields: Partial<Record<K, number | bigint>>): Uint8Array {
   const structure = GuestStruct.blank(type);
   const offsets = Object.values<number>(type.at);
   for (const [name, value] of Object.entries(fields) as [K, number | bigint][]) {
@@ -106,6 +108,9 @@ export class TestMachine {
   readonly builder: DomainBuilder;
   readonly ports: HostPorts;
   nowNanos = 1_000_000;
+  /** Guest frames that a hypercall cannot have now, or not for writing, and whether one has to be made again for it. */
+  readonly missing = new Map<number, 'all' | 'for writing'>();
+  mustRetry = false;
   /** Interrupt levels by "vCPU address:INTID". */
   readonly levels = new Map<string, boolean>();
   readonly woken: number[] = [];
@@ -136,6 +141,7 @@ export class TestMachine {
         isOnline: () => true,
         setOnline: () => true,
         pauseChanged: () => undefined,
+        shutDown: (domid) => notifyHostOf(this.hypercalls.domains.record(0), domid),
       },
       stage2: {
         flush: (domid) => {
@@ -185,14 +191,19 @@ export class TestMachine {
   }
 
   #flatAccess(): GuestAccess {
-    const inPages = (vcpu: VcpuState, va: bigint, sizeBytes: number, visit: (host: number, at: number,
-      count: number) => void): boolean => {
+    const inPages = (vcpu: VcpuState, va: bigint, sizeBytes: number, isWriting: boolean, isRepeatable: boolean,
+      visit: (host: number, at: number, count: number) => void): boolean => {
       const record = [1, 2, 3, 4, 5, 6, 7].map((domid) => this.hypercalls.domains.record(domid)).find((candidate) =>
         Array.from({ length: candidate.vcpuCount }, (_, id) => candidate.vcpuAddress(id)).includes(vcpu.address));
       if (record === undefined || va + BigInt(sizeBytes) > 2n ** 39n) return false;
       for (let at = 0; at < sizeBytes;) {
         const address = Number(va) + at;
         const gfn = Math.floor(address / FRAME_BYTES);
+        const missing = this.missing.get(gfn);
+        if (missing === 'all' || (missing !== undefined && isWriting)) {
+          this.mustRetry ||= isRepeatable;
+          return false;
+        }
         const mfn = this.p2m.frameForWrite(record.get(DOMAIN.at.p2mRoot), gfn);
         if (mfn <= 0) return false;
         this.p2m.releaseStale();
@@ -203,14 +214,15 @@ export class TestMachine {
       return true;
     };
     return {
-      copyFromGuest: (vcpu, va, sizeBytes) => {
+      copyFromGuest: (vcpu, va, sizeBytes, willAnswer = false) => {
         const bytes = new Uint8Array(sizeBytes);
-        const complete = inPages(vcpu, va, sizeBytes, (host, at, count) =>
+        const complete = inPages(vcpu, va, sizeBytes, willAnswer, true, (host, at, count) =>
           bytes.set(this.memory.u8.subarray(host, host + count), at));
         return complete ? bytes : undefined;
       },
-      copyToGuest: (vcpu, va, bytes) => inPages(vcpu, va, bytes.length, (host, at, count) =>
+      copyToGuest: (vcpu, va, bytes, isRepeatable = false) => inPages(vcpu, va, bytes.length, true, isRepeatable, (host, at, count) =>
         this.memory.u8.set(bytes.subarray(at, at + count), host)),
+      mustRetry: () => this.mustRetry,
     };
   }
 }

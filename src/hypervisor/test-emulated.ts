@@ -29,8 +29,9 @@ export class EmulatedRig {
   /** As the host's thread has it. */
   readonly frame: DeviceFrame;
   readonly ram: GuestRam;
+  /** Address of the one vCPU that it has. */
+  readonly vcpu: number;
   readonly #builder: DomainBuilder;
-  readonly #vcpu: number;
 
   constructor(models: readonly RegisterModel[], clock: Clock = { monotonicNanos: () => 0, wallMillis: () => 0 }) {
     this.machine = MachineMemory.create({
@@ -42,14 +43,14 @@ export class EmulatedRig {
     const { channels, grants, domains } = this.thread.hypercalls;
     this.#builder = new DomainBuilder(this.thread.environment, channels, grants);
     assert(this.#builder.initializeHost());
-    this.#vcpu = this.machine.vcpuAddress(0);
+    this.vcpu = this.machine.vcpuAddress(0);
     const made = this.#builder.createDomain({
-      vcpuAddresses: [this.#vcpu], handle: new Uint8Array(16), maxPages: RAM_BYTES / FRAME_BYTES, hasEmulatedDevices: true,
+      vcpuAddresses: [this.vcpu], handle: new Uint8Array(16), maxPages: RAM_BYTES / FRAME_BYTES, hasEmulatedDevices: true,
     });
     assert(made);
     this.domain = made.domain;
     assert(this.#builder.addRam(this.domain, RAM_BASE / FRAME_BYTES, RAM_BYTES / FRAME_BYTES));
-    this.thread.gic.resetDomain(this.domain.domid, [this.#vcpu]);
+    this.thread.gic.resetDomain(this.domain.domid, [this.vcpu]);
     this.devices = new EmulatedDevices(this.thread.gic, domains, models);
     this.frame = new DeviceFrame(this.thread.gic, domains);
     assert(this.frame.select(this.domain.domid));
@@ -59,15 +60,15 @@ export class EmulatedRig {
   // ---- as a vCPU
 
   load(address: number, sizeBytes = 4): number {
-    assert(this.devices.load(this.#vcpu, address, sizeBytes), 'no register there');
-    const index = (this.#vcpu + scratchOffset(0)) / 4;
+    assert(this.devices.load(this.vcpu, address, sizeBytes), 'no register there');
+    const index = (this.vcpu + scratchOffset(0)) / 4;
     return this.machine.u32[index]! + this.machine.u32[index + 1]! * 2 ** 32;
   }
   store(address: number, value: number, sizeBytes = 4): void {
-    const index = (this.#vcpu + scratchOffset(0)) / 4;
+    const index = (this.vcpu + scratchOffset(0)) / 4;
     this.machine.u32[index] = value % 2 ** 32;
     this.machine.u32[index + 1] = Math.floor(value / 2 ** 32);
-    assert(this.devices.store(this.#vcpu, address, sizeBytes), 'no register there');
+    assert(this.devices.store(this.vcpu, address, sizeBytes), 'no register there');
   }
 
   /** Level of a shared interrupt's line. */

@@ -54,6 +54,7 @@ function serve(vcpu: VcpuState): void {
 }
 
 const engine = {
+  isInRegions: false,
   vcpu: (address: number) => new VcpuState(machine, address),
   run(vcpu: VcpuState, instructions: number): ExitReason {
     // Two pCPUs in one vCPU, or code running while the world is stopped, would be counted here.

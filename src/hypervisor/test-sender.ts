@@ -17,10 +17,11 @@ const heap = new Heap(memory, task.agent);
 const nothing = () => undefined;
 const { channels } = new Hypercalls({
   memory, heap, p2m: new P2m(heap), clock: systemClock,
-  guest: { copyFromGuest: nothing, copyToGuest: () => false },
+  guest: { copyFromGuest: nothing, copyToGuest: () => false, mustRetry: () => false },
   interrupts: { setInterruptLevel: nothing },
   scheduler: {
     wake: nothing, block: nothing, yield: nothing, isOnline: () => true, setOnline: () => true, pauseChanged: nothing,
+    shutDown: nothing,
   },
   stage2: { flush: nothing },
 });

@@ -12,6 +12,7 @@ import { Heap } from '../memory/heap.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { P2m } from '../memory/p2m.ts';
 import type { Environment, GuestAccess } from './environment.ts';
+import { notifyHostOf } from './event-delivery.ts';
 import { Gic } from './gic.ts';
 import { Hypercalls } from './hypercalls.ts';
 import { SafePoints } from './safe-points.ts';
@@ -24,6 +25,7 @@ export const MAIN_THREAD = PCPU_MAX;
 const noGuestAccess: GuestAccess = {
   copyFromGuest: () => unreachable('a hypercall outside a pCPU'),
   copyToGuest: () => unreachable('a hypercall outside a pCPU'),
+  mustRetry: () => unreachable('a hypercall outside a pCPU'),
 };
 
 export class HypervisorThread {
@@ -58,6 +60,7 @@ export class HypervisorThread {
       stage2: { flush: domid => this.safePoints.flushTlbs(domid) },
     };
     this.hypercalls = new Hypercalls(this.environment);
+    this.scheduling.onShutDown(domid => notifyHostOf(this.hypercalls.domains.record(0), domid));
   }
 
   /** The guest clears its upcall flag without telling anybody; the end of the interrupt is when to look. */

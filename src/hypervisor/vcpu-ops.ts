@@ -28,7 +28,7 @@ export function vcpuOp(
     case VCPUOP.down: return scheduler.setOnline(address, false) ? 0 : -ERRNO.EINVAL;
     case VCPUOP.is_up: return Number(scheduler.isOnline(address));
     case VCPUOP.get_runstate_info:
-      return runstateInfo(domain, vcpuId, clock.monotonicNanos()).write(guest, caller, va) ? 0 : -ERRNO.EFAULT;
+      return runstateInfo(domain, vcpuId, clock.monotonicNanos()).write(guest, caller, va, true) ? 0 : -ERRNO.EFAULT;
     case VCPUOP.register_runstate_memory_area: return registerRunstateArea(environment, caller, vcpuId, va);
     case VCPUOP.register_vcpu_info: return registerVcpuInfo(environment, delivery, caller, vcpuId, va);
     default: return -ERRNO.ENOSYS;

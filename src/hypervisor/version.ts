@@ -24,7 +24,7 @@ export function xenVersion({ guest }: Environment, caller: Caller, args: Hyperca
   const answer = (type: FieldType, fill: (structure: GuestStruct) => void): number => {
     const structure = GuestStruct.blank(type);
     fill(structure);
-    return structure.write(guest, caller, va) ? 0 : -ERRNO.EFAULT;
+    return structure.write(guest, caller, va, true) ? 0 : -ERRNO.EFAULT;
   };
   const answerText = (sizeBytes: number, text: string) =>
     answer(array(u8, sizeBytes), (structure) => structure.setText(0, sizeBytes, text));
@@ -41,7 +41,7 @@ export function xenVersion({ guest }: Environment, caller: Caller, args: Hyperca
     // Where the hypervisor starts in the virtual address space: nowhere.
     case XENVER.platform_parameters: return answer(u64, () => undefined);
     case XENVER.get_features: {
-      const info = GuestStruct.read(guest, caller, va, xenFeatureInfo);
+      const info = GuestStruct.readToAnswer(guest, caller, va, xenFeatureInfo);
       if (info === undefined) return -ERRNO.EFAULT;
       const submap = info.u32(xenFeatureInfo.at.submap_idx);
       info.set32(xenFeatureInfo.at.submap, submap === 0 ? FEATURES : 0);

@@ -147,7 +147,7 @@ export function decodeBanks(block: Uint8Array, superblock: Superblock): {
   const again = new Uint8Array(BLOCK_BYTES);
   encodeHead(again, { banks, kernelWindow, notesBytes, notesDigest }, version, fileBytes);
   setHeadDigest(again, headDigest);
-  const isRight = again.every((byte, i) => byte === block[i]);
+  const isRight = Buffer.compare(again, block) === 0;
   return isRight ? { banks, kernelWindow } : { banks: [], fault: 'its head contradicts itself' };
 }
 

@@ -189,9 +189,9 @@ export class Image {
     };
   }
 
-  /** Of the file that is open, whatever its name means by now. */
-  stat(): Promise<BigIntStats> {
-    return this.#file.file.handle.stat({ bigint: true });
+  /** Of the file that is open, whatever its name means by now, as it was before anything was read. */
+  get status(): BigIntStats {
+    return this.#file.status;
   }
 
   async close(): Promise<void> {

@@ -2,6 +2,7 @@
 // the limits of the format and the length of the file, areas against their digests, then each note for itself.
 
 import { constants } from 'node:fs';
+import type { BigIntStats } from 'node:fs';
 import { BLOCK_BYTES, IMAGE_VERSION, alignToBlock, imageError, layoutImage } from './format.ts';
 import type { Bank, ImageLayout, KernelWindow } from './format.ts';
 import { EMPTY_DIGEST, formatDigest } from './checksum.ts';
@@ -26,8 +27,8 @@ export interface ImageFile {
   readonly layout: ImageLayout;
   readonly content: NotesContent;
   readonly map: PageMap;
-  /** Device and inode, to tell files apart whatever their names. */
-  readonly identity: string;
+  /** As it was before anything was read. */
+  readonly status: BigIntStats;
 }
 
 /** @throws ZazenError ZAZEN_IMAGE_OPEN, _FORMAT, _VERSION, _TRUNCATED, _CHECKSUM, _READ */
@@ -36,10 +37,10 @@ export async function openImageFile(path: string, files: FileSystem): Promise<Im
     throw imageError('OPEN', path, `cannot be opened (${cause.code})`, { cause });
   });
   try {
-    const status = await file.handle.stat();
+    const status = await file.handle.stat({ bigint: true });
     if (!status.isFile()) throw imageError('FORMAT', path, 'is not a file');
-    const areas = await Scratch.use((scratch) => readAreas(path, file, status.size, scratch));
-    return { ...areas, path, file, identity: `${status.dev}:${status.ino}` };
+    const areas = await Scratch.use((scratch) => readAreas(path, file, Number(status.size), scratch));
+    return { ...areas, path, file, status };
   } catch (error) {
     await file.close();
     throw error;

@@ -51,7 +51,8 @@ export class PageMap {
   isWellFormed(): boolean {
     const used = this.pageCount % PAGES_PER_BYTE;
     if (used !== 0 && this.bytes.at(-1)! >>> (2 * used) !== 0) return false;
-    return this.bytes.every((byte) => isValid[byte] === 1);
+    for (const byte of this.bytes) if (isValid[byte] !== 1) return false;
+    return true;
   }
 
   /** Index of a guest page among all pages, or -1 if no bank holds it. */

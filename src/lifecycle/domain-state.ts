@@ -23,11 +23,12 @@ import { EMULATED, EMULATED_LOCKS } from '../abi/emulated-devices.ts';
 import { GIC_DOMAIN, GIC_VCPU } from '../abi/gic.ts';
 import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
-import { WATCHDOG_TIMERS } from '../abi/xen.ts';
+import { HVM_PARAM, WATCHDOG_TIMERS } from '../abi/xen.ts';
 import { EVTCHNSTAT } from '../abi/xen-event-channel.ts';
 import { assert } from '../base/assert.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import { heldMfn, writeHeldFrame } from '../hypervisor/held-frames.ts';
+import { getHvmParam } from '../hypervisor/hvm-params.ts';
 import type { SavedSchedule } from '../hypervisor/scheduler.ts';
 import type { HypervisorThread } from '../hypervisor/thread.ts';
 import { entryKind, entryValue } from '../memory/p2m.ts';
@@ -185,6 +186,8 @@ export interface PreparedDomain {
   readonly emulated: number;
   /** Pinned, in the order of the state's `held`. */
   readonly held: readonly number[];
+  /** Its channels to the host are as in the state, and stay; otherwise they wait for their other ends. */
+  readonly isConnected: boolean;
 }
 
 /**
@@ -223,7 +226,7 @@ export function prepareDomain(
       held.push(mfn);
     }
     return {
-      root, held,
+      root, held, isConnected: false,
       vcpuFrames: allocateAll(Math.ceil(state.vcpus.length / VCPUS_PER_FRAME)),
       portFrames: state.ports.map((bytes) => (bytes === undefined ? 0 : allocate())),
       activeFrames: allocateAll(savedField(state, DOMAIN.at.grantFrames)),
@@ -251,7 +254,7 @@ const places = new Uint32Array(2 * REVERTED_PAGES_MAX);
 /**
  * Puts a stopped domain's memory back in place, if its tables and held frames are where the state has them and not too
  * much is different; costs what is different and allocates nothing. The caller restores the rest, then settles the p2m.
- * Its channels to others are closed.
+ * Its channels to others are closed, unless they are the very ones that it had, to console and store.
  * @returns what `prepareDomain` gives, made of what the domain has; undefined: nothing was done
  */
 export function revertDomain(
@@ -281,14 +284,17 @@ export function revertDomain(
   }
   // One that is missing is out of the domain's sight, or not its alone.
   if (copies.length !== 2 * held.size || !p2m.applyDifferences(own.root, places, kept)) return undefined;
+  const { channels } = thread.hypercalls;
+  const toHost = [HVM_PARAM.STORE_EVTCHN, HVM_PARAM.CONSOLE_EVTCHN].map((param) => Number(getHvmParam(record, param)));
+  const isConnected = channels.isConnectedAs(record, state.ports, toHost);
   // While the old memory is still there: closing takes back events that are on their way.
-  thread.hypercalls.channels.disconnect(record);
+  if (!isConnected) channels.disconnect(record);
   for (let i = 0; i < copies.length; i += 2) machine.copyFrame(copies[i]!, copies[i + 1]!);
-  return own;
+  return { ...own, isConnected };
 }
 
 /** What a domain has, if it has exactly what the state needs. */
-function tablesOf(record: DomainRecord, state: DomainState): PreparedDomain | undefined {
+function tablesOf(record: DomainRecord, state: DomainState): Omit<PreparedDomain, 'isConnected'> | undefined {
   const { at } = DOMAIN;
   const tables = (field: number, count: number) => Array.from({ length: count }, (_, i) => record.get(field + 4 * i));
   const portFrames = portFramesOf(record);
@@ -320,7 +326,8 @@ const KEPT_FIELDS = ['lock', 'state', 'incarnation', 'pauseCount', 'stalled'] as
 
 /**
  * Fills an empty domain (`emptyDomain`, `claimDomain`) with a prepared state. It is stopped and stays so, its virtual
- * time included; no vCPU of it has a translation or a deadline left. Its channels to others wait for their other ends.
+ * time included; no vCPU of it has a translation or a deadline left. Its channels to others wait for their other ends, but
+ * for those that stay.
  * @param handle UUID, 16 bytes
  */
 export function restoreDomain(
@@ -391,7 +398,7 @@ function restorePorts(record: DomainRecord, state: DomainState, prepared: Prepar
       if (portState !== EVTCHNSTAT.interdomain && portState !== EVTCHNSTAT.unbound) continue;
       const isOwn = u32[(at + PORT.at.remote) / 4] === state.domid;
       if (isOwn) u32[(at + PORT.at.remote) / 4] = record.domid;
-      else if (portState === EVTCHNSTAT.interdomain) {
+      else if (!prepared.isConnected && portState === EVTCHNSTAT.interdomain) {
         u8[at + PORT.at.state] = EVTCHNSTAT.unbound;
         u32[(at + PORT.at.remotePort) / 4] = 0;
       }

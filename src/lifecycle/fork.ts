@@ -26,6 +26,8 @@ export function forkDomain(
     builder.forgetDomain(record);
     return undefined;
   }
+  // From here on the vCPUs are this domain's: whatever is asked by their addresses, its share of the pCPUs first.
+  thread.gic.resetDomain(record.domid, vcpuAddresses);
   for (const address of vcpuAddresses) thread.scheduling.attach(address);
   restoreDomain(thread, record, state, prepared, vcpuAddresses, handle);
   record.locked(() => record.set(DOMAIN.at.state, DOMAIN_STATE.live));

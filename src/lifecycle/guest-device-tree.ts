@@ -5,7 +5,7 @@
 
 import {
   GUEST_PL011_BASE, GUEST_PL011_SIZE, GUEST_PL011_SPI, GUEST_PL031_BASE, GUEST_PL031_SIZE, GUEST_PL031_SPI,
-  GUEST_VIRTIO_MMIO_BASE, GUEST_VIRTIO_MMIO_SPI_FIRST, VIRTIO_MMIO_BYTES, VIRTIO_SLOTS,
+  GUEST_VIRTIO_MMIO_BASE, VIRTIO_MMIO_BYTES, VIRTIO_SLOTS, virtioIntid,
 } from '../abi/emulated-devices.ts';
 import { GIC_FIRST_SPI, affinityOfVcpu } from '../abi/gic.ts';
 import { FRAME_BYTES, GFN_LIMIT } from '../abi/machine-memory.ts';
@@ -186,7 +186,7 @@ function virtioNode(slot: number): DeviceTreeNode {
     properties: {
       compatible: 'virtio,mmio',
       reg: cells64(address, VIRTIO_MMIO_BYTES),
-      interrupts: spiCells(GUEST_VIRTIO_MMIO_SPI_FIRST + slot),
+      interrupts: spiCells(virtioIntid(slot)),
       'dma-coherent': true,
     },
   };

@@ -1,10 +1,12 @@
 // The small state of a domain (domain-state.ts) as sections of an image, and back. An image is a file, and a file may say
 // anything: what the host would use as an index, an address or a count is checked here, once, before anything is made
 // of it. What only the guest uses is the guest's business.
+//
+// The image says how the records of the host that wrote it are laid out; where that is not as here, they are put into
+// this host's layout before they are looked at (state-layout.ts).
 
-import { DOMAIN, EVENT_MODE, FIFO_PAGES_MAX, CONSOLE_LOG, HELD_FRAME, NO_GFN, PORT, PORTS_PER_FRAME, PORT_FRAMES_MAX,
+import { DOMAIN, EVENT_MODE, FIFO_PAGES_MAX, HELD_FRAME, NO_GFN, PORT, PORTS_PER_FRAME, PORT_FRAMES_MAX,
   PORT_LIMIT, VCPU_ENTRY } from '../abi/domain-record.ts';
-import { EMULATED } from '../abi/emulated-devices.ts';
 import { GIC_DOMAIN, GIC_NO_TARGET, GIC_VCPU } from '../abi/gic.ts';
 import { FRAME_BYTES, GFN_LIMIT } from '../abi/machine-memory.ts';
 import { tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
@@ -15,8 +17,13 @@ import { GUEST_MAX_VCPUS } from '../abi/xen.ts';
 import { imageError } from '../image/format.ts';
 import type { StateSection } from '../image/format.ts';
 import type { DomainState, SavedHeldFrame, SavedVcpu } from './domain-state.ts';
+import { layoutOfVersion1 } from './old-layouts.ts';
+import { UnknownField, ownLayout, ownLayoutText, parseLayout, translate, translateOffset } from './state-layout.ts';
+import type { RecordName, StateLayout } from './state-layout.ts';
 
-const VERSION = 1;
+/** 1: without a layout. What is raised here is what names and zeros cannot say. */
+const VERSION = 2;
+const OLDEST_VERSION = 1;
 /** FIFO control blocks are 64 bytes. */
 const CONTROL_BYTES = 64;
 const FIFO_PRIORITIES = 16;
@@ -47,6 +54,7 @@ export function stateSections(state: DomainState): StateSection[] {
   const section = (name: string, bytes: Uint8Array): StateSection => ({ name, bytes });
   return [
     section('domain', Buffer.from(JSON.stringify(summary))),
+    section('domain/layout', ownLayoutText),
     section('domain/record', state.record),
     section('domain/gic', state.gic),
     section('domain/console-log', state.consoleLog),
@@ -72,36 +80,50 @@ export function decodeState(image: SectionSource): DomainState {
   const check: (holds: boolean, what: string) => asserts holds = (holds, what) => {
     if (!holds) throw imageError('FORMAT', image.path, `has a state that no guest can be in: ${what}`);
   };
+  const summary = parseSummary(image, check);
+  const layout = layoutIn(image, summary.version, check);
   const bytes = (name: string, sizeBytes: number): Uint8Array => {
     const section = image.section(name);
     check(section.length === sizeBytes, `${name} has ${section.length} bytes`);
     return section.slice();
   };
-  const summary = parseSummary(image, check);
+  const records = (name: string, record: RecordName, count = 1): Uint8Array => {
+    const section = bytes(name, count * layout[record].bytes);
+    if (layout === ownLayout) return section;
+    try {
+      return translate(section, layout[record], ownLayout[record]);
+    } catch (error) {
+      if (!(error instanceof UnknownField)) throw error;
+      throw imageError('VERSION', image.path, `has something in ${name} that this host does not know: ${error.message}`,
+        { hint: 'restore it with the Zazen that wrote it' });
+    }
+  };
   const vcpuCount = summary.vcpus.length;
   const vcpus = summary.vcpus.map(({ address, schedule }, i): SavedVcpu => {
     const vcpu = {
       address, schedule,
-      registers: bytes(`domain/vcpu/${i}/registers`, vcpuRecord.sizeBytes),
-      gic: bytes(`domain/vcpu/${i}/gic`, GIC_VCPU.sizeBytes),
-      entry: bytes(`domain/vcpu/${i}/entry`, VCPU_ENTRY.sizeBytes),
+      registers: records(`domain/vcpu/${i}/registers`, 'vcpu'),
+      gic: records(`domain/vcpu/${i}/gic`, 'gicVcpu'),
+      entry: records(`domain/vcpu/${i}/entry`, 'vcpuEntry'),
     };
     checkVcpu(vcpu, i, check);
     return vcpu;
   });
   const ports: (Uint8Array | undefined)[] = [];
   for (const i of summary.ports) {
-    ports[i] = bytes(`domain/ports/${i}`, FRAME_BYTES);
+    ports[i] = records(`domain/ports/${i}`, 'port', PORTS_PER_FRAME);
     checkPorts(ports[i], vcpuCount, check);
   }
-  const record = bytes('domain/record', DOMAIN.sizeBytes);
+  const record = records('domain/record', 'domain');
   checkRecord(record, vcpuCount, check);
-  const gic = bytes('domain/gic', GIC_DOMAIN.sizeBytes);
+  const gic = records('domain/gic', 'gicDomain');
   check(word(gic, GIC_DOMAIN.at.vcpuCount) === vcpuCount, 'the interrupt controller has other vCPUs');
   check(gic.subarray(GIC_DOMAIN.at.target, GIC_DOMAIN.at.vcpus)
     .every((target, i) => i >= GIC_DOMAIN.at.vcpus - GIC_DOMAIN.at.target || target < vcpuCount || target === GIC_NO_TARGET),
   'an interrupt goes to no vCPU');
-  const held = summary.held.map(({ vcpuId, offset, gfn, stored }, i): SavedHeldFrame => {
+  const held = summary.held.map(({ vcpuId, offset: savedOffset, gfn, stored }, i): SavedHeldFrame => {
+    const place = vcpuId < 0 ? 'domain' : 'vcpuEntry';
+    const offset = translateOffset(savedOffset, layout[place], ownLayout[place]) ?? -1;
     check(isHeldPlace(vcpuId, offset, vcpuCount, record) && (gfn === NO_GFN ? stored : gfn < GFN_LIMIT), 'a page of the hypervisor');
     return { vcpuId, offset, gfn, bytes: stored ? bytes(`domain/held/${i}`, FRAME_BYTES) : undefined };
   });
@@ -111,12 +133,21 @@ export function decodeState(image: SectionSource): DomainState {
   const { domid, timeNanos, monotonicNanos } = summary;
   return {
     domid, timeNanos, monotonicNanos, record, gic, ports, vcpus, held,
-    consoleLog: bytes('domain/console-log', CONSOLE_LOG.sizeBytes),
-    emulated: summary.isEmulated === true ? bytes('domain/emulated', EMULATED.sizeBytes) : undefined,
+    consoleLog: records('domain/console-log', 'consoleLog'),
+    emulated: summary.isEmulated === true ? records('domain/emulated', 'emulated') : undefined,
   };
 }
 
 type Check = (holds: boolean, what: string) => asserts holds;
+
+function layoutIn(image: SectionSource, version: number, check: Check): StateLayout {
+  if (version === OLDEST_VERSION) return layoutOfVersion1(image.section('domain/record').length);
+  const text = image.section('domain/layout');
+  if (Buffer.compare(text, ownLayoutText) === 0) return ownLayout;
+  const layout = parseLayout(text);
+  check(layout !== undefined, 'its layout');
+  return layout;
+}
 
 function parseSummary(image: SectionSource, check: Check): Summary {
   let summary: Partial<Summary>;
@@ -125,8 +156,10 @@ function parseSummary(image: SectionSource, check: Check): Summary {
   } catch (cause) {
     throw imageError('FORMAT', image.path, 'has a state that cannot be read', { cause });
   }
-  if (summary.version !== VERSION) {
-    throw imageError('VERSION', image.path, `has a state of version ${String(summary.version)}, this host knows ${VERSION}`);
+  const { version = 0 } = summary;
+  if (!Number.isInteger(version) || version < OLDEST_VERSION || version > VERSION) {
+    throw imageError('VERSION', image.path,
+      `has a state of version ${String(version)}, this host knows ${OLDEST_VERSION} to ${VERSION}`);
   }
   const { ports, vcpus, held, domid, timeNanos, monotonicNanos } = summary;
   const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
@@ -154,14 +187,16 @@ function checkRecord(record: Uint8Array, vcpuCount: number, check: Check): void 
   check(word(record, at.portHint) <= PORT_LIMIT, 'its ports');
 }
 
-/** Emitted code reaches through the TLB addresses, and starts at the record if there is one. */
+/** Emitted code reaches through the TLB addresses, which are made to fit, and starts at the record if there is one. */
 function checkVcpu({ address, registers, gic, entry }: SavedVcpu, index: number, check: Check): void {
   const { at } = vcpuRecord;
   const el = word(registers, at.el);
   check((el === 0 || el === 1) && word(registers, at.spSel) <= 1, 'its exception level');
   const tlb = tlbOffsets[el as 0 | 1];
-  check(word(registers, at.tlbRead) === address + tlb.read && word(registers, at.tlbWrite) === address + tlb.write
-    && word(registers, at.tlbExec) === address + tlb.exec, 'its TLBs');
+  const view = new DataView(registers.buffer, registers.byteOffset, registers.length);
+  view.setUint32(at.tlbRead, address + tlb.read, true);
+  view.setUint32(at.tlbWrite, address + tlb.write, true);
+  view.setUint32(at.tlbExec, address + tlb.exec, true);
   check(word(registers, at.record) === 0, 'a vCPU in the middle of its code');
   check(word(gic, GIC_VCPU.at.index) === index, 'the order of its vCPUs');
   check(word(entry, VCPU_ENTRY.at.infoOffset) <= FRAME_BYTES - vcpuInfo.sizeBytes && word(entry, VCPU_ENTRY.at.infoOffset) % 4 === 0

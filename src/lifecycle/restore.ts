@@ -16,6 +16,8 @@ import { entryKind } from '../memory/p2m.ts';
 const BESIDE = { readers: 2, pages: 128 } as const;
 /** Loading while somebody waits for the end of it. */
 const AWAITED = { readers: 8, pages: 1024 } as const;
+/** What a guest needs first came with the image: until it has run so long, all cores are its own. */
+const BESIDE_AFTER_MILLIS = 20;
 /** While guests read for themselves, loading beside them waits so long, so often at most, before each request. */
 const GIVE_WAY_MILLIS = 1;
 const GIVE_WAY_MAX = 4;
@@ -132,10 +134,12 @@ export class TemplateLoader {
   get failure(): unknown { return this.#failure?.error; }
 
   /**
-   * Loads what is missing beside guests that run; when frames are short it ends without an error, and not complete.
+   * Loads what is missing beside guests that run, after a while; when frames are short it ends without an error, and not
+   * complete.
    * @throws ZazenError ZAZEN_IMAGE_READ, _TRUNCATED, _CHECKSUM
    */
   async load(): Promise<void> {
+    await delay(BESIDE_AFTER_MILLIS, undefined, { ref: false });
     await this.#load(BESIDE);
   }
 

@@ -1,9 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { DOMAIN, HELD_FRAME } from '../abi/domain-record.ts';
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { sharedInfo } from '../abi/xen-shared-info.ts';
+import { SHUTDOWN } from '../abi/xen.ts';
+import { EmulatedRig } from '../hypervisor/test-emulated.ts';
 import { Store } from '../xenstore/store.ts';
 import { writeDomainEntries } from './store-entries.ts';
-import { suspendPort, watchesForSuspend } from './suspend.ts';
+import { endSuspend, endSuspendElsewhere, isSuspended, suspendPort, watchesForSuspend } from './suspend.ts';
 
 const ID = 7;
 const PORT = `/local/domain/${ID}/device/suspend/event-channel`;
@@ -41,4 +46,44 @@ test('what it advertises counts if it is a number that a port can have', () => {
     store.write(FEATURE, text);
     assert.equal(watchesForSuspend(store, ID), wanted);
   }
+});
+
+const SECOND = 1e9;
+const DAY_MILLIS = 86_400_000;
+
+test('the time that a guest was away has passed for it, whatever it has made of its wall clock', () => {
+  const clock = { nanos: 1e9, millis: 1e12 + 500, monotonicNanos: () => clock.nanos, wallMillis: () => clock.millis };
+  const rig = new EmulatedRig([], clock);
+  const { thread, domain } = rig;
+  const info = domain.get(DOMAIN.at.sharedInfo + HELD_FRAME.at.mfn) * FRAME_BYTES / 4;
+  const setZero = (seconds: number): void => {
+    const { wc_sec: low, wc_sec_hi: high, wc_nsec: nanos } = sharedInfo.at;
+    [[low, seconds % 2 ** 32], [high, Math.floor(seconds / 2 ** 32)], [nanos, (seconds % 1) * SECOND]].forEach(([at, value]) => {
+      domain.memory.u32[info + at! / 4] = value!;
+    });
+  };
+  /** @returns seconds that its counter went on by */
+  const suspend = (zeroSeconds: number, end: typeof endSuspend, awayMillis: number): number => {
+    thread.timers.setTime(domain.domid, 7 * SECOND);
+    setZero(zeroSeconds);
+    domain.set(DOMAIN.at.shutdown, SHUTDOWN.suspend + 1);
+    thread.timers.stopTime(domain.domid);
+    clock.millis += awayMillis;
+    clock.nanos += 3 * SECOND;
+    end(thread, domain);
+    thread.timers.startTime(domain.domid);
+    assert.equal(isSuspended(domain), false);
+    return thread.timers.time(domain.domid) / SECOND - 7;
+  };
+  const rightZero = (): number => clock.millis / 1000 - 7;
+  for (const end of [endSuspend, endSuspendElsewhere]) {
+    assert.equal(suspend(rightZero(), end, 3000), 3);
+    assert.equal(suspend(rightZero(), end, 365 * DAY_MILLIS), 365 * 86_400);
+    // The host's clock was put back: nothing goes back for the guest.
+    assert.equal(suspend(rightZero(), end, -DAY_MILLIS), 0);
+    for (const nonsense of [0xffff_ffff_ffff, 2 ** 40, clock.millis / 1000 + 1e6, 2 ** 52]) assert.equal(suspend(nonsense, end, 1000), 0);
+    // At most what it does to itself.
+    assert.ok(suspend(0, end, 1000) < 100 * 365 * 86_400);
+  }
+  rig.audit();
 });

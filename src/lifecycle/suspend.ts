@@ -10,9 +10,14 @@
 //   stops it, keeps it as long as it likes
 //   resumes it: the call answers 1                    ──► goes on as if nothing had been
 //   or, made anew elsewhere: it answers 0             ──► binds its events again, tells its new port
+//
+// In both cases its time goes on to where it would be if it had run on, as a counter does that is not turned off: a kernel
+// that has suspended itself looks at it to see how long it was away.
 
-import { DOMAIN, VCPU_ENTRY } from '../abi/domain-record.ts';
+import { DOMAIN, HELD_FRAME, VCPU_ENTRY } from '../abi/domain-record.ts';
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { xOffset } from '../abi/vcpu.ts';
+import { sharedInfo } from '../abi/xen-shared-info.ts';
 import { HVM_PARAM, SHUTDOWN, WATCHDOG_TIMERS } from '../abi/xen.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import { getHvmParam } from '../hypervisor/hvm-params.ts';
@@ -24,6 +29,9 @@ import { domainPath } from './store-entries.ts';
 export const SUSPEND_REQUEST = 'suspend';
 /** Answers of SCHEDOP_shutdown to a guest that goes on where it was; in a new place it is 0, which is there already. */
 const CANCELLED = 1n;
+const NANOS_PER_MILLI = 1e6;
+/** A century, which is what the counter has room for. */
+const TIME_MAX_NANOS = 100 * 365 * 24 * 3600 * 1e9;
 
 export const shutdownPath = (domainId: number): string => `${domainPath(domainId)}/control/shutdown`;
 
@@ -47,9 +55,10 @@ export function isSuspended(record: DomainRecord): boolean {
 }
 
 /** The guest goes on where it was, with all that it had. Its vCPUs are stopped; the caller lets the scheduler know. */
-export function endSuspend({ machine }: HypervisorThread, record: DomainRecord): void {
-  for (const vcpuAddress of takeWaiting(record)) machine.u64[(vcpuAddress + xOffset(0)) / 8] = CANCELLED;
+export function endSuspend(thread: HypervisorThread, record: DomainRecord): void {
+  for (const vcpuAddress of takeWaiting(record)) thread.machine.u64[(vcpuAddress + xOffset(0)) / 8] = CANCELLED;
   clearShutdown(record);
+  catchUp(thread, record);
 }
 
 /**
@@ -57,11 +66,35 @@ export function endSuspend({ machine }: HypervisorThread, record: DomainRecord):
  * just made, there are no event channels but those of store and console, under the numbers that they had, and the
  * guest has to choose again how events reach it. The host has not connected its ends yet.
  */
-export function endSuspendElsewhere({ hypercalls }: HypervisorThread, record: DomainRecord): void {
+export function endSuspendElsewhere(thread: HypervisorThread, record: DomainRecord): void {
+  const { hypercalls } = thread;
   takeWaiting(record);
   const kept = [HVM_PARAM.STORE_EVTCHN, HVM_PARAM.CONSOLE_EVTCHN].map((param) => Number(getHvmParam(record, param)));
   hypercalls.channels.reset(record, kept);
   clearShutdown(record);
+  catchUp(thread, record);
+}
+
+/**
+ * The domain's time stood still since it suspended itself, at the moment that its wall clock says; so that is left alone
+ * as long as it is suspended. If the host's has been put back meanwhile, no time has passed.
+ */
+function catchUp({ clock, timers, scheduling }: HypervisorThread, record: DomainRecord): void {
+  const { domid } = record;
+  const time = timers.time(domid);
+  const awayNanos = (clock.wallMillis() - wallMillisAtZero(record)) * NANOS_PER_MILLI - time;
+  // A guest may write anything there.
+  if (!(awayNanos > 0 && time + awayNanos < TIME_MAX_NANOS)) return;
+  timers.setTime(domid, time + awayNanos);
+  for (let vcpuId = 0; vcpuId < record.vcpuCount; vcpuId++) scheduling.wake(record.vcpuAddress(vcpuId));
+}
+
+/** The wall clock that the guest sees, at the time when its counter was zero. */
+function wallMillisAtZero(record: DomainRecord): number {
+  const { u32 } = record.memory;
+  const info = record.get(DOMAIN.at.sharedInfo + HELD_FRAME.at.mfn) * FRAME_BYTES;
+  const field = (name: 'wc_sec' | 'wc_sec_hi' | 'wc_nsec'): number => u32[(info + sharedInfo.at[name]) / 4]!;
+  return (field('wc_sec_hi') * 2 ** 32 + field('wc_sec')) * 1000 + field('wc_nsec') / NANOS_PER_MILLI;
 }
 
 /** Addresses of the vCPUs whose call has still to be answered. */

@@ -15,7 +15,6 @@ import { VMCOREINFO_TEXT_OFFSET, Vmcoreinfo, vmcoreinfoBytesAt } from '../image/
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { p2mRanges } from '../memory/p2m-ranges.ts';
 import { entryKind, entryValue } from '../memory/p2m.ts';
-import type { FrozenDomain } from './checkpoint.ts';
 
 const PAGE_MASK = BigInt(FRAME_BYTES - 1);
 const ADDRESS_MASK = 0xffff_ffff_f000n;
@@ -32,8 +31,16 @@ export interface KernelNotes {
   readonly kernelWindow?: KernelWindow;
 }
 
+/** A guest that does not run: of a checkpoint, or paused. */
+export interface StillGuest {
+  /** Of its p2m. */
+  readonly root: number;
+  /** `registers`: its vCPU records. */
+  readonly state: { readonly domid: number; readonly vcpus: readonly { readonly registers: Uint8Array }[] };
+}
+
 /** @param banks all memory of the guest */
-export function findVmcoreinfo(machine: MachineMemory, frozen: FrozenDomain, banks: readonly Bank[]): KernelNotes {
+export function findVmcoreinfo(machine: MachineMemory, frozen: StillGuest, banks: readonly Bank[]): KernelNotes {
   const found = searchNote(machine, frozen);
   if (found === undefined) return {};
   return { vmcoreinfo: found.text, kernelWindow: kernelWindowOf(found.info, banks) };
@@ -44,7 +51,7 @@ interface FoundNote {
   readonly info: Vmcoreinfo;
 }
 
-function searchNote(machine: MachineMemory, frozen: FrozenDomain): FoundNote | undefined {
+function searchNote(machine: MachineMemory, frozen: StillGuest): FoundNote | undefined {
   const tables = frozen.state.vcpus.map(({ registers }) =>
     new DataView(registers.buffer, registers.byteOffset).getBigUint64(vcpuRecord.at.ttbr1El1, true) & ADDRESS_MASK);
   const places = placesOf(machine);

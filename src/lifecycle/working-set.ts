@@ -6,9 +6,10 @@
 //   section "working-set/pages":  count u32 │ gfn u32 × count │ page × count
 //
 //   1  pages that the hypervisor holds: of the console, the store, …  at the state that is saved           both sections
-//   2  what the vCPUs' TLBs led to: code, data                        just before the guest was stopped    both sections
-//   3  page tables that lead to these, from TTBR0_EL1 and TTBR1_EL1   at the state that is saved           both sections
-//   4  the other page tables; code that has run since the decode cache was last emptied                    the first one
+//   2  what a rehearsal has touched (rehearsal.ts), in its order      from that state on                   both sections
+//   3  what the vCPUs' TLBs led to: code, data                        just before the guest was stopped    if 2 has few, both
+//   4  page tables that lead to these, from TTBR0_EL1 and TTBR1_EL1   at the state that is saved           if 2 has few, both
+//   5  the other page tables; code that has run since the decode cache was last emptied                    the first one
 //
 // An incremental image has the first section alone. A reader may overlook both, and believes the first in nothing but the
 // order.
@@ -31,6 +32,8 @@ const PAGES_MAX = 8192;
 const TABLES_MAX = 1024;
 /** Stored twice: 4 MiB, what one request reads. */
 export const HOT_PAGES_MAX = 1024;
+/** A guest that has touched fewer was waiting, or had no time: what it used before may tell more. */
+const HOT_PAGES_ENOUGH = 200;
 const STRETCH_BYTES = 8;
 /** Pages that lie so near to each other are read in one request, with what is between them. */
 const GAP_PAGES = 8;
@@ -65,19 +68,19 @@ export function framesInTlbs(machine: MachineMemory, vcpuAddresses: readonly num
 }
 
 /**
- * @param hot what `framesInTlbs` found before the domain was stopped
+ * @param hot pages that a rehearsal has touched (rehearsal.ts), and what `framesInTlbs` found before the domain was stopped
  * @param withPages false for an image that is to hold only what has changed: the first section alone
  */
 export function workingSetSections(
-  machine: MachineMemory, frames: FrameTable, frozen: FrozenDomain, hot: ReadonlySet<number>,
-  withPages: boolean,
+  machine: MachineMemory, frames: FrameTable, frozen: FrozenDomain,
+  hot: { readonly touched: readonly number[]; readonly inTlbs: ReadonlySet<number> }, withPages: boolean,
 ): StateSection[] {
   const mfns = mapOfFrames(machine, frozen.root);
   const held = frozen.state.held.flatMap(({ gfn, bytes }) => (bytes === undefined && mfns.has(gfn) ? [gfn] : []));
   const inTlbs: number[] = [];
   const code: number[] = [];
   for (const [gfn, mfn] of mfns) {
-    if (hot.has(mfn)) inTlbs.push(gfn);
+    if (hot.inTlbs.has(mfn)) inTlbs.push(gfn);
     else if (frames.decode(mfn) !== 0) code.push(gfn);
   }
   const tables = tablesOf(machine, frozen, mfns, new Set(inTlbs));
@@ -88,9 +91,10 @@ export function workingSetSections(
     for (const gfn of fresh) chosen.add(gfn);
     stretches.push(...joined(fresh));
   };
-  for (const gfns of [held, inTlbs, tables.hot]) choose(gfns);
+  for (const gfns of [held, hot.touched.filter((gfn) => mfns.has(gfn))]) choose(gfns);
+  if (chosen.size < HOT_PAGES_ENOUGH) for (const gfns of [inTlbs, tables.hot]) choose(gfns);
   const hotPages = [...chosen].slice(0, HOT_PAGES_MAX);
-  for (const gfns of [tables.other, code]) choose(gfns);
+  for (const gfns of [inTlbs, tables.hot, tables.other, code]) choose(gfns);
   const bytes = new Uint8Array(stretches.length * STRETCH_BYTES);
   const view = new DataView(bytes.buffer);
   stretches.forEach(({ gfn, count }, i) => {
@@ -175,7 +179,10 @@ function joined(gfns: readonly number[]): PageStretch[] {
   return stretches;
 }
 
-/** Pages that came with the image when it was opened; to be asked for once. None if the section is malformed. */
+/**
+ * Pages that came with the image when it was opened, in the order in which they are needed; to be asked for once. None if
+ * the section is malformed.
+ */
 export function* takeHotPages(image: Pick<Image, 'takeSection'>): Generator<{ gfn: number; bytes: Uint8Array }> {
   const section = image.takeSection(PAGES_SECTION);
   if (section === undefined || section.length < 4) return;

@@ -34,6 +34,8 @@ export interface ImageSource {
    * @returns false when they cannot be read, or are not what was written
    */
   read(gfn: number, mfns: Uint32Array): boolean;
+  /** Somebody has touched a page that is in the template. @returns false if he is not to have it, nor any other */
+  touched?(gfn: number): boolean;
 }
 
 export interface ImagePages {
@@ -65,7 +67,11 @@ export class PageLoader {
       if (source === undefined) return PAGE_LOST;
       const page = entryValue(place.entry);
       const loaded = this.#p2m.lookup(source.root, page);
+      if (entryKind(loaded) !== P2M_KIND.image && source.touched?.(page) === false) return OUT_OF_FRAMES;
       if (entryKind(loaded) === P2M_KIND.frame) return this.#takeOver(root, gfn, place.entry, entryValue(loaded));
+      if (entryKind(loaded) === P2M_KIND.zero) {
+        return this.#p2m.replaceImagePage(root, gfn, place.entry, 0) === 'outOfFrames' ? OUT_OF_FRAMES : 1;
+      }
       if (entryKind(loaded) !== P2M_KIND.image) return PAGE_LOST;
       const read = this.#readAround(source, page);
       if (read <= 0) return read;

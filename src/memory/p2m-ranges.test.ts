@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { P2M_KIND } from '../abi/machine-memory.ts';
 import { Heap } from './heap.ts';
-import { p2mRanges } from './p2m-ranges.ts';
+import { mappedStretches, p2mRanges } from './p2m-ranges.ts';
 import type { P2mRange } from './p2m-ranges.ts';
 import { P2m, entryKind, entryValue } from './p2m.ts';
 import { assertAudit, createMachine, mark, seed } from './test-memory.ts';
@@ -26,6 +26,17 @@ function rangesByLookup(p2m: P2m, root: number, base: number): P2mRange[] {
     else ranges.push({ gfn, count: 1, mfn, isInBase });
   }
   return ranges;
+}
+
+/** Whatever frames they are. */
+function joined(ranges: readonly P2mRange[]): { gfn: number; count: number }[] {
+  const stretches: { gfn: number; count: number }[] = [];
+  for (const { gfn, count } of ranges) {
+    const last = stretches.at(-1);
+    if (last !== undefined && last.gfn + last.count === gfn) last.count += count;
+    else stretches.push({ gfn, count });
+  }
+  return stretches;
 }
 
 test('ranges say what lookups do, and what a tree has in common with an older one', () => {
@@ -51,6 +62,7 @@ test('ranges say what lookups do, and what a tree has in common with an older on
     for (const [tree, other] of [[root, base], [base, root], [root, 0], [base, base]] as const) {
       const found = [...p2mRanges(memory, tree, other)].map((range) => ({ ...range }));
       assert.deepEqual(found, rangesByLookup(p2m, tree, other));
+      assert.deepEqual(mappedStretches(memory, tree), joined(found));
     }
     assertAudit(heap, { roots: [root, base] });
   }), { seed, numRuns: 4 });

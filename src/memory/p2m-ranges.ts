@@ -1,6 +1,7 @@
 // What a p2m maps, as ranges in ascending order. For trees that nobody changes meanwhile: frozen ones.
 
 import { FRAME_WORDS, P2M_ENTRIES, P2M_KIND, P2M_LEVEL_BITS } from '../abi/machine-memory.ts';
+import type { PageStretch } from './image-pages.ts';
 import type { MachineMemory } from './machine-memory.ts';
 import { entryKind, entryValue } from './p2m.ts';
 
@@ -59,4 +60,23 @@ export function* p2mRanges(machine: MachineMemory, root: number, base = 0): Gene
     last = { gfn, count, mfn, isInBase };
   }
   if (last !== undefined) yield last;
+}
+
+/** Where a tree has memory, of whatever kind; a tenth of the time of `p2mRanges`. */
+export function mappedStretches({ u32 }: MachineMemory, root: number): PageStretch[] {
+  const stretches: { gfn: number; count: number }[] = [];
+  let last = { gfn: 0, count: 0 };
+  const visit = (node: number, level: number, first: number): void => {
+    const count = 2 ** (P2M_LEVEL_BITS * level);
+    for (let i = 0, word = node * FRAME_WORDS; i < P2M_ENTRIES; i++, word += 2) {
+      const kind = entryKind(u32[word]!);
+      const gfn = first + i * count;
+      if (kind === P2M_KIND.absent) continue;
+      if (kind === P2M_KIND.node) visit(entryValue(u32[word]!), level - 1, gfn);
+      else if (last.count > 0 && last.gfn + last.count === gfn) last.count += count;
+      else stretches.push(last = { gfn, count });
+    }
+  };
+  visit(root, ROOT_LEVEL, 0);
+  return stretches;
 }

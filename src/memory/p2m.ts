@@ -24,24 +24,17 @@
 // The zero frame is never put into a TLB, so the first write to untouched memory makes nothing stale.
 
 import {
-  FRAME_BYTES, FRAME_STATE, FRAME_WORDS, GFN_LIMIT, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_LEVEL_BITS, P2M_READ_ONLY,
-  P2M_VALUE_SHIFT,
+  FRAME_BYTES, FRAME_STATE, FRAME_WORDS, GFN_LIMIT, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_READ_ONLY, P2M_VALUE_SHIFT,
 } from '../abi/machine-memory.ts';
 import { assert } from '../base/assert.ts';
 import { MAPPINGS_NEARLY_FULL } from './frame-table.ts';
 import type { FrameTable } from './frame-table.ts';
-import { HOST_ACCOUNT } from './heap.ts';
 import type { Heap } from './heap.ts';
-import { backOff } from './spin.ts';
+import { INDEX_MASK, P2mNodes, ROOT_LEVEL, entryKind, entryValue, indexOf, makeEntry, spanOf, wordOf } from './p2m-nodes.ts';
 
-const ROOT_LEVEL = 2;
-const INDEX_MASK = P2M_ENTRIES - 1;
+export { entryKind, entryValue } from './p2m-nodes.ts';
+
 const { absent: ABSENT, node: NODE, frame: FRAME, zero: ZERO, image: IMAGE } = P2M_KIND;
-
-/** Kind of an entry that `lookup` returned: one of P2M_KIND, never `node`. */
-export const entryKind = (entry: number): number => entry & P2M_KIND_MASK;
-/** MFN of a frame or zero entry; page in the image of an image entry. */
-export const entryValue = (entry: number): number => entry >>> P2M_VALUE_SHIFT;
 
 /** What `frameForWrite` returns instead of an MFN. */
 export const OUT_OF_FRAMES = 0;
@@ -51,32 +44,29 @@ export const NOT_MEMORY = -1;
 export const PAGE_LOST = -2;
 export const READ_ONLY = -3;
 
-const makeEntry = (kind: number, value: number) => ((value << P2M_VALUE_SHIFT) | kind) >>> 0;
-/** GFNs under one entry of a node of that level. */
-const spanOf = (level: number) => 2 ** (level * P2M_LEVEL_BITS);
-const indexOf = (gfn: number, level: number) => (gfn >>> (level * P2M_LEVEL_BITS)) & INDEX_MASK;
-const wordOf = (node: number, index: number) => node * FRAME_WORDS + index * 2;
-
 export class P2m {
-  /**
-   * Set by a change that makes translations wrong which TLBs may hold; then flush and call `releaseStale`.
-   */
-  stale = false;
   /** Loads pages that are in images; without one, they are lost. */
   loader: { load(root: number, gfn: number): number } | undefined;
   readonly #heap: Heap;
   readonly #frames: FrameTable;
   readonly #words: Uint32Array;
-  readonly #stalePins: number[] = [];
-  readonly #staleNodes: number[] = [];
-  /** Shared nodes that were copied: their mapping is dropped when the lock is. */
-  readonly #copiedNodes: number[] = [];
+  readonly #nodes: P2mNodes;
 
   /** @param heap of the calling thread; a P2m object serves all trees, but only one thread */
   constructor(heap: Heap) {
     this.#heap = heap;
     this.#frames = heap.frames;
     this.#words = heap.memory.u32;
+    this.#nodes = new P2mNodes(heap);
+  }
+
+  /** Set by a change that makes translations wrong which TLBs may hold; then flush and call `releaseStale`. */
+  get stale(): boolean { return this.#nodes.stale; }
+  /** The frame whose replacement is all that is stale; 0: more than that is. */
+  get onlyStaleFrame(): number { return this.#nodes.onlyStaleFrame; }
+  /** Frees what changes through this object have replaced; call when no TLB of the domains concerned holds it. */
+  releaseStale(): void {
+    this.#nodes.releaseStale();
   }
 
   // ---- Trees --------------------------------------------------------------------------------------------------------
@@ -98,9 +88,9 @@ export class P2m {
   share(root: number, owner: number): number {
     const copy = this.#heap.allocate(owner, true);
     if (copy === 0) return 0;
-    this.#lock(root);
-    const complete = this.#copyEntries(root, copy);
-    this.#unlock(root);
+    this.#nodes.lock(root);
+    const complete = this.#nodes.copyEntries(root, copy);
+    this.#nodes.unlock(root);
     if (complete) return copy;
     this.#heap.release(copy);
     return 0;
@@ -144,7 +134,8 @@ export class P2m {
   }
 
   /**
-   * Puts entries in place that `differences` has found, or some of them. Sets `stale`.
+   * Puts entries in place that `differences` has found, or some of them. What was there is given back at once: nobody
+   * runs in the tree, and whoever has TLBs of it flushes them before he does.
    * @returns false, with nothing done, when something is counted too often to be shared once more
    */
   applyDifferences(root: number, places: Uint32Array, count: number): boolean {
@@ -153,13 +144,16 @@ export class P2m {
       const entry = this.#words[places[i]!]!;
       if (isCounted(entry) && this.#frames.mappings(entryValue(entry)) >= MAPPINGS_NEARLY_FULL) return false;
     }
-    this.#lock(root);
+    this.#nodes.lock(root);
+    let shared = 0;
     for (let i = 0; i < 2 * count; i += 2) {
       const entry = this.#words[places[i + 1]!]!;
-      if (isCounted(entry)) assert(this.#frames.retain(entryValue(entry)), 'so many threads there are not');
-      this.#replace(places[i]!, entry, this.#words[places[i + 1]! + 1]!);
+      if (isCounted(entry) && this.#frames.addMapping(entryValue(entry)) === 1) shared++;
+      this.#nodes.putInPlaceOf(places[i]!, entry, this.#words[places[i + 1]! + 1]!);
     }
-    this.#unlock(root);
+    this.#frames.noteShared(shared);
+    this.#nodes.unlock(root);
+    this.#heap.flushReleases();
     return true;
   }
 
@@ -191,11 +185,11 @@ export class P2m {
   /** Number of the image that a guest frame lies in, and the entry as `lookup` gives it; undefined for other entries. */
   imagePlace(root: number, gfn: number): { image: number; entry: number } | undefined {
     if (!(gfn >= 0 && gfn < GFN_LIMIT)) return undefined;
-    this.#lock(root);
+    this.#nodes.lock(root);
     const { word, level } = this.#find(root, gfn);
     const entry = this.#within(Atomics.load(this.#words, word), gfn, level);
     const image = this.#words[word + 1]!;
-    this.#unlock(root);
+    this.#nodes.unlock(root);
     return entryKind(entry) === IMAGE ? { image, entry } : undefined;
   }
 
@@ -284,12 +278,12 @@ export class P2m {
    */
   mapFrame(root: number, gfn: number, mfn: number, readOnly = false): boolean {
     if (!(gfn >= 0 && gfn < GFN_LIMIT)) return false;
-    this.#lock(root);
-    const node = this.#leafNode(root, gfn);
+    this.#nodes.lock(root);
+    const node = this.#nodes.leafNode(root, gfn);
     if (node !== 0) {
-      this.#replace(wordOf(node, gfn & INDEX_MASK), makeEntry(FRAME, mfn) | (readOnly ? P2M_READ_ONLY : 0), 0);
+      this.#nodes.replace(wordOf(node, gfn & INDEX_MASK), makeEntry(FRAME, mfn) | (readOnly ? P2M_READ_ONLY : 0), 0);
     }
-    this.#unlock(root);
+    this.#nodes.unlock(root);
     return node !== 0;
   }
 
@@ -312,10 +306,10 @@ export class P2m {
    */
   graft(root: number, gfn: number, source: number, nodes: number): boolean {
     assert(gfn % P2M_ENTRIES === 0 && gfn >= 0 && gfn + nodes * P2M_ENTRIES <= GFN_LIMIT, 'graft out of place');
-    this.#lock(root);
+    this.#nodes.lock(root);
     let done = 0;
     while (done < nodes && this.#graftNode(root, gfn + done * P2M_ENTRIES, source, done * P2M_ENTRIES)) done++;
-    this.#unlock(root);
+    this.#nodes.unlock(root);
     return done === nodes;
   }
 
@@ -324,10 +318,10 @@ export class P2m {
     let entry = parent;
     if (entryKind(parent) === NODE) entry = this.#words[wordOf(entryValue(parent), indexOf(sourceGfn, 1))]!;
     assert(entryKind(entry) === NODE || entryKind(entry) === ZERO, 'graft of what is neither memory nor nodes');
-    const node = this.#ownChild(root, indexOf(gfn, ROOT_LEVEL), ROOT_LEVEL);
+    const node = this.#nodes.ownChild(root, indexOf(gfn, ROOT_LEVEL), ROOT_LEVEL);
     if (node === 0) return false;
     if (entryKind(entry) === NODE && !this.#frames.retain(entryValue(entry))) return false;
-    this.#replace(wordOf(node, indexOf(gfn, 1)), entry, 0);
+    this.#nodes.replace(wordOf(node, indexOf(gfn, 1)), entry, 0);
     return true;
   }
 
@@ -346,32 +340,17 @@ export class P2m {
   replaceImagePage(root: number, gfn: number, entry: number, mfn: number): 'mapped' | 'changed' | 'outOfFrames' {
     assert(entryKind(entry) === IMAGE, 'not an image entry');
     const loaded = mfn === 0 ? makeEntry(ZERO, this.#heap.zeroMfn) : makeEntry(FRAME, mfn);
-    this.#lock(root);
+    this.#nodes.lock(root);
     let outcome: 'mapped' | 'changed' | 'outOfFrames' | undefined;
     while (outcome === undefined) {
       const { word, level } = this.#find(root, gfn);
       const present = Atomics.load(this.#words, word);
       if (this.#within(present, gfn, level) !== entry) outcome = 'changed';
-      else if (level > 0) outcome = this.#splitInPlace(word, level) ? undefined : 'outOfFrames';
-      else if (this.#swap(word, present, loaded)) outcome = 'mapped';
+      else if (level > 0) outcome = this.#nodes.splitInPlace(word, level) ? undefined : 'outOfFrames';
+      else if (this.#nodes.swap(word, present, loaded)) outcome = 'mapped';
     }
-    this.#unlock(root);
+    this.#nodes.unlock(root);
     return outcome;
-  }
-
-  /** An image entry of a node that may be shared becomes a node of image entries. @returns false when out of frames */
-  #splitInPlace(word: number, level: number): boolean {
-    const entry = Atomics.load(this.#words, word);
-    if (entryKind(entry) !== IMAGE) return true;
-    const child = this.#heap.allocate(HOST_ACCOUNT, true);
-    if (child === 0) return false;
-    this.#splitEntry(word, level, child);
-    if (!this.#swap(word, entry, makeEntry(NODE, child))) this.#heap.release(child);
-    return true;
-  }
-
-  #swap(word: number, entry: number, wanted: number): boolean {
-    return Atomics.compareExchange(this.#words, word, entry, wanted) === entry;
   }
 
   /** Where the entry is that stands for a GFN: its index in u32, and the level of its node. With the lock. */
@@ -383,14 +362,6 @@ export class P2m {
       word = wordOf(entryValue(entry), indexOf(gfn, level));
     }
     return { word, level };
-  }
-
-  /** Frees what changes through this object have replaced; call when no TLB of the domains concerned holds it. */
-  releaseStale(): void {
-    this.stale = false;
-    while (this.#stalePins.length > 0) this.#heap.unpinLater(this.#stalePins.pop()!);
-    this.#heap.flushReleases();
-    while (this.#staleNodes.length > 0) this.#releaseNode(this.#staleNodes.pop()!);
   }
 
   // ---- Walks --------------------------------------------------------------------------------------------------------
@@ -452,178 +423,31 @@ export class P2m {
    * nodes); -1 when there is another entry
    */
   #install(root: number, gfn: number, entry: number, fresh: number): number {
-    this.#lock(root);
+    this.#nodes.lock(root);
     let result = -1;
     if (this.#walk(root, gfn) === entry) {
-      const node = this.#leafNode(root, gfn);
+      const node = this.#nodes.leafNode(root, gfn);
       const old = entryValue(entry);
       if (node === 0) result = OUT_OF_FRAMES;
       else if (fresh === 0) {
         result = entryKind(entry) === FRAME && this.#frames.mappings(old) === 1 ? old : NEEDS_FRAME;
       } else if (entryKind(entry) === FRAME && !this.#frames.mappingToPinIfShared(old)) result = old;
       else {
-        if (entryKind(entry) === FRAME) {
-          this.#stalePins.push(old);
-          this.stale = true;
-        }
-        this.#store(wordOf(node, gfn & INDEX_MASK), makeEntry(FRAME, fresh), 0);
+        if (entryKind(entry) === FRAME) this.#nodes.holdStale(old);
+        this.#nodes.store(wordOf(node, gfn & INDEX_MASK), makeEntry(FRAME, fresh), 0);
         result = fresh;
       }
     }
-    this.#unlock(root);
+    this.#nodes.unlock(root);
     return result;
   }
 
   #fill(root: number, gfn: number, count: number, entry: number, high: number): boolean {
     if (!(gfn >= 0 && count >= 0 && gfn + count <= GFN_LIMIT)) return false;
-    this.#lock(root);
-    const complete = this.#fillNode(root, ROOT_LEVEL, 0, gfn, gfn + count, entry, high);
-    this.#unlock(root);
+    this.#nodes.lock(root);
+    const complete = this.#nodes.fillNode(root, ROOT_LEVEL, 0, gfn, gfn + count, entry, high);
+    this.#nodes.unlock(root);
     return complete;
-  }
-
-  /** Fills GFNs from … end-1 as far as they are below this node, whose first GFN is `base`. */
-  #fillNode(
-    node: number, level: number, base: number, from: number, end: number, entry: number, high: number,
-  ): boolean {
-    const span = spanOf(level);
-    const nodeEnd = base + span * P2M_ENTRIES;
-    for (let gfn = Math.max(from, base); gfn < end && gfn < nodeEnd;) {
-      const index = indexOf(gfn, level);
-      const entryBase = base + index * span;
-      const next = entryBase + span;
-      const offset = entryKind(entry) === IMAGE ? (gfn - from) << P2M_VALUE_SHIFT : 0;
-      // What is there already needs no node: else a guest that unmaps what it has not got would spend frames.
-      if (this.#words[wordOf(node, index)] === entry && entryKind(entry) !== IMAGE) {
-        gfn = next;
-        continue;
-      }
-      if (gfn === entryBase && next <= end) this.#replace(wordOf(node, index), (entry + offset) >>> 0, high);
-      else {
-        const child = this.#ownChild(node, index, level);
-        if (child === 0) return false;
-        const below = (entry + offset) >>> 0;
-        if (!this.#fillNode(child, level - 1, entryBase, gfn, Math.min(end, next), below, high)) return false;
-      }
-      gfn = next;
-    }
-    return true;
-  }
-
-  /** The leaf node of a GFN with its path made exclusive, or 0 when out of frames. */
-  #leafNode(root: number, gfn: number): number {
-    let node = root;
-    for (let level = ROOT_LEVEL; level > 0 && node !== 0; level--) {
-      node = this.#ownChild(node, indexOf(gfn, level), level);
-    }
-    return node;
-  }
-
-  /** The node under an entry, made if there is none and copied if it is shared; 0 when out of frames. */
-  #ownChild(node: number, index: number, level: number): number {
-    const word = wordOf(node, index);
-    const entry = this.#words[word]!;
-    const isNode = entryKind(entry) === NODE;
-    if (isNode && this.#frames.mappings(entryValue(entry)) === 1) return entryValue(entry);
-    const child = this.#heap.allocate(this.#frames.owner(node), true);
-    if (child === 0) return 0;
-    if (!isNode) this.#splitEntry(word, level, child);
-    else if (this.#copyEntries(entryValue(entry), child)) this.#copiedNodes.push(entryValue(entry));
-    else {
-      this.#heap.release(child);
-      return 0;
-    }
-    this.#store(word, makeEntry(NODE, child), 0);
-    return child;
-  }
-
-  /** Fills a new node with what one entry of the level above stands for. */
-  #splitEntry(word: number, level: number, child: number): void {
-    const entry = this.#words[word]!;
-    const high = this.#words[word + 1]!;
-    const step = entryKind(entry) === IMAGE ? spanOf(level - 1) << P2M_VALUE_SHIFT : 0;
-    for (let i = 0; i < P2M_ENTRIES; i++) {
-      this.#words[wordOf(child, i)] = (entry + i * step) >>> 0;
-      this.#words[wordOf(child, i) + 1] = high;
-    }
-    this.#frames.setState(child, FRAME_STATE.table);
-  }
-
-  /**
-   * Copies a node and counts what it refers to once more. Image entries may turn into frames meanwhile.
-   * @returns false, with nothing counted, if a count is full
-   */
-  #copyEntries(from: number, to: number): boolean {
-    const words = this.#words;
-    const frames = this.#frames;
-    const first = wordOf(from, 0);
-    const copy = wordOf(to, 0);
-    let shared = 0;
-    let full = -1;
-    for (let i = 0; i < 2 * P2M_ENTRIES && full < 0; i += 2) {
-      const entry = words[first + i]!;
-      words[copy + i] = entry;
-      words[copy + i + 1] = words[first + i + 1]!;
-      const kind = entry & P2M_KIND_MASK;
-      if (kind !== NODE && kind !== FRAME) continue;
-      const mappings = frames.addMapping(entry >>> P2M_VALUE_SHIFT);
-      if (mappings === 1) shared++;
-      if (mappings >= MAPPINGS_NEARLY_FULL) full = i;
-    }
-    frames.noteShared(shared);
-    if (full >= 0) {
-      for (let i = 0; i <= full; i += 2) this.#releaseEntry(words[copy + i]!);
-      return false;
-    }
-    frames.setState(to, FRAME_STATE.table);
-    return true;
-  }
-
-  /** Overwrites an entry; what it held stays alive until `releaseStale`. */
-  #replace(word: number, entry: number, high: number): void {
-    const old = this.#words[word]!;
-    this.#store(word, entry, high);
-    const kind = entryKind(old);
-    if (kind === FRAME) {
-      this.#frames.mappingToPin(entryValue(old));
-      this.#stalePins.push(entryValue(old));
-    } else if (kind === NODE) this.#staleNodes.push(entryValue(old));
-    if (kind === FRAME || kind === NODE) this.stale = true;
-  }
-
-  /** Readers look at the low half only, so the order does not matter to them. */
-  #store(word: number, entry: number, high: number): void {
-    this.#words[word + 1] = high;
-    Atomics.store(this.#words, word, entry);
-  }
-
-  #lock(root: number): void {
-    const index = this.#frames.decodeIndex(root);
-    for (let attempt = 0; ; attempt++) {
-      const sequence = Atomics.load(this.#words, index);
-      if ((sequence & 1) === 0 && Atomics.compareExchange(this.#words, index, sequence, sequence | 1) === sequence) {
-        return;
-      }
-      backOff(attempt);
-    }
-  }
-
-  /** Moves the sequence on, and only then lets go of nodes that a reader may be in. */
-  #unlock(root: number): void {
-    Atomics.add(this.#words, this.#frames.decodeIndex(root), 1);
-    while (this.#copiedNodes.length > 0) this.#releaseNode(this.#copiedNodes.pop()!);
-  }
-
-  // ---- Dropping -----------------------------------------------------------------------------------------------------
-
-  #releaseEntry(entry: number): void {
-    if (entryKind(entry) === NODE) this.#releaseNode(entryValue(entry));
-    else if (entryKind(entry) === FRAME) this.#heap.releaseLater(entryValue(entry));
-  }
-
-  /** Drops a mapping of a node; if it was the last one, all below goes when somebody has time. */
-  #releaseNode(node: number): void {
-    if (!this.#frames.dropMappingIfShared(node)) this.#heap.tearDown.add(node);
   }
 }
 

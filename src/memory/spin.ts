@@ -22,11 +22,28 @@ export function backOff(attempt: number): void {
   else Atomics.wait(nothing, 0, 0, SLEEP_MILLIS);
 }
 
+/** How many locks this thread holds, and the bells to be rung when it is none. */
+let held = 0;
+const bells: { readonly words: Int32Array; readonly index: number }[] = [];
+
 /** Takes the lock at words[index]: 0 free, 1 held. Not re-entrant. */
 export function spinLock(words: Uint32Array, index: number): void {
+  held++;
   for (let attempt = 0; Atomics.compareExchange(words, index, 0, 1) !== 0; attempt++) backOff(attempt);
 }
 
 export function spinUnlock(words: Uint32Array, index: number): void {
   Atomics.store(words, index, 0);
+  if (--held > 0) return;
+  for (let bell = bells.pop(); bell !== undefined; bell = bells.pop()) Atomics.notify(bell.words, bell.index);
+}
+
+/**
+ * Counts words[index] up and wakes who sleeps on it; not before this thread holds no lock: what somebody who has just
+ * been woken does first is to take the lock under which he was, and he may be woken on the very core that holds it.
+ */
+export function ringBell(words: Int32Array, index: number): void {
+  Atomics.add(words, index, 1);
+  if (held === 0) Atomics.notify(words, index);
+  else bells.push({ words, index });
 }

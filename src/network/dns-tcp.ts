@@ -1,7 +1,8 @@
 // The gateway's DNS service over TCP: messages with their length before them, several on one connection.
 
 import type { DnsRelay } from './dns-relay.ts';
-import type { TcpApplication, TcpConnection } from './tcp-connection.ts';
+import type { TcpApplication } from './tcp-application.ts';
+import type { TcpConnection } from './tcp-connection.ts';
 import { readU16 } from './wire.ts';
 
 /** Questions of one connection that wait for their answers. */

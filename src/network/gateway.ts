@@ -30,8 +30,9 @@ import {
 import type { PortState } from './port-state.ts';
 import type { Scheduler } from './scheduler.ts';
 import type { Gateway, Switch, SwitchPort } from './switch.ts';
-import { NOBODY } from './tcp-connection.ts';
-import type { TcpApplication, TcpConnection } from './tcp-connection.ts';
+import { NOBODY } from './tcp-application.ts';
+import type { TcpApplication } from './tcp-application.ts';
+import type { TcpConnection } from './tcp-connection.ts';
 import type { TcpStack } from './tcp-stack.ts';
 import { UdpNat } from './udp-nat.ts';
 import type { Datagram } from './udp-nat.ts';

@@ -6,14 +6,18 @@
 // An end of stream and a reset on one side become the same on the other.
 
 import { Socket } from 'node:net';
+import { CHUNK_BYTES, copyChunk, giveBack } from './chunk-pool.ts';
 import type { Scheduler, Timer } from './scheduler.ts';
 import { BUFFER_BYTES } from './tcp-connection.ts';
-import type { CloseReason, TcpApplication, TcpConnection } from './tcp-connection.ts';
+import type { CloseReason, TcpApplication } from './tcp-application.ts';
+import type { TcpConnection } from './tcp-connection.ts';
 
 const CONNECT_MILLIS = 30_000;
 /** How long a socket may take to send its rest once the guest is done. */
 const LINGER_MILLIS = 60_000;
 const KEEPALIVE_MILLIS = 7_200_000;
+/** What is read goes through here, for all sockets: it is copied on before the next read. */
+const readBuffer = new Uint8Array(4 * CHUNK_BYTES);
 
 export interface HostTcpOptions {
   readonly scheduler: Scheduler;
@@ -33,8 +37,12 @@ export class HostTcpEnd implements TcpApplication {
 
   /** Connects to a host for a guest's connection that is opening. */
   static connect(connection: TcpConnection, address: string, port: number, options: HostTcpOptions): HostTcpEnd {
-    const socket = new Socket({ allowHalfOpen: true });
-    const end = new HostTcpEnd(socket, options);
+    const callback = (count: number): boolean => {
+      end.#onData(readBuffer.subarray(0, count));
+      return true; // it pauses the socket itself where it must
+    };
+    const socket = new Socket({ allowHalfOpen: true, onread: { buffer: readBuffer, callback } });
+    const end: HostTcpEnd = new HostTcpEnd(socket, options);
     end.attach(connection);
     end.#timer = options.scheduler.after(CONNECT_MILLIS, () => end.#failed('ETIMEDOUT'));
     socket.once('connect', () => {
@@ -45,18 +53,23 @@ export class HostTcpEnd implements TcpApplication {
     return end;
   }
 
-  /** For a socket that a client of the host has opened, paused: `attach` the connection to the guest next. */
-  constructor(socket: Socket, options: HostTcpOptions) {
+  private constructor(socket: Socket, options: HostTcpOptions) {
     this.#socket = socket;
     this.#options = options;
     socket.setNoDelay(true); // whoever wants to collect small writes has done so
     socket.setKeepAlive(true, KEEPALIVE_MILLIS);
-    socket.on('data', (chunk: Buffer) => this.#onData(chunk));
     socket.pause();
     socket.on('end', () => this.#connection?.end());
     socket.on('drain', () => this.#connection?.released());
     socket.on('error', (error: NodeJS.ErrnoException) => this.#failed(error.code));
     socket.on('close', () => this.#onClose());
+  }
+
+  /** For a socket that a client of the host has opened, paused: `attach` the connection to the guest next. */
+  static over(socket: Socket, options: HostTcpOptions): HostTcpEnd {
+    const end = new HostTcpEnd(socket, options);
+    socket.on('data', (chunk: Buffer) => end.#onData(chunk)).pause();
+    return end;
   }
 
   attach(connection: TcpConnection): void {
@@ -72,7 +85,8 @@ export class HostTcpEnd implements TcpApplication {
       this.#corked = true;
       this.#socket.cork();
     }
-    this.#socket.write(Buffer.from(bytes));
+    const chunk = copyChunk(bytes);
+    this.#socket.write(chunk, () => giveBack(chunk));
   }
 
   flush(): void {
@@ -125,10 +139,13 @@ export class HostTcpEnd implements TcpApplication {
     return this.#connection?.sender.queue.heldBytes ?? 0;
   }
 
-  #onData(chunk: Buffer): void {
+  /** @param bytes borrowed */
+  #onData(bytes: Uint8Array): void {
     const connection = this.#connection;
     if (connection === undefined || this.#done) return;
-    connection.write(chunk);
+    for (let at = 0; at < bytes.length; at += CHUNK_BYTES) {
+      connection.write(copyChunk(bytes.subarray(at, at + CHUNK_BYTES)));
+    }
     const { budget } = connection.port;
     if (this.#queuedBytes() < BUFFER_BYTES && !budget.exhausted) return;
     this.#paused = true;

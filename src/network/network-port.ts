@@ -74,7 +74,14 @@ export class NetworkPort implements FramePort {
 
   /** Opens a port of the host that leads to the guest, until it is closed or the card is detached. */
   async forward(forward: PortForward): Promise<ActiveForward> {
-    const active = await this.#services.forward(forward);
+    const opened = await this.#services.forward(forward);
+    const active: ActiveForward = {
+      ...opened,
+      close: async () => {
+        this.#forwards.delete(active);
+        await opened.close();
+      },
+    };
     if (this.#port.closed) await active.close();
     else this.#forwards.add(active);
     return active;
@@ -144,8 +151,7 @@ export class NetworkPort implements FramePort {
 
   close(): void {
     if (this.#port.closed) return;
-    for (const forward of this.#forwards) void forward.close();
-    this.#forwards.clear();
+    for (const forward of [...this.#forwards]) void forward.close();
     this.#port.close();
     this.#services.detached(this.#leases.values());
   }

@@ -54,7 +54,7 @@ export function formatForward({ protocol, hostAddress, hostPort, guestPort }: Po
   return `${hostAddress}:${hostPort}:${guestPort}/${protocol}`;
 }
 
-/** Listens on the host's port until the forward is closed. */
+/** Listens on the host's port until the forward is closed. @throws ZazenError ZAZEN_PORT_IN_USE, ZAZEN_PORT_FORWARD */
 export async function openForward(
   forward: PortForward, port: PortState, context: ForwardContext,
 ): Promise<ActiveForward> {
@@ -82,7 +82,7 @@ async function openTcp(forward: PortForward, port: PortState, context: ForwardCo
 }
 
 function connectGuest(socket: Socket, forward: PortForward, port: PortState, context: ForwardContext): void {
-  const end = new HostTcpEnd(socket, { scheduler: context.scheduler, unreachable: () => {} });
+  const end = HostTcpEnd.over(socket, { scheduler: context.scheduler, unreachable: () => {} });
   for (let tries = 0; tries < PORT_TRIES; tries++) {
     const connection = context.tcp.connect(port, {
       guestMac: port.port.mac, guestAddress: port.activeAddress, guestPort: forward.guestPort,

@@ -3,6 +3,8 @@
 //
 //   head │ chunk │ chunk │ chunk │ …      offset 0 is the oldest byte that is not acknowledged
 
+import { giveBack } from './chunk-pool.ts';
+
 const CHUNK_OVERHEAD_BYTES = 256;
 
 export class SendQueue {
@@ -25,7 +27,7 @@ export class SendQueue {
     return this.#length + (this.#chunks.length - this.#first) * CHUNK_OVERHEAD_BYTES;
   }
 
-  /** Keeps the chunk, which nobody may change from now on. */
+  /** Keeps the chunk, which is the queue's from now on. */
   push(chunk: Uint8Array): void {
     if (chunk.length === 0) return;
     this.#chunks.push(chunk);
@@ -38,6 +40,7 @@ export class SendQueue {
     this.#dropped += count;
     while (this.#first < this.#chunks.length && this.#dropped >= this.#chunks[this.#first]!.length) {
       this.#dropped -= this.#chunks[this.#first]!.length;
+      giveBack(this.#chunks[this.#first]!);
       this.#chunks[this.#first] = EMPTY;
       this.#first++;
     }
@@ -51,6 +54,7 @@ export class SendQueue {
   }
 
   clear(): void {
+    for (const chunk of this.#chunks.slice(this.#first)) giveBack(chunk);
     this.#chunks = [];
     this.#first = this.#dropped = this.#length = this.#cursorChunk = this.#cursorOffset = 0;
   }

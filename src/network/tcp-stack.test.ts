@@ -70,6 +70,48 @@ test('bytes go both ways and both ends close, whoever is first', () => {
   }
 });
 
+test('where the ends take turns, an acknowledgment goes with the answer, or alone a little later', () => {
+  const rig = createTcpRig();
+  const { peer, application } = open(rig);
+  /** Segments to the guest on account of what `act` does. */
+  const segments = (act: () => void): number => {
+    const before = rig.stack.metrics().segmentsOut;
+    act();
+    rig.scheduler.settle();
+    return rig.stack.metrics().segmentsOut - before;
+  };
+  const ask = (): number => segments(() => peer.write(Buffer.from('question')));
+  const answer = (): number => segments(() => application.connection!.write(Buffer.from('answer')));
+  assert.deepEqual([ask(), answer()], [1, 1]); // it cannot know yet
+  for (let turn = 0; turn < 3; turn++) assert.deepEqual([ask(), answer()], [0, 1]);
+  assert.deepEqual([application.receivedBytes, application.flushes], [4 * 8, 4]); // given on at once all the same
+  // A second one is not kept waiting, and neither is a long one.
+  assert.deepEqual([ask(), ask(), answer()], [0, 1, 1]);
+  assert.equal(segments(() => peer.write(pattern(5000, 1))) > 0, true);
+  answer();
+  // Without an answer it goes alone, and the next one at once.
+  assert.equal(ask(), 0);
+  assert.equal(segments(() => rig.scheduler.advance(10)), 1);
+  assert.equal(ask(), 1);
+  assert.equal(peer.resends, 0);
+  peer.end();
+  application.connection!.end();
+  rig.scheduler.settle();
+  rig.scheduler.advance(5000);
+  assertNothingHeld(rig);
+});
+
+test('what the host writes before the guest has completed the handshake is sent when it has', () => {
+  const rig = createTcpRig({ opening: (connection) => {
+    connection.accept();
+    connection.write(Buffer.from('welcome'));
+  } });
+  const peer = rig.guest.tcp(1, REMOTE, 2);
+  peer.connect();
+  rig.scheduler.settle();
+  assert.equal(String(peer.read()), 'welcome');
+});
+
 test('super-frames both ways when the card takes them, segments of at most the MSS when not', () => {
   const large = createTcpRig({ features: ALL_FEATURES });
   const { peer, application } = open(large, { segmentBytes: 60_000 });

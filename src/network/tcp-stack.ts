@@ -14,8 +14,10 @@ import type { Ipv4Header } from './packet.ts';
 import type { PortState } from './port-state.ts';
 import type { Scheduler } from './scheduler.ts';
 import type { SwitchPort } from './switch.ts';
-import { NOBODY, TcpConnection, WINDOW_SHIFT } from './tcp-connection.ts';
-import type { TcpAddresses, TcpApplication, TcpEnvironment } from './tcp-connection.ts';
+import { NOBODY } from './tcp-application.ts';
+import type { TcpApplication } from './tcp-application.ts';
+import { TcpConnection, WINDOW_SHIFT } from './tcp-connection.ts';
+import type { TcpAddresses, TcpEnvironment } from './tcp-connection.ts';
 import { ACK, distance, FIN, RST, SYN, TCP_HEADER_BYTES, TcpSegment } from './tcp-segment.ts';
 import { readMac, writeU16, writeU32 } from './wire.ts';
 

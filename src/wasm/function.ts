@@ -28,6 +28,10 @@ export class FunctionBuilder implements Callable {
   /** Where in the code there are branches into code that is hardly ever run. */
   readonly unlikely: number[] = [];
   readonly #locals: ValType[] = [];
+  /** Locals made since the innermost `openScope`. */
+  #scope: Expr[] | undefined;
+  /** Locals that were given up, to be used again. */
+  readonly #free: Partial<Record<ValType, Expr[]>> = {};
   #height = 0;
 
   constructor(signature: Signature, addressType: 'i32' | 'i64' = 'i32') {
@@ -40,11 +44,32 @@ export class FunctionBuilder implements Callable {
     return this.#localExpr(index, type);
   }
 
-  /** A new local. */
+  /** A new local; what it holds at first is not defined. */
   local<T extends ValType>(type: T): Expr<T> {
+    const local = this.#free[type]?.pop() as Expr<T> | undefined ?? this.#newLocal(type);
+    this.#scope?.push(local);
+    return local;
+  }
+  #newLocal<T extends ValType>(type: T): Expr<T> {
     this.#locals.push(type);
     return this.#localExpr(this.signature.params.length + this.#locals.length - 1, type);
   }
+
+  /**
+   * Locals that are made until the returned function is called are given up then, but for those to be kept: a function
+   * of few locals is compiled and entered faster. Scopes may lie within each other.
+   */
+  openScope(): (kept: ReadonlySet<Expr>) => void {
+    const outer = this.#scope;
+    const made: Expr[] = this.#scope = [];
+    return kept => {
+      this.#scope = outer;
+      for (const local of made) if (!kept.has(local)) (this.#free[local.type] ??= []).push(local);
+    };
+  }
+
+  /** How many blocks, loops and ifs the code to come lies in. */
+  get depth(): number { return this.#height; }
 
   #localExpr<T extends ValType>(index: number, type: T): Expr<T> {
     return new Expr(type, out => { out.byte(0x20); out.unsigned(index); }, { local: index });

@@ -8,6 +8,8 @@ import { loadOp, operation, storeOp } from './scalar.ts';
 const op = (code: number) => 0xfd0000 | code;
 const un = (code: number) => (a: V128): V128 => operation('v128', op(code), a);
 const bi = (code: number) => (a: V128, b: V128): V128 => operation('v128', op(code), a, b);
+/** a × b + c; whether it is rounded once or twice is the machine's (relaxed-madd.ts). */
+const tri = (code: number) => (a: V128, b: V128, c: V128): V128 => operation('v128', op(code), a, b, c);
 const test = (code: number) => (a: V128): I32 => operation('i32', op(code), a);
 const shift = (code: number) => (a: V128, count: I32): V128 => operation('v128', op(code), a, count);
 const splat = <T extends ValType>(code: number, _type: T) => (a: Expr<T>): V128 => operation('v128', op(code), a);
@@ -98,14 +100,14 @@ export const f32x4 = {
   ...floatShape(0x41, 0xe0),
   splat: splat(0x13, 'f32') as (a: F32) => V128, extract: extract('f32', 0x1f), replace: replace('f32', 0x20),
   ceil: un(0x67), floor: un(0x68), trunc: un(0x69), nearest: un(0x6a),
-  convertI32x4S: un(0xfa), convertI32x4U: un(0xfb), demoteF64x2Zero: un(0x5e),
+  convertI32x4S: un(0xfa), convertI32x4U: un(0xfb), demoteF64x2Zero: un(0x5e), relaxedMadd: tri(0x105),
 };
 
 export const f64x2 = {
   ...floatShape(0x47, 0xec),
   splat: splat(0x14, 'f64') as (a: F64) => V128, extract: extract('f64', 0x21), replace: replace('f64', 0x22),
   ceil: un(0x74), floor: un(0x75), trunc: un(0x7a), nearest: un(0x94),
-  convertLowI32x4S: un(0xfe), convertLowI32x4U: un(0xff), promoteLowF32x4: un(0x5f),
+  convertLowI32x4S: un(0xfe), convertLowI32x4U: un(0xff), promoteLowF32x4: un(0x5f), relaxedMadd: tri(0x107),
 };
 
 /** A 64-bit value in the low half, zero above. */

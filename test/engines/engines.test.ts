@@ -50,6 +50,8 @@ function prepare(
   { vcpu, ram, load }: TestMachine, words: readonly number[], state: CpuState, el: number, fpen: bigint,
 ): void {
   load(CODE, words);
+  // Lines reach what lies around it as well, and one that never ends has run on one machine only.
+  ram.fill(0, SCRATCH - GUEST_BASE, SCRATCH + 0x10_000 - GUEST_BASE);
   ram.set(state.memory, SCRATCH - GUEST_BASE);
   for (const [, offset] of compared) vcpu.set64(offset, 0n);
   for (let n = 0; n < 31; n++) vcpu.setX(n, state.x[n]!);

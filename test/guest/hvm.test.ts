@@ -107,8 +107,29 @@ test('checkpoint, rollback, forks, pause, and what it cannot do', async () => {
     await domain.pause();
     await domain.unpause();
     assert.equal(await shell.ask('echo $value'), 'one');
-    await assert.rejects(domain.shutdown(), { code: 'ZAZEN_HVM_UNHEARD' });
     await assert.rejects(domain.attachNic(), { code: 'ZAZEN_HVM_FIXED' });
+  });
+});
+
+test('its buttons turn it off and start it again, if there is a driver for them', async () => {
+  for (const reason of ['poweroff', 'reboot'] as const) {
+    await withFork(async (domain, shell) => {
+      await shell.ask('true');
+      await domain.shutdown({ reason });
+      assert.equal(await domain.waitForShutdown(), reason);
+    });
+  }
+  await withFork(async (domain, shell) => {
+    await shell.ask('rmmod virtio_input');
+    for (const reason of ['poweroff', 'reboot'] as const) {
+      await assert.rejects(domain.shutdown({ reason }), { code: 'ZAZEN_HVM_UNHEARD' });
+    }
+    assert.equal(await shell.ask('echo runs'), 'runs');
+    // Its driver finds them again, and now it is the shell that looks at them.
+    await shell.ask('insmod /lib/modules/virtio_input.ko; until exec 4</dev/input/event0; do usleep 1000; done');
+    await domain.shutdown({ reason: 'reboot' });
+    const keys = await shell.ask('dd bs=24 count=4 <&4 2>/dev/null | hexdump -v -e \'12/2 "%u " "\\n"\' | cut -d" " -f9-11');
+    assert.equal(keys, '1 408 1\n0 0 0\n1 408 0\n0 0 0');
   });
 });
 
@@ -125,6 +146,8 @@ test('saved, and restored on another host', async () => {
       const shell = new Shell(again, `again${again.id}`);
       assert.equal(await shell.ask('echo $value'), 'saved');
       assert(Math.abs(Number(await shell.ask('cat /sys/class/rtc/rtc0/since_epoch')) - Date.now() / 1000) < 60);
+      const clock = Number(await shell.ask('date -s @1000000000 >/dev/null; hwclock -u -s; date +%s'));
+      assert(Math.abs(clock - Date.now() / 1000) < 60, `${clock}`);
       assert.match(await shell.ask('head -c 100 /dev/hwrng | wc -c'), /100/);
     });
     await again.destroy();

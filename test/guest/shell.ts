@@ -28,6 +28,17 @@ export class Shell {
     const all = await this.#text.until(`<0${mark}>\n`);
     return all.slice(all.lastIndexOf(`<${mark}>\n`) + mark.length + 3, all.lastIndexOf(`<0${mark}>`)).trimEnd();
   }
+
+  /** A serial port loses what is typed before it is opened. */
+  async ready(): Promise<this> {
+    await this.#text.until('zazen-start ');
+    return this;
+  }
+
+  /** The shell ends, and the guest powers off. */
+  end(): void {
+    this.#console.write('exit 0\n');
+  }
 }
 
 /** Types a command at the shell's prompt. @returns what it put out */

@@ -25,7 +25,9 @@ export interface SuspendGuest {
   /** Watches control/shutdown, and says so; default true. */
   readonly store?: boolean;
   /** When asked: `late` works for tens of milliseconds first; `never` goes on; `crash` stops for another reason. */
-  readonly answer?: 'at-once' | 'late' | 'never' | 'crash';
+  readonly answer?: 'at-once' | 'late' | 'never' | 'crash' | 'late-crash';
+  /** How much it works when it is late. */
+  readonly lateInstructions?: number;
 }
 
 const STORE_PAGE = GUEST_XENSTORE_GFN * 4096;
@@ -34,7 +36,6 @@ const SHARED_INFO = FREE + 0x2000;
 /** In the order in which they are made; also in a new place, where those of store and console are there already. */
 const STORE_PORT = 1;
 const SUSPEND_PORT = 3;
-const LATE_INSTRUCTIONS = 40_000_000;
 const HEADER_BYTES = 16;
 const REQUEST = 'suspend';
 const ring = XENSTORE_DOMAIN_INTERFACE.at;
@@ -62,7 +63,9 @@ const data = Buffer.concat(Object.entries(MESSAGES).map(([name, bytes], i, all) 
 }));
 
 /** The bytes of an arm64 Image. */
-export function suspendGuest({ channel = true, store = true, answer = 'at-once' }: SuspendGuest = {}): Uint8Array {
+export function suspendGuest(
+  { channel = true, store = true, answer = 'at-once', lateInstructions = 40_000_000 }: SuspendGuest = {},
+): Uint8Array {
   return bareMetalImage({
     data,
     code: a => {
@@ -72,34 +75,34 @@ export function suspendGuest({ channel = true, store = true, answer = 'at-once' 
       // The store tells of the watch at once, so that what was asked for before is not missed.
       if (store) request(a, 'watch');
       if (store) request(a, 'feature');
-      lookForRequests(a, { channel, store, answer });
+      lookForRequests(a, { channel, store, answer, lateInstructions });
       subroutines(a, channel ? 2 : 1);
     },
   });
 }
 
-function lookForRequests(a: Assembler, { channel, store, answer }: Required<SuspendGuest>): void {
+function lookForRequests(a: Assembler, guest: Required<SuspendGuest>): void {
   a.label('loop').cbz(23, 'no-watch').mov(23, 0);
-  if (store) {
+  if (guest.store) {
     request(a, 'read').cmp(12, XS_TYPE.READ).bCond('ne', 'no-watch').cmp(13, REQUEST.length).bCond('ne', 'no-watch');
     // The only word of that length that the host writes.
     request(a, 'acknowledge');
-    stopItself(a, channel, answer);
+    stopItself(a, guest);
     a.b('loop');
   }
   a.label('no-watch').bl('take-events').tbz(22, SUSPEND_PORT, 'no-event').mov(22, 0);
-  stopItself(a, channel, answer);
+  stopItself(a, guest);
   a.b('loop');
   a.label('no-event').ldr(4, 19, ring.rsp_cons, 'W').ldr(5, 19, ring.rsp_prod, 'W');
   isEqual(a, 4, 5).bCond('eq', 'no-message').bl('message').b('loop');
   a.label('no-message').bl('wait').b('loop');
 }
 
-function stopItself(a: Assembler, channel: boolean, answer: Required<SuspendGuest>['answer']): void {
+function stopItself(a: Assembler, { channel, answer, lateInstructions }: Required<SuspendGuest>): void {
   const [isCancelled, tell] = ['cancelled', 'tell'].map(fresh) as [string, string];
   if (answer === 'never') return;
-  if (answer === 'late') work(a, LATE_INSTRUCTIONS);
-  a.mov(1, FREE).mov(2, answer === 'crash' ? SHUTDOWN.crash : SHUTDOWN.suspend).str(2, 1, 0, 'W').mov(0, SCHEDOP.shutdown);
+  if (answer.startsWith('late')) work(a, lateInstructions);
+  a.mov(1, FREE).mov(2, answer.endsWith('crash') ? SHUTDOWN.crash : SHUTDOWN.suspend).str(2, 1, 0, 'W').mov(0, SCHEDOP.shutdown);
   hypercall(a, 'sched_op');
   a.movReg(18, 0).cbnz(0, isCancelled);
   if (channel) openChannel(a);

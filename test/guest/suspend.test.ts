@@ -7,13 +7,17 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { SCHEDOP, SHUTDOWN } from '../../src/abi/xen.ts';
+import { systemClock } from '../../src/base/clock.ts';
 import type { Domain, DomainEvent, EventSubscription, SuspendStats, SuspendVia } from '../../src/host/index.ts';
 import { FREE, MEMORY, bareMetalImage, fresh, hypercall, powerOff, until } from '../hostile/bare-metal.ts';
 import { FAST_BOOT, collect, limited, testHost } from './guests.ts';
 import { suspendGuest } from './suspend-guest.ts';
 import type { SuspendGuest } from './suspend-guest.ts';
 
-const host = await testHost({ memory: '1GiB', pcpus: 2 });
+/** By how much the host's wall clock is ahead of the true one. */
+let aheadMillis = 0;
+const clock = { monotonicNanos: systemClock.monotonicNanos, wallMillis: () => Date.now() + aheadMillis };
+const host = await testHost({ memory: '1GiB', pcpus: 2, clock });
 const folder = mkdtempSync(join(tmpdir(), 'zazen-suspend-'));
 after(() => rmSync(folder, { recursive: true }));
 let files = 0;
@@ -22,6 +26,8 @@ let files = 0;
 const PATIENT = 60_000;
 /** Shorter than any that does not answer. */
 const IMPATIENT = 20;
+/** Instructions that take longer than this process can be kept from its core. */
+const LONG_WORK = 400_000_000;
 
 const read = (domain: Domain, path: string) => host.store.read(`/local/domain/${domain.id}/${path}`);
 const write = (domain: Domain, path: string, value: string) => host.store.write(`/local/domain/${domain.id}/${path}`, value);
@@ -186,6 +192,31 @@ test('two at once: the second is refused; one that is aborted leaves the guest r
   assert.equal(domain.state, 'paused');
 });
 
+test('a guest that is stopped unasked while it gets ready answers, or crashes, when it runs again', async () => {
+  for (const answer of ['late', 'late-crash'] as const) {
+    const asked = new AbortController();
+    await using domain = await start({ answer, lateInstructions: LONG_WORK });
+    const events = domain.events({ history: false });
+    const given = assert.rejects(domain.suspend({ via: 'store', signal: asked.signal }), /enough/);
+    await acknowledged(domain);
+    asked.abort(new Error('enough'));
+    await given;
+    checkStats(await domain.suspend({ via: 'transparent' }), 'transparent', []);
+    await assert.rejects(domain.suspend({ via: 'transparent' }), code('ZAZEN_DOMAIN_SUSPENDED'));
+    assert.equal((await next(events, 'suspended')).via, 'transparent');
+    await domain.resume();
+    assert.equal((await next(events, 'resumed')).reason, 'cancelled');
+    if (answer === 'late') {
+      assert.equal((await next(events, 'suspended')).via, 'store');
+      assert.equal((await next(events, 'resumed')).reason, 'cancelled');
+      assert.equal((await told(domain, undefined))[0], '1');
+    } else {
+      assert.equal(await domain.waitForShutdown(), 'crash');
+      await assert.rejects(domain.suspend({ via: 'transparent' }), code('ZAZEN_DOMAIN_SHUTDOWN'));
+    }
+  }
+});
+
 test('many suspends, in all ways in turn', async () => {
   await using domain = await start();
   let said = read(domain, 'data/resumed');
@@ -336,7 +367,7 @@ test('what everybody is told by the store comes beside it, once', async () => {
 });
 
 test('stock Linux suspends itself when the store asks, and goes on where it was and in a new place', async () => {
-  const domain = await host.create({ memory: '128MiB', vcpus: 2, cmdline: `${FAST_BOOT} no_console_suspend` });
+  const domain = await host.create({ memory: '128MiB', vcpus: 2, cmdline: `${FAST_BOOT} no_console_suspend panic=-1` });
   await limited(domain, async () => {
     const console = collect(domain.console);
     // Typed input waits until the shell reads it.
@@ -349,14 +380,21 @@ test('stock Linux suspends itself when the store asks, and goes on where it was 
       domain.console.write(`seq 1 1000 | md5sum; echo round $((${i} + 10))\n`);
       await console.until(`round ${i + 10}`);
     }
+    const first = await lag(domain, console);
+    await domain.suspend({ timeoutMillis: PATIENT });
+    aheadMillis += DAY_MILLIS;
+    await domain.resume();
+    await checkClock(first, domain, console);
     await domain.suspend({ timeoutMillis: PATIENT });
     await using checkpoint = await domain.checkpoint();
+    aheadMillis += 30 * DAY_MILLIS;
     const forks = await checkpoint.fork(2);
     for (const fork of forks) {
       await limited(fork, async () => {
         const its = collect(fork.attachConsole());
         fork.console.write('grep -c ^processor /proc/cpuinfo; seq 1 1000 | md5sum; echo fork $((40 + 2))\n');
         await its.until('fork 42');
+        await checkClock(first, fork, its);
         // Its events come anew, its connection to the store goes on: it can be asked again.
         checkStats(await fork.suspend({ timeoutMillis: PATIENT }), 'store', ['event-channel not-offered']);
         await fork.resume();
@@ -371,6 +409,80 @@ test('stock Linux suspends itself when the store asks, and goes on where it was 
     await domain.resume();
     domain.console.write('echo still $((50 + 1))\n');
     assert.doesNotMatch(await console.until('still 51'), /BUG|Oops|Call trace/);
+    await checkClock(first, domain, console);
+    await inspectStubborn(domain, console);
   });
   await domain.destroy();
 });
+
+const DAY_MILLIS = 86_400_000;
+
+/**
+ * The guest's wall clock goes as the host's does, and the time since it was started includes what it was away. (Linux is
+ * behind from the start by what it took until it first looked at its counter.)
+ * @returns how much it is behind, milliseconds, at least and at most
+ */
+async function lag(domain: Domain, console: ReturnType<typeof collect>): Promise<[number, number]> {
+  const mark = `clock${++clockChecks}`;
+  const before = clock.wallMillis();
+  domain.console.write(`echo ${mark} $(date +%s) $(cat /proc/uptime) "e"nd\n`);
+  const pattern = new RegExp(`${mark} (\\d+) ([\\d.]+) [\\d.]+ end`);
+  const [, seconds, uptime] = pattern.exec(await console.until(pattern))!.map(Number);
+  assert.ok(uptime! > aheadMillis / 1000 && uptime! < aheadMillis / 1000 + 3600, `${uptime}`);
+  return [before - (seconds! + 1) * 1000, clock.wallMillis() - seconds! * 1000];
+}
+let clockChecks = 0;
+
+async function checkClock(first: [number, number], domain: Domain, console: ReturnType<typeof collect>): Promise<void> {
+  const [least, most] = await lag(domain, console);
+  assert.ok(least < first[1] + CLOCK_TOLERANCE_MILLIS && most > first[0] - CLOCK_TOLERANCE_MILLIS, `${[first, least, most]}`);
+}
+const CLOCK_TOLERANCE_MILLIS = 500;
+
+/** Stock Linux again: two at once, stopped unasked, an answer that comes late, none at all, and a crash instead of one. */
+async function inspectStubborn(domain: Domain, console: ReturnType<typeof collect>): Promise<void> {
+  const first = domain.suspend({ via: 'store', timeoutMillis: PATIENT });
+  for (const via of ['store', 'transparent'] as const) {
+    await assert.rejects(domain.suspend({ via }), code('ZAZEN_SUSPEND_UNDER_WAY'));
+  }
+  checkStats(await first, 'store', []);
+  await assert.rejects(domain.suspend({ via: 'store' }), code('ZAZEN_DOMAIN_SUSPENDED'));
+  await domain.resume();
+  checkStats(await domain.suspend({ via: 'transparent' }), 'transparent', []);
+  await domain.resume();
+
+  const events = domain.events({ history: false });
+  const stop = new AbortController();
+  const late = assert.rejects(domain.suspend({ via: 'store', timeoutMillis: PATIENT, signal: stop.signal }), /enough/);
+  await acknowledged(domain);
+  stop.abort(new Error('enough'));
+  await late;
+  assert.equal((await next(events, 'suspended')).via, 'store');
+  assert.equal((await next(events, 'resumed')).reason, 'cancelled');
+  domain.console.write('echo late $((60 + 1))\n');
+  await console.until('late 61');
+
+  // A process that waits for a disk cannot be frozen, and Linux gives up; so slow is this one that it waits for a minute.
+  const disk = join(folder, 'slow.raw');
+  writeFileSync(disk, new Uint8Array(8 * 2 ** 20));
+  await domain.attachDisk({ path: disk, bytesPerSecond: 2 ** 16 });
+  domain.console.write('until [ -b /dev/xvda ]; do usleep 10000; done\n'
+    + '(dd if=/dev/zero of=/dev/xvda bs=64k count=64 conv=fsync 2>/dev/null &)\n'
+    + 'until grep -q "(dd) D" /proc/[0-9]*/stat 2>/dev/null; do usleep 10000; done\n'
+    + 'dmesg -n 8; echo 10 >/sys/power/pm_freeze_timeout; echo waits $((70 + 1))\n');
+  await console.until('waits 71');
+  const givenUp = new AbortController();
+  const never = assert.rejects(domain.suspend({ via: 'store', timeoutMillis: PATIENT, signal: givenUp.signal }), /fails/);
+  await console.until('do_suspend: freeze processes failed');
+  givenUp.abort(new Error('it fails'));
+  await never;
+  assert.equal(domain.state, 'running');
+  // It is left running: it does all that it could do before. Then its watch over processes that hang finds this one.
+  domain.console.write('echo runs $((80 + 1)); cd /proc/sys/kernel; echo 30000 >/sys/power/pm_freeze_timeout; '
+    + 'echo 1 >hung_task_panic; echo 3 >hung_task_timeout_secs\n');
+  await console.until('runs 81');
+  await assert.rejects(domain.suspend({ via: 'store', timeoutMillis: PATIENT }), code('ZAZEN_DOMAIN_SHUTDOWN'));
+  assert.equal(await domain.waitForShutdown(), 'reboot');
+  await console.until('Kernel panic');
+  assert.equal(read(domain, 'control/shutdown'), '');
+}

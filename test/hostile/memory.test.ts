@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import type { Assembler } from '../../src/a64/test-assembler.ts';
+import { ERRNO, XENVER, multicallEntry } from '../../src/abi/xen.ts';
 import type { Domain, DomainEvent } from '../../src/host/index.ts';
 import { Arena, DATA, FREE, fresh, hypercall, powerOff, until } from './bare-metal.ts';
 
@@ -28,10 +29,35 @@ function touchAll(a: Assembler): void {
   a.label(wrong).b(wrong);
 }
 
+/**
+ * Has the hypervisor write into each page: the answers of a multicall, whose two entries lie on both sides of the page's end,
+ * and a text. Does not power off if a call has failed or an answer is missing.
+ */
+function touchAllByHypercalls(a: Assembler): void {
+  const [pages, wrong] = ['pages', 'wrong'].map(fresh) as [string, string];
+  const isZero = (register: number): Assembler => a.cbnz(register, wrong);
+  a.mov(20, FREE).mov(21, GUEST_PAGES).label(pages).add(22, 20, 4096 - multicallEntry.sizeBytes);
+  a.movReg(0, 22).mov(1, 2);
+  hypercall(a, 'multicall');
+  isZero(0);
+  for (const entry of [0, multicallEntry.sizeBytes]) {
+    // There is no call of number 0.
+    a.ldr(2, 22, entry + multicallEntry.at.result).add(2, 2, ERRNO.ENOSYS);
+    isZero(2);
+  }
+  a.mov(0, XENVER.extraversion).add(1, 20, 2048);
+  hypercall(a, 'xen_version');
+  isZero(0);
+  a.ldr(2, 20, 2048, 'B').sub(2, 2, '.'.charCodeAt(0)).cbnz(2, wrong);
+  a.add(20, 20, 4095).add(20, 20, 1).subs(21, 21, 1).bCond('ne', pages);
+  powerOff(a);
+  a.label(wrong).b(wrong);
+}
+
 /** Both fit before they have touched anything; only one does in the end. */
-async function startTwo(): Promise<[Domain, Domain]> {
+async function startTwo(code = touchAll): Promise<[Domain, Domain]> {
   const spec = { memory: GUEST_BYTES, paused: true };
-  const pair: [Domain, Domain] = [await arena.start({ code: touchAll }, spec), await arena.start({ code: touchAll }, spec)];
+  const pair: [Domain, Domain] = [await arena.start({ code }, spec), await arena.start({ code }, spec)];
   for (const guest of pair) await guest.unpause();
   return pair;
 }
@@ -42,10 +68,14 @@ async function eventsOf(domain: Domain, count: number): Promise<DomainEvent['typ
   return types;
 }
 
-test('guests take more memory than there is: they stall, and go on when there is memory again', async () => {
+for (const [what, code] of [['they', touchAll], ['their hypercalls', touchAllByHypercalls]] as const) {
+  test(`guests take more memory than there is: ${what} stall, and go on when there is memory again`, () => stallAndGoOn(code));
+}
+
+async function stallAndGoOn(code: typeof touchAll): Promise<void> {
   const free = () => arena.host.stats().freeBytes;
   assert.ok(free() > GUEST_BYTES && free() < 2 * GUEST_BYTES, `the host has ${free()} bytes for guests`);
-  const [first, second] = await startTwo();
+  const [first, second] = await startTwo(code);
   await until('one has stalled', () => first.state === 'paused' || second.state === 'paused');
   await until('the other is through, or has stalled too', () => first.state !== 'running' && second.state !== 'running');
   const stalled = [first, second].filter(domain => domain.state === 'paused');
@@ -71,7 +101,7 @@ test('guests take more memory than there is: they stall, and go on when there is
   await hungry.unpause();
   assert.equal(await hungry.waitForShutdown(), 'poweroff');
   await arena.survive(hungry);
-});
+}
 
 test('a stalled guest is destroyed, and its memory is there for the next', async () => {
   for (let round = 0; round < 3; round++) {

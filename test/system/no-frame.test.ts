@@ -50,9 +50,8 @@ systemTest('a hypercall whose arguments cannot be had is made again, and has don
   let effects = 0;
   host.hvc = (vcpu) => {
     calls++;
-    const bytes = engine.data.copyFromGuest(vcpu, vcpu.x(1), 16);
-    if (bytes === undefined) vcpu.setX(0, 0xffff_ffffn);
-    else {
+    const bytes = engine.data.copyFromGuest(vcpu, vcpu.x(1), 16, true);
+    if (bytes !== undefined) {
       effects++;
       vcpu.setX(0, engine.data.copyToGuest(vcpu, vcpu.x(1), bytes.map(byte => byte + 1)) ? 0n : 1n);
     }
@@ -72,4 +71,54 @@ systemTest('a hypercall whose arguments cannot be had is made again, and has don
   assert.equal(engine.run(g.vcpu, 100), 'host');
   assert.deepEqual([calls, effects, g.vcpu.x(0), g.vcpu.get64(at.pcBase)], [2, 1, 0n, PROGRAM + 4n]);
   assert.equal(g.read64(DATA + PAGE - 8n), 0x0101_0101_0101_0102n);
+});
+
+systemTest('later accesses of a hypercall wait as well, if it says so; what it leaves in its arguments stays', g => {
+  const frames = missing(g);
+  const { host, engine } = g.m;
+  const { data } = engine;
+  /** Adds up words of a list, one by one, and puts the sum elsewhere. */
+  host.hvc = (vcpu) => {
+    let [sum, place, count] = [vcpu.x(0), vcpu.x(1), vcpu.x(2)];
+    for (; count > 0n; count--, place += 8n) {
+      const bytes = data.copyFromGuest(vcpu, place, 8);
+      if (bytes === undefined) break;
+      sum += new BigUint64Array(bytes.buffer)[0]!;
+    }
+    const isTold = count === 0n && data.copyToGuest(vcpu, vcpu.x(3), new Uint8Array(new BigUint64Array([sum]).buffer), true);
+    assert.equal(data.mustRetry, !isTold);
+    [sum, place, count].forEach((value, i) => vcpu.setX(i, value));
+    engine.requestExit('host');
+    return true;
+  };
+  for (const i of [0n, 1n, 2n, 3n]) g.write64(DATA + PAGE - 16n + 8n * i, 10n ** i);
+  [0n, DATA + PAGE - 16n, 4n, DATA + 2n * PAGE].forEach((value, i) => g.vcpu.setX(i, value));
+  g.program(a => a.hvc(1).hvc(2));
+  g.vcpu.set64(at.pcBase, PROGRAM);
+  const [list, answer] = [frameOf(DATA + PAGE), frameOf(DATA + 2n * PAGE)];
+  frames.add(list).add(answer);
+  for (let i = 0; i < 2; i++) assert.equal(engine.run(g.vcpu, 100), 'noFrame');
+  assert.deepEqual([g.vcpu.x(0), g.vcpu.x(1), g.vcpu.x(2), g.vcpu.get64(at.pcBase)], [11n, DATA + PAGE, 2n, PROGRAM]);
+  frames.delete(list);
+  assert.equal(engine.run(g.vcpu, 100), 'noFrame');
+  assert.deepEqual([g.vcpu.x(0), g.vcpu.x(2), g.vcpu.get64(at.pcBase)], [1111n, 0n, PROGRAM]);
+  frames.clear();
+  assert.equal(engine.run(g.vcpu, 100), 'host');
+  assert.deepEqual([g.read64(DATA + 2n * PAGE), g.vcpu.get64(at.pcBase)], [1111n, PROGRAM + 4n]);
+});
+
+systemTest('an answer that cannot be repeated does not wait, nor does what the hypervisor tells between calls', g => {
+  const frames = missing(g);
+  const { host, engine } = g.m;
+  let written: boolean | undefined;
+  host.hvc = (vcpu) => {
+    written = engine.data.copyToGuest(vcpu, DATA, new Uint8Array(8));
+    engine.requestExit('host');
+    return true;
+  };
+  g.program(a => a.hvc(1).hvc(2));
+  g.vcpu.set64(at.pcBase, PROGRAM);
+  frames.add(frameOf(DATA));
+  assert.equal(engine.run(g.vcpu, 100), 'host');
+  assert.deepEqual([written, g.vcpu.get64(at.pcBase)], [false, PROGRAM + 4n]);
 });

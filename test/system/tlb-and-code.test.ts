@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { Assembler } from '../../src/a64/test-assembler.ts';
 import type { SysOperation } from '../../src/a64/test-assembler.ts';
 import { vcpuRecord } from '../../src/abi/vcpu.ts';
+import { GUEST_BASE } from '../../src/cpu/test-machine.ts';
 import { DATA, Guest, PROGRAM, PageTables, USER_DATA, ec, fault, pte, sctlr, systemTest, tcr } from './guest.ts';
 
 const at = vcpuRecord.at;
@@ -254,4 +255,73 @@ systemTest('IC IVAU of one vCPU is for all: another runs the new code after its 
   g.complete(1, a => a.mov(2, routine(5)[0]!).str(2, 1, 0, 'W').dsb().sys('IC IVAU', 1).dsb().isb());
   assert.equal(engine.run(vcpu, 100), 'host');
   assert.equal(vcpu.x(0), 5n);
+});
+
+// A thread that waits for others to make a frame writable counts as out of code; what they do meanwhile must be seen.
+systemTest('a flush while a frame is waited for makes the translation be done again', g => {
+  g.enableMmu();
+  const { host, engine, vcpu } = g.m;
+  const { frameForWrite } = host;
+  const old = Number(DATA) / 4096;
+  /** As soon as a frame is asked for the first time: the page is mapped elsewhere, and all vCPUs are told. */
+  const remapDuringNextWait = (va: bigint): void => {
+    host.frameForWrite = (of, guestFrame) => {
+      if (guestFrame === old) {
+        host.frameForWrite = frameForWrite;
+        g.lower.map(va, DATA + PAGE, USER_DATA);
+        engine.requestTlbFlush(vcpu.address);
+        engine.obeyFlushRequest(vcpu);
+      }
+      return frameForWrite.call(host, of, guestFrame);
+    };
+  };
+  const writes: [string, bigint, (a: Assembler) => void][] = [
+    ['STR', 0n, a => a.str(0, 1)],
+    ['STP across a page boundary', PAGE - 8n, a => a.stp(0, 0, 1)],
+  ];
+  for (const [name, offset, write] of writes) {
+    twoPages(g);
+    g.lower.map(VA, DATA, USER_DATA);
+    g.lower.map(VA + PAGE, DATA + 2n * PAGE, USER_DATA);
+    g.flush();
+    remapDuringNextWait(VA);
+    vcpu.setX(0, 333n);
+    vcpu.setX(1, VA + offset);
+    g.complete(1, write);
+    assert.equal(g.read64(DATA + PAGE + offset), 333n, name);
+    assert.notEqual(g.read64(DATA + offset), 333n, name);
+    assert.equal(loadAfter(g, VA + offset), 333n, `${name}: and no entry of before is left`);
+  }
+});
+
+systemTest('a program that changes the page that it runs in goes on in the copy of it that is made for that', g => {
+  g.vcpu.set64(at.sctlrEl1, sctlr.SPAN);
+  const { host, engine, machine } = g.m;
+  const { frameForRead, frameForWrite } = host;
+  const shared = machine.firstFrame + Number(PROGRAM - BigInt(GUEST_BASE)) / 4096;
+  const copy = machine.frameEnd - 1;
+  let now = shared;
+  host.frameForRead = (of, guestFrame) => {
+    const mfn = frameForRead.call(host, of, guestFrame);
+    return mfn === shared ? now : mfn;
+  };
+  host.frameForWrite = (of, guestFrame) => {
+    const mfn = frameForWrite.call(host, of, guestFrame);
+    if (mfn === shared && now === shared) {
+      machine.u8.copyWithin(copy * 4096, shared * 4096, (shared + 1) * 4096);
+      now = copy;
+      engine.forgetFrame(of, shared);
+    }
+    return mfn === shared ? now : mfn;
+  };
+  g.program(a => {
+    a.adr(1, 'target').mov(2, routine(77)[0]!).str(2, 1, 0, 'W').sys('IC IVAU', 1).dsb().isb().label('target')
+      .mov(0, 1).hvc(0);
+  });
+  g.enter(1);
+  // It is stopped before the store, which is tried again from the copy.
+  assert.equal(engine.run(g.vcpu, 100), 'slice');
+  assert.equal(engine.run(g.vcpu, 100), 'host');
+  assert.equal(g.vcpu.x(0), 77n);
+  assert.equal(now, copy);
 });

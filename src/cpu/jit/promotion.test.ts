@@ -20,7 +20,7 @@ function loop(constant: number): number[] {
 const sum = (constant: number): bigint => BigInt(constant) * BigInt(LOOPS);
 const RETIRED = BigInt(3 * LOOPS + 2);
 
-function run({ vcpu, engine, host }: TestVcpu, address: number): { result: bigint; retired: bigint } {
+function run({ vcpu, engine, host }: TestVcpu, address: number, slice = 10_000, afterSlice = (): void => {}): { result: bigint; retired: bigint } {
   const before = vcpu.get64(at.instructionsRetired);
   vcpu.setX(0, BigInt(LOOPS));
   vcpu.setX(1, 0n);
@@ -29,15 +29,17 @@ function run({ vcpu, engine, host }: TestVcpu, address: number): { result: bigin
   const calls = host.hypercalls.length;
   for (let slices = 0; host.hypercalls.length === calls; slices++) {
     assert.ok(slices < 1000, 'the loop does not end');
-    engine.run(vcpu, 10_000);
+    engine.run(vcpu, slice);
+    afterSlice();
   }
   return { result: vcpu.x(1), retired: vcpu.get64(at.instructionsRetired) - before };
 }
 
 /** The handler or region of the loop's first instruction. */
 function handlerAt({ engine, machine }: TestMachine, address: number): number {
-  const slot = engine.decodeCache.slotFor(machine.firstFrame + (address - GUEST_BASE) / PAGE);
-  return machine.u16[(slot + 16) / 2]!;
+  const offset = address - GUEST_BASE;
+  const slot = engine.decodeCache.slotFor(machine.firstFrame + Math.floor(offset / PAGE));
+  return machine.u16[(slot + (offset % PAGE) * 4 + 16) / 2]!;
 }
 
 test('a loop that runs long is compiled, with the same result and count', () => {
@@ -58,6 +60,36 @@ test('equal code in another page is not compiled again', () => {
     assert.equal(handlerAt(m, GUEST_BASE + page * PAGE), handlerAt(m, GUEST_BASE));
   }
   assert.equal(m.translator!.regionCount, regionCount);
+});
+
+test('a page with the content of one before gets all of its regions at once', () => {
+  const m = createTestMachine({ regions: { quantumMin: 500 } });
+  const SECOND = 0x400;
+  for (const start of [0, PAGE]) {
+    m.load(GUEST_BASE + start, loop(3));
+    m.load(GUEST_BASE + start + SECOND, loop(4));
+  }
+  run(m, GUEST_BASE);
+  run(m, GUEST_BASE + SECOND);
+  const { regionCount } = m.translator!;
+  assert.equal(run(m, GUEST_BASE + PAGE).result, sum(3));
+  assert.ok(handlerAt(m, GUEST_BASE + PAGE) >= handlerCount);
+  assert.equal(handlerAt(m, GUEST_BASE + PAGE + SECOND), handlerAt(m, GUEST_BASE + SECOND), 'not run yet, and compiled');
+  assert.equal(run(m, GUEST_BASE + PAGE + SECOND).result, sum(4));
+  assert.equal(m.translator!.regionCount, regionCount);
+});
+
+test('emitted code is bounded: all regions are given up at the bound, and what runs on is right', () => {
+  const codeMaxBytes = 4096;
+  const m = createTestMachine({ regions: { quantumMin: 100, hotSamples: 1, codeMaxBytes } });
+  for (let page = 0; page < 12; page++) m.load(GUEST_BASE + page * PAGE, loop(page + 1));
+  for (let round = 0; round < 3; round++) {
+    for (let page = 0; page < 12; page++) {
+      assert.deepEqual(run(m, GUEST_BASE + page * PAGE), { result: sum(page + 1), retired: RETIRED });
+      assert.ok(m.translator!.codeBytes < codeMaxBytes, `${m.translator!.codeBytes} bytes of code`);
+    }
+  }
+  assert.ok(m.translator!.resets > 2, `${m.translator!.resets} resets`);
 });
 
 test('another thread runs a region as soon as a record names it', () => {
@@ -81,6 +113,20 @@ test('with more regions than there may be all are given up, again and again, and
     }
   }
   assert.ok(m.translator!.resets > 5, `${m.translator!.resets} resets`);
+});
+
+test('numbers of regions that were given up are not run as what they were, though code was invalidated meanwhile', () => {
+  const m = createTestMachine({ regions: { quantumMin: 100, hotSamples: 1, regionCountMax: 3 } });
+  const other = m.addVcpu(1);
+  for (let page = 0; page < 12; page++) m.load(GUEST_BASE + page * PAGE, loop(page + 1));
+  let slices = 0;
+  const invalidate = (): void => { if (++slices % 7 === 0) m.engine.decodeCache.renew(); };
+  for (let page = 0; page < 12; page++) {
+    for (const [vcpu, where] of [[m, page], [other, (page + 11) % 12], [m, (page + 10) % 12]] as const) {
+      assert.deepEqual(run(vcpu, GUEST_BASE + where * PAGE, 300, invalidate), { result: sum(where + 1), retired: RETIRED });
+    }
+  }
+  assert.ok(m.translator!.resets > 2, `${m.translator!.resets} resets`);
 });
 
 test('code that has changed is not run from a region of before', () => {

@@ -1,16 +1,19 @@
 // A pCPU thread's side of compilation: finds hot code, asks for it, and takes in what comes.
 
 import { MACHINE_HEADER } from '../../abi/machine-memory.ts';
+import { assert } from '../../base/assert.ts';
 import type { MachineMemory } from '../../memory/machine-memory.ts';
 import { handlerCount } from '../../a64/table.ts';
 import type { RegionMessage } from './region-parcels.ts';
 
-const QUANTUM_MIN = 4_000;
+const QUANTUM_MIN = 6_000;
 const QUANTUM_MAX = 256_000;
 /** Samples at one place that make it hot; and so many more until it is asked for again, its page having changed. */
 const HOT_SAMPLES = 2;
 const AGAIN_SAMPLES = 8;
 const REQUEST_RECORDS = 16;
+/** Runs of vCPUs that end before fewer are asked for. */
+const RUNS_WAITED_MAX = 4;
 /** Places remembered at most: then all are forgotten, as those that are hot come back soon. */
 const PLACES_MAX = 1 << 14;
 
@@ -40,6 +43,7 @@ export class RegionClient {
   readonly #hotSamples: number;
   readonly #samples = new Map<number, number>();
   #wanted: number[] = [];
+  #runsWaited = 0;
   #parcelsSeen = 0;
 
   constructor(machine: MachineMemory, channel: RegionChannel, options: SamplingOptions = {}) {
@@ -51,13 +55,17 @@ export class RegionClient {
     this.#channel = channel;
   }
 
+  /** Whether the last quantum ended in compiled code. */
+  isInRegions = false;
+
   /** A quantum has ended at a record that holds a handler's or region's number. */
   sample(record: number, handler: number): void {
+    this.isInRegions = handler >= handlerCount;
     if (handler >= handlerCount) {
       this.quantum = Math.min(QUANTUM_MAX, this.quantum * 2);
       return;
     }
-    this.quantum = Math.max(this.#quantumMin, this.quantum >> 2);
+    this.quantum = this.#quantumMin;
     const samples = (this.#samples.get(record) ?? 0) + 1;
     if (this.#samples.size >= PLACES_MAX) this.#samples.clear();
     this.#samples.set(record, samples);
@@ -74,8 +82,14 @@ export class RegionClient {
     this.#wanted = [];
   }
 
+  /** A run has ended: what was found may wait for a few more, for a message costs as much as thousands of instructions. */
+  endRun(): void {
+    if (this.#wanted.length === 0) return;
+    if (++this.#runsWaited >= RUNS_WAITED_MAX) this.send();
+  }
   /** Asks for what has been found. */
   send(): void {
+    this.#runsWaited = 0;
     if (this.#wanted.length === 0) return;
     this.#channel.request(this.#wanted);
     this.#wanted = [];
@@ -83,9 +97,12 @@ export class RegionClient {
 
   /** Messages that have come since the last call. */
   *arrived(): Generator<RegionMessage> {
-    const sent = Atomics.load(this.#machine.u32, MACHINE_HEADER.at.regionParcels >>> 2);
-    if (sent === this.#parcelsSeen) return;
-    this.#parcelsSeen = sent;
-    for (let parcel = this.#channel.receive(); parcel !== undefined; parcel = this.#channel.receive()) yield parcel;
+    // Not what is in the queue beyond that: it may not yet be in the queues of the others (region-parcels.ts).
+    while (Atomics.load(this.#machine.u32, MACHINE_HEADER.at.regionParcels >>> 2) !== this.#parcelsSeen) {
+      this.#parcelsSeen = (this.#parcelsSeen + 1) >>> 0;
+      const message = this.#channel.receive();
+      assert(message !== undefined, 'a message of the translator was counted before it was sent');
+      yield message;
+    }
   }
 }

@@ -3,24 +3,28 @@
 // its immediate dominator, and edges to it leave that; a loop's head begins a Wasm loop.
 //
 // First a survey emits every instruction into nothing, to learn which registers and flags it uses; then, before the
-// real pass, the states in which control reaches each block are settled.
+// real pass, the states in which control reaches each block are settled (path-states.ts).
 
-import { SP_SLOT } from '../../a64/operand.ts';
-import type { Operands, Reg } from '../../a64/operand.ts';
+import type { Operand } from '../../a64/operand.ts';
 import { staticsOf } from '../../a64/table.ts';
 import { assert } from '../../base/assert.ts';
 import type { FunctionBuilder, Label } from '../../wasm/function.ts';
+import { settleStates } from './path-states.ts';
+import type { BlockState, Effects } from './path-states.ts';
 import { RegionMachine } from './region-machine.ts';
-import type { PathState, RegionContext } from './region-machine.ts';
+import type { FlagState, PathState, RegionContext } from './region-machine.ts';
 import { isBackward } from './region.ts';
 import type { Block, Instruction, Region } from './region.ts';
+import { allRegisters, noRegisters, registersOf, union } from './register-set.ts';
 
 /** What an instruction does, as far as its row and statics decide it. */
 interface Nature {
   readonly endsInTrap: boolean;
   readonly setsFlags: boolean;
-  /** Keys of the operands that it writes. */
+  readonly accesses: boolean;
+  /** Keys of the operands whose registers it writes, and of those that it needs the values of. */
   readonly writes: readonly string[];
+  readonly reads: readonly string[];
 }
 
 /** By handler number. */
@@ -44,12 +48,16 @@ export class RegionEmitter {
   #natureOf(instruction: Instruction): Nature {
     const known = this.#natures.get(instruction.handler);
     if (known !== undefined) return known;
-    const machine = new RegionMachine(this.#newFunction(), this.#context, 0, -1, () => {});
-    const goesOn = emitInstruction(machine, instruction);
+    const machine = new RegionMachine(this.#newFunction(), this.#context, 0, allRegisters, () => {});
+    const goesOn = emitInstruction(machine, instruction, { reads: allRegisters });
+    const keysOf = (found: ReadonlySet<Operand>): string[] =>
+      Object.keys(instruction.operands).filter(key => found.has(instruction.operands[key]!));
     const nature = {
       endsInTrap: !goesOn && !instruction.row.ends,
       setsFlags: machine.state.flags !== 'record',
-      writes: Object.keys(instruction.operands).filter(key => machine.written.has(instruction.operands[key] as Reg)),
+      accesses: machine.accesses,
+      writes: keysOf(machine.written),
+      reads: keysOf(machine.read),
     };
     this.#natures.set(instruction.handler, nature);
     return nature;
@@ -57,85 +65,52 @@ export class RegionEmitter {
 
   readonly endsInTrap = (instruction: Instruction): boolean => this.#natureOf(instruction).endsInTrap;
 
+  #effectsOf(instruction: Instruction): Effects {
+    const { writes, reads, setsFlags, accesses } = this.#natureOf(instruction);
+    const named = (keys: readonly string[]) => registersOf(keys.map(key => instruction.operands[key]!));
+    return { reads: named(reads), writes: named(writes), setsFlags, accesses };
+  }
+
   /** @param f of (record, vcpu, fuel), empty */
   emit(f: FunctionBuilder, region: Region): void {
-    const states = this.#settleStates(region);
-    const machine = new RegionMachine(f, this.#context, region.entry.start, usedRegisters(region), target => structure.follow(target));
-    const structure = new Structure(f, machine, region, states);
+    const effects = new Map(region.blocks.flatMap(block => block.instructions)
+      .map(instruction => [instruction, this.#effectsOf(instruction)]));
+    const states = settleStates(region, effects);
+    const used = [...effects.values()].reduce((all, { reads, writes }) => union(all, union(reads, writes)), noRegisters);
+    const machine = new RegionMachine(f, this.#context, region.entry.start, used, target => structure.follow(target));
+    const structure = new Structure(f, machine, region, states, effects);
     structure.emit();
   }
-
-  #writtenIn(block: Block): number {
-    let mask = 0;
-    for (const instruction of block.instructions) {
-      const { operands } = instruction;
-      for (const key of this.#natureOf(instruction).writes) mask |= registersIn({ [key]: operands[key]! });
-    }
-    return mask;
-  }
-
-  /** What may be dirty, and where the flags are, when control reaches each block. */
-  #settleStates({ blocks, entry }: Region): Map<Block, PathState> {
-    const written = new Map(blocks.map(block => [block, this.#writtenIn(block)]));
-    const setsFlags = new Map(blocks.map(block => [block, block.instructions.some(i => this.#natureOf(i).setsFlags)]));
-    const dirty = new Map<Block, number>(blocks.map(block => [block, 0]));
-    const flagsChanged = new Set<Block>();
-    for (let changed = true; changed;) {
-      changed = false;
-      for (const block of blocks) {
-        const dirtyOut = dirty.get(block)! | written.get(block)!;
-        const flagsOut = flagsChanged.has(block) || setsFlags.get(block)!;
-        for (const successor of block.successors) {
-          const dirtyIn = dirty.get(successor)! | dirtyOut;
-          if (dirtyIn === dirty.get(successor) && (!flagsOut || flagsChanged.has(successor))) continue;
-          dirty.set(successor, dirtyIn);
-          if (flagsOut) flagsChanged.add(successor);
-          changed = true;
-        }
-      }
-    }
-    return new Map(blocks.map(block => {
-      const isMerge = block.isLoopHead || block.forwardEdges > 1 || block === entry;
-      // A block with one way to it takes over the flags as they are there.
-      const flags = isMerge && flagsChanged.has(block) ? 'merged' : 'record';
-      return [block, { dirty: dirty.get(block)!, flags, fpChecked: false }];
-    }));
-  }
 }
 
-function emitInstruction(machine: RegionMachine, instruction: Instruction): boolean {
+function emitInstruction(machine: RegionMachine, instruction: Instruction, { reads }: Pick<Effects, 'reads'>): boolean {
   const { row, operands, handler } = instruction;
-  return machine.instruction(instruction, () => row.meaning(machine, operands, staticsOf(row, handler).statics));
-}
-
-function registersIn(operands: Operands): number {
-  let mask = 0;
-  for (const key in operands) {
-    const { kind, value } = operands[key]!;
-    if (kind === 'x' && (value as number) <= SP_SLOT) mask |= 1 << (value as number);
-  }
-  return mask;
-}
-function usedRegisters({ blocks }: Region): number {
-  return blocks.flatMap(block => block.instructions).reduce((mask, { operands }) => mask | registersIn(operands), 0);
+  return machine.instruction(instruction, reads, () => row.meaning(machine, operands, staticsOf(row, handler).statics));
 }
 
 class Structure {
   readonly #f: FunctionBuilder;
   readonly #machine: RegionMachine;
-  readonly #states: ReadonlyMap<Block, PathState>;
+  readonly #states: ReadonlyMap<Block, BlockState>;
+  readonly #effects: ReadonlyMap<Instruction, Effects>;
   readonly #blockAt: ReadonlyMap<number, Block>;
   readonly #labels = new Map<Block, Label>();
   /** Blocks placed by their dominator, in reverse postorder. */
   readonly #placed = new Map<Block, Block[]>();
+  /** What the flags are behind an instruction that sets them. */
+  readonly #flagsOf = new Map<Instruction, FlagState>();
   readonly #entry: Block;
   #current: Block;
   #place = 0;
 
-  constructor(f: FunctionBuilder, machine: RegionMachine, { blocks, entry }: Region, states: ReadonlyMap<Block, PathState>) {
+  constructor(
+    f: FunctionBuilder, machine: RegionMachine, { blocks, entry }: Region, states: ReadonlyMap<Block, BlockState>,
+    effects: ReadonlyMap<Instruction, Effects>,
+  ) {
     this.#f = f;
     this.#machine = machine;
     this.#states = states;
+    this.#effects = effects;
     this.#blockAt = new Map(blocks.map(block => [block.start, block]));
     this.#entry = entry;
     this.#current = entry;
@@ -147,12 +122,22 @@ class Structure {
   }
 
   emit(): void {
-    const state = this.#states.get(this.#entry)!;
-    this.#machine.state = { dirty: 0, flags: 'record', fpChecked: false };
-    if (state.flags === 'merged') this.#machine.mergeFlags();
-    this.#tree(this.#entry, this.#entry.isLoopHead ? state : this.#machine.state);
+    this.#tree(this.#entry, this.#arrive(this.#entry));
     // Every path ends in a tail call.
     this.#f.unreachable();
+  }
+
+  /** Before control goes to a block: makes its state true. @returns what is known there */
+  #arrive(to: Block): PathState {
+    const machine = this.#machine;
+    const { isMerge, available, dirty, flags } = this.#states.get(to)!;
+    if (!isMerge) return { ...machine.state, isInLoop: to.isInLoop };
+    if (flags === 'merged') machine.mergeFlags();
+    machine.makeAvailable(available);
+    return {
+      available, dirty, fpChecked: false, isInLoop: to.isInLoop,
+      flags: typeof flags === 'string' ? flags : this.#flagsOf.get(flags)!,
+    };
   }
 
   /** A block and all that it dominates. */
@@ -167,12 +152,16 @@ class Structure {
   #within(block: Block, placed: readonly Block[], state: PathState): void {
     if (placed.length === 0) return this.#block(block, state);
     const last = placed.at(-1)!;
+    let arrived: PathState | undefined;
     this.#f.block(label => {
       this.#labels.set(last, label);
       this.#within(block, placed.slice(0, -1), state);
+      arrived = this.#arrivals.get(last);
     });
-    this.#tree(last, this.#states.get(last)!);
+    assert(arrived !== undefined, 'a block that nobody goes to is placed');
+    this.#tree(last, arrived);
   }
+  readonly #arrivals = new Map<Block, PathState>();
 
   #block(block: Block, state: PathState): void {
     const machine = this.#machine;
@@ -180,7 +169,10 @@ class Structure {
     this.#current = block;
     for (const instruction of block.instructions) {
       this.#place = instruction.index;
-      if (!emitInstruction(machine, instruction)) return;
+      const effects = this.#effects.get(instruction)!;
+      const goesOn = emitInstruction(machine, instruction, effects);
+      if (!goesOn) return;
+      if (effects.setsFlags) this.#flagsOf.set(instruction, machine.state.flags);
       // A taken branch may have emitted other blocks.
       this.#current = block;
     }
@@ -196,14 +188,15 @@ class Structure {
     machine.addFuel(this.#place, target);
     const to = this.#blockAt.get(target);
     if (to === undefined || !from.successors.includes(to)) return this.#leave(target);
-    const state = this.#states.get(to)!;
+    const state = this.#arrive(to);
     const backward = isBackward(from, to);
-    if (state.flags === 'merged') machine.mergeFlags();
     if (backward) machine.leaveIfDue(target);
-    if (backward || to.forwardEdges > 1) return this.#f.br(this.#labels.get(to)!);
+    if (backward || to.forwardEdges > 1) {
+      this.#arrivals.set(to, state);
+      return this.#f.br(this.#labels.get(to)!);
+    }
     const place = this.#place;
-    const { dirty } = state;
-    this.#tree(to, to.isLoopHead ? state : { ...machine.state, dirty });
+    this.#tree(to, state);
     this.#place = place;
   }
 

@@ -1,29 +1,33 @@
-// The Machine of compiled regions: general registers live in locals, operands are constants, condition flags stay
-// symbolic until somebody needs them.
+// The Machine of compiled regions: general and SIMD&FP registers live in locals, operands are constants, condition
+// flags stay symbolic until somebody needs them.
 //
-//   entry: locals ← vCPU record        exit, or a slow path: changed locals ─► vCPU record
+//   first use on a way: local ← vCPU record        exit, or a slow path: changed locals ─► vCPU record
 //
 // A slow path (TLB miss) is called with everything in the record, because it may end in an exception; it changes no
-// register, so the code behind it goes on with its locals. Whatever else is slow, is left to the interpreter's handler
-// of the same instruction: the region is left before it, with nothing of it done.
+// register, so the code behind it goes on with its locals. Outside of loops registers are stored before the access in
+// any case: sooner or later they are, and the slow path is short then. Whatever else is slow, is left to the
+// interpreter's handler of the same instruction: the region is left before it, with nothing of it done.
 //
-// SIMD&FP registers and the rest of the state stay in the vCPU record.
+// The rest of the state stays in the vCPU record.
 
 import type { FlagSource } from '../../a64/machine.ts';
 import { DISCARD_SLOT, RECORD_BYTES, SP_SLOT, ZERO_SLOT } from '../../a64/operand.ts';
-import type { Imm, Imm64, Reg, VReg } from '../../a64/operand.ts';
+import type { Imm, Imm64, Operand, Reg, VReg } from '../../a64/operand.ts';
 import type { TrapName } from '../../a64/slow.ts';
 import { vOffset, vcpuRecord, xOffset } from '../../abi/vcpu.ts';
 import { assert } from '../../base/assert.ts';
 import type { Callable, FunctionBuilder } from '../../wasm/function.ts';
 import { i32, i64 } from '../../wasm/scalar.ts';
-import type { I32, I64 } from '../../wasm/types.ts';
-import { EngineMachine, leaveIfDue } from '../engine-machine.ts';
+import { f32x4, f64x2, i32x4, i64x2, v128, v128FromI64 } from '../../wasm/vector.ts';
+import type { Expr, F32, F64, I32, I64, V128 } from '../../wasm/types.ts';
+import { EngineMachine, goThroughTlb, leaveIfDue } from '../engine-machine.ts';
 import type { EngineContext } from '../engine-machine.ts';
 import { carryOut, conditionOf, packedFlags, recordFlags } from '../flags.ts';
 import { FLAG_KIND, flagKindOf } from './lazy-flags.ts';
 import { PAGE_INSTRUCTIONS } from './region.ts';
 import type { Instruction } from './region.ts';
+import { contains, noRegisters, union } from './register-set.ts';
+import type { RegisterSet } from './register-set.ts';
 
 const at = vcpuRecord.at;
 
@@ -40,34 +44,49 @@ export type FlagState = 'record' | 'merged' | Exclude<FlagSource, { kind: 'adc' 
 
 /** What is known where control gets to a block. */
 export interface PathState {
-  /** Bit n: register n (31: SP) differs from the record. */
-  dirty: number;
+  /** Registers whose locals hold their values. */
+  available: RegisterSet;
+  /** Registers that differ from the record; all of them are available. */
+  dirty: RegisterSet;
   flags: FlagState;
   /** SIMD&FP instructions are known not to be trapped. */
   fpChecked: boolean;
+  /** Changed registers stay in locals until a slow path or the end. */
+  isInLoop: boolean;
 }
+const atEntry = (): PathState =>
+  ({ available: noRegisters, dirty: noRegisters, flags: 'record', fpChecked: false, isInLoop: false });
 
 /** Goes to a place in the same page; the path's state is the machine's. The code behind it is not reached. */
 export type FollowEdge = (target: number) => void;
 
+const NOTHING: ReadonlySet<Expr> = new Set();
+
 export class RegionMachine extends EngineMachine<RegionContext> {
   readonly #base: I32;
-  readonly #registers = new Map<number, I64>();
+  readonly #general = new Map<number, I64>();
+  readonly #vectors = new Map<number, V128>();
   readonly #tlbs: { read: I32; write: I32 };
   readonly #merged: { kind: I32; a: I64; b: I64 };
   readonly #follow: FollowEdge;
   #instruction: Instruction | undefined;
   #ended = false;
-  /** Operands that were written, for the survey. */
-  readonly written = new Set<Reg>();
-  state: PathState = { dirty: 0, flags: 'record', fpChecked: false };
+  #depth = 0;
+  /** Registers that the current instruction may have changed in the record. */
+  readonly #addressed = new Set<number>();
+  /** Operands that were written, and those whose values are needed, for the survey. */
+  readonly written = new Set<Operand>();
+  readonly read = new Set<Operand>();
+  /** The instruction accesses memory. */
+  accesses = false;
+  state: PathState = atEntry();
 
   /**
    * @param f of (record, vcpu, fuel), empty
    * @param entry place of the first instruction
-   * @param used bit n: register n is used and gets a local
+   * @param used these registers get locals
    */
-  constructor(f: FunctionBuilder, context: RegionContext, entry: number, used: number, follow: FollowEdge) {
+  constructor(f: FunctionBuilder, context: RegionContext, entry: number, used: RegisterSet, follow: FollowEdge) {
     super(f, context);
     this.#follow = follow;
     const record = f.param(0, 'i32');
@@ -75,22 +94,48 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     this.#tlbs = { read: f.let(this.readState32(at.tlbRead)), write: f.let(this.readState32(at.tlbWrite)) };
     this.#merged = { kind: f.local('i32'), a: f.local('i64'), b: f.local('i64') };
     for (let n = 0; n <= SP_SLOT; n++) {
-      if ((used >>> n) & 1) this.#registers.set(n, f.let(this.readState64(xOffset(n))));
+      if (contains(used.general, n)) this.#general.set(n, f.local('i64'));
+      if (contains(used.vectors, n)) this.#vectors.set(n, f.local('v128'));
     }
   }
 
-  /** Emits one instruction. @returns false if control does not get behind it */
-  instruction(instruction: Instruction, meaning: () => void): boolean {
+  /** Emits one instruction. @param needed registers that it reads @returns false if control does not get behind it */
+  instruction(instruction: Instruction, needed: RegisterSet, meaning: () => void): boolean {
+    const close = this.f.openScope();
     this.#instruction = instruction;
     this.#ended = false;
+    this.#depth = this.f.depth;
     const { row, fields } = instruction;
     if (row.fp && !this.state.fpChecked) {
       this.requireFp();
       this.state.fpChecked = true;
     }
+    this.makeAvailable(needed);
     if (row.spBase && fields['Rn'] === 31) this.requireAlignedSp();
     meaning();
+    for (const n of this.#addressed) this.f.set(this.#vectors.get(n)!, v128.load(this.vcpu, vOffset(n)));
+    this.#addressed.clear();
+    const { flags } = this.state;
+    // A later block may take the flags from these.
+    close(typeof flags === 'string' ? NOTHING : new Set<Expr>(Object.values(flags).filter(value => typeof value === 'object')));
     return !this.#ended;
+  }
+
+  /** Loads what is not yet there. */
+  makeAvailable({ general, vectors }: RegisterSet): void {
+    const { available } = this.state;
+    const missing = { general: general & ~available.general, vectors: vectors & ~available.vectors };
+    if (missing.general !== 0) {
+      for (const [n, local] of this.#general) {
+        if (contains(missing.general, n)) this.f.set(local, this.readState64(xOffset(n)));
+      }
+    }
+    if (missing.vectors !== 0) {
+      for (const [n, local] of this.#vectors) {
+        if (contains(missing.vectors, n)) this.f.set(local, v128.load(this.vcpu, vOffset(n)));
+      }
+    }
+    this.state.available = union(available, missing);
   }
 
   // ---- ways out
@@ -98,6 +143,12 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   #recordOf(index: number): I32 { return i32.add(this.#base, i32.const(RECORD_BYTES * index)); }
   protected record(): I32 { return this.#recordOf(this.#instruction!.index); }
 
+  protected override beforeAccess(): void {
+    this.accesses = true;
+    if (this.state.isInLoop) return;
+    this.#spillRegisters();
+    this.state.dirty = noRegisters;
+  }
   protected spill(): void {
     this.#spillRegisters();
     const { flags } = this.state;
@@ -110,9 +161,16 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     this.f.call(this.context.storeFlags, this.vcpu, this.#merged.kind, this.#merged.a, this.#merged.b);
   }
   #spillRegisters(): void {
-    for (const [n, local] of this.#registers) {
-      if ((this.state.dirty >>> n) & 1) this.writeState64(xOffset(n), local);
+    const { dirty } = this.state;
+    if (dirty.general !== 0) {
+      for (const [n, local] of this.#general) if (contains(dirty.general, n)) this.writeState64(xOffset(n), local);
     }
+    if (dirty.vectors !== 0) {
+      for (const [n, local] of this.#vectors) if (contains(dirty.vectors, n)) this.#spillVector(n, local);
+    }
+  }
+  #spillVector(n: number, local: V128): void {
+    this.f.do(v128.store(this.vcpu, local, vOffset(n)));
   }
   /** As `spill`, for ways out that are taken often: flags without a call. */
   #spillInline(): void {
@@ -169,19 +227,31 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     this.f.returnCallIndirect(i32.const(this.#instruction!.handler), this.record(), this.vcpu, this.fuel);
   }
 
-  // ---- operands
-  #register(r: Reg): I64 {
-    const local = this.#registers.get(r.value as number);
+  // ---- general registers
+  #localOf<L>(locals: ReadonlyMap<number, L>, r: Operand): L {
+    const local = locals.get(r.value as number);
     assert(local !== undefined, 'a register of a region has no local');
     return local;
   }
-  x(r: Reg): I64 { return r.value === ZERO_SLOT ? i64.const(0) : this.#register(r); }
+  x(r: Reg): I64 {
+    this.read.add(r);
+    return r.value === ZERO_SLOT ? i64.const(0) : this.#localOf(this.#general, r);
+  }
   w(r: Reg): I32 { return i32.wrapI64(this.x(r)); }
   setX(r: Reg, value: I64): void {
-    this.written.add(r);
+    this.#noteWrite(r);
     if (r.value === DISCARD_SLOT) return this.f.drop(value);
-    this.f.set(this.#register(r), value);
-    this.state.dirty |= 1 << (r.value as number);
+    this.f.set(this.#localOf(this.#general, r), value);
+    this.#change({ general: 1 << (r.value as number), vectors: 0 });
+  }
+  /** What is written on some ways through the meaning only, is needed as well. */
+  #noteWrite(r: Operand): void {
+    this.written.add(r);
+    if (this.f.depth !== this.#depth) this.read.add(r);
+  }
+  #change(changed: RegisterSet): void {
+    this.state.available = union(this.state.available, changed);
+    this.state.dirty = union(this.state.dirty, changed);
   }
   imm(i: Imm): I32 { return i32.const(i.value as number); }
   imm64(i: Imm | Imm64): I64 { return i64.const(i.value); }
@@ -190,7 +260,38 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   }
   protected vPlace(r: VReg): [I32, number] { return [this.vcpu, vOffset(r.value as number)]; }
   protected tlb(access: 'read' | 'write'): I32 { return this.#tlbs[access]; }
-  protected stackPointer(): I64 { return this.#registers.get(SP_SLOT)!; }
+  protected stackPointer(): I64 {
+    assert(contains(this.state.available.general, SP_SLOT), 'the stack pointer is not there');
+    return this.#general.get(SP_SLOT)!;
+  }
+
+  // ---- SIMD&FP registers
+  override q(r: VReg): V128 {
+    this.read.add(r);
+    return this.#localOf(this.#vectors, r);
+  }
+  override setQ(r: VReg, value: V128): void {
+    this.#noteWrite(r);
+    this.f.set(this.#localOf(this.#vectors, r), value);
+    this.#change({ general: 0, vectors: 1 << (r.value as number) });
+  }
+  override d(r: VReg): I64 { return i64x2.extract(this.q(r), 0); }
+  override s(r: VReg): I32 { return i32x4.extract(this.q(r), 0); }
+  override fd(r: VReg): F64 { return f64x2.extract(this.q(r), 0); }
+  override fs(r: VReg): F32 { return f32x4.extract(this.q(r), 0); }
+  override setD(r: VReg, value: I64): void { this.setQ(r, v128FromI64(value)); }
+  override setS(r: VReg, value: I32): void { this.setQ(r, i32x4.replace(v128.const(0n, 0n), 0, value)); }
+  override setFd(r: VReg, value: F64): void { this.setQ(r, f64x2.replace(v128.const(0n, 0n), 0, value)); }
+  override setFs(r: VReg, value: F32): void { this.setQ(r, f32x4.replace(v128.const(0n, 0n), 0, value)); }
+
+  /** For accesses to one lane in memory form: the record has the register during the instruction. */
+  override vAddress(r: VReg): I32 {
+    const n = r.value as number;
+    this.#spillVector(n, this.q(r));
+    this.state.dirty = { ...this.state.dirty, vectors: this.state.dirty.vectors & ~(1 << n) };
+    this.#addressed.add(n);
+    return super.vAddress(r);
+  }
 
   // ---- flags
   setFlags(source: FlagSource): void {
@@ -245,7 +346,9 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   #jump(va: I64): void {
     const target = this.f.let(va);
     this.#spillInline();
-    this.f.returnCall(this.context.jump, this.record(), this.vcpu, this.fuel, target);
+    const record = this.f.let(this.record());
+    goThroughTlb(this.f, this.context.leave, record, this.vcpu, this.fuel, target,
+      () => this.f.returnCall(this.context.jump, record, this.vcpu, this.fuel, target));
   }
   trap(): void {
     this.#ended = true;

@@ -1,8 +1,9 @@
 // What the translator's thread and the pCPUs' threads send each other. Hot records go one way, parcels of compiled
 // regions the other: the modules to everybody, the places that they are for to who asked.
 //
-// A parcel is counted in machine memory after it has been sent. So whoever sees the count has the parcel in its queue;
-// and no record names a region before a thread that has its module has put it there, with the module in all queues.
+// A message is counted in machine memory after it has been sent to all, and taken in only when it has been counted. So
+// whoever sees the count has the message in its queue; and no record names a region before a thread that has its module
+// has put it there, with the module in all queues.
 
 import type { CodePage } from '../decode-cache.ts';
 
@@ -21,10 +22,13 @@ export interface RegionParcel {
 
 /**
  * The table is full, and all regions go: their numbers will be used again. Whoever gets this empties its table; and the
- * decode cache is emptied, unless that has happened since this generation of it, so that no record names one.
+ * first one empties the decode cache, so that no record names one. For that, all vCPUs are stopped, and before a thread
+ * runs one again it takes in what is in its queue, this message with it. So none takes a number that a record got
+ * afterwards for one of its old regions.
  */
 export interface RegionReset {
-  readonly generation: number;
+  /** Counts the resets, from 1; DecodeCache.knowsRegionEpoch says whether the records have followed. */
+  readonly epoch: number;
 }
 
 export type RegionMessage = RegionParcel | RegionReset;

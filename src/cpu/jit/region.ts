@@ -14,8 +14,12 @@ import type { Operands } from '../../a64/operand.ts';
 import { decode, handlerNumber } from '../../a64/table.ts';
 
 export const PAGE_INSTRUCTIONS = 1024;
-/** Instructions of a region at most. */
-export const REGION_MAX = 256;
+/**
+ * Instructions of a region at most, and branches: code without many branches is worth compiling in one piece however long
+ * it is (the rounds of a hash), while of code with many only a small part runs each time.
+ */
+export const REGION_MAX = 640;
+const BRANCHES_MAX = 48;
 
 export interface Instruction {
   /** Place in the page. */
@@ -42,6 +46,8 @@ export interface Block {
   order: number;
   immediateDominator: Block | undefined;
   isLoopHead: boolean;
+  /** In some loop. */
+  isInLoop: boolean;
   /** Edges into it from blocks before it. */
   forwardEdges: number;
 }
@@ -67,6 +73,9 @@ export function formRegion(words: Uint32Array, entry: number, endsInTrap: EndsIn
   const ordered = reversePostorder(first);
   findDominators(ordered);
   dropIrreducible(ordered);
+  for (const block of ordered) {
+    if (block.isLoopHead) for (const inner of loopOf(block, ordered)) inner.isInLoop = true;
+  }
   const indices = [...found.keys()].toSorted((a, b) => a - b);
   const key = `${entry}:${indices.map(index => `${index}=${found.get(index)!.word.toString(36)}`).join()}`;
   return { entry: first, blocks: ordered, instructionCount: found.size, key };
@@ -95,13 +104,14 @@ function explore(words: Uint32Array, entry: number, endsInTrap: EndsInTrap, maxi
   const found = new Map<number, Instruction>();
   const leaders = new Set([entry]);
   const waiting = [entry];
+  let branches = 0;
   for (let start = waiting.shift(); start !== undefined; start = waiting.shift()) {
     for (let index = start; index < PAGE_INSTRUCTIONS; index++) {
       if (found.has(index)) {
         leaders.add(index);
         break;
       }
-      const instruction = found.size < maximum ? decodeAt(words, index) : undefined;
+      const instruction = found.size < maximum && branches < BRANCHES_MAX ? decodeAt(words, index) : undefined;
       if (instruction === undefined) break;
       found.set(index, instruction);
       const { row, target } = instruction;
@@ -110,7 +120,9 @@ function explore(words: Uint32Array, entry: number, endsInTrap: EndsInTrap, maxi
         if (!found.has(target)) waiting.push(target);
       }
       if (row.ends || endsInTrap(instruction)) break;
-      if (row.branch !== undefined) leaders.add(index + 1);
+      if (row.branch === undefined) continue;
+      leaders.add(index + 1);
+      branches++;
     }
   }
   return { found, leaders };
@@ -122,7 +134,7 @@ function makeBlocks(found: ReadonlyMap<number, Instruction>, leaders: ReadonlySe
     if (!found.has(start)) continue;
     const block: Block = {
       start, instructions: [], successors: [], next: undefined,
-      order: -1, immediateDominator: undefined, isLoopHead: false, forwardEdges: 0,
+      order: -1, immediateDominator: undefined, isLoopHead: false, isInLoop: false, forwardEdges: 0,
     };
     blocks.set(start, block);
     for (let index = start; ; index++) {
@@ -204,6 +216,22 @@ function dominates(a: Block, b: Block): boolean {
 }
 
 export const isBackward = (from: Block, to: Block): boolean => to.order <= from.order;
+
+/** The blocks of the loop that a block is the head of. */
+export function loopOf(head: Block, ordered: readonly Block[]): Set<Block> {
+  const loop = new Set([head]);
+  // Backwards: a block's successors have been looked at before it, but for those behind edges that go back.
+  for (let changed = true; changed;) {
+    changed = false;
+    for (const block of ordered.slice(head.order + 1).toReversed()) {
+      if (loop.has(block) || !block.successors.some(successor => loop.has(successor))) continue;
+      if (!dominates(head, block)) continue;
+      loop.add(block);
+      changed = true;
+    }
+  }
+  return loop;
+}
 
 function dropIrreducible(ordered: readonly Block[]): void {
   for (const block of ordered) {

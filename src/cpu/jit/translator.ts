@@ -4,7 +4,7 @@
 //                                          └──no──► batch ─► module ─────┴─► parcel
 //
 // Regions are position-independent, so equal code in another page (a fork's copy, the same library in another guest)
-// is compiled once.
+// is compiled once; and where all of a page is equal, all of its regions come at once (page-contents.ts).
 
 import type { MachineMemory } from '../../memory/machine-memory.ts';
 import type { MemoryImport } from '../../wasm/module.ts';
@@ -12,6 +12,8 @@ import { DecodeCache } from '../decode-cache.ts';
 import { interpreterTableSize } from '../interpreter.ts';
 import { RegionCompiler } from './compile.ts';
 import type { PlacedRegion } from './compile.ts';
+import { PageContents } from './page-contents.ts';
+import type { PlacedEntry } from './page-contents.ts';
 import { PAGE_INSTRUCTIONS } from './region.ts';
 import type { Region } from './region.ts';
 import type { RegionEntry, RegionReset } from './region-parcels.ts';
@@ -29,6 +31,8 @@ export interface TranslatorLimits {
   /** Regions at most before all are given up. */
   readonly regionCountMax?: number;
   readonly codeMaxBytes?: number;
+  /** Makes a module; left out: as the engine does by itself. */
+  readonly makeModule?: (bytes: Uint8Array<ArrayBuffer>) => WebAssembly.Module;
 }
 
 export interface Translation {
@@ -44,11 +48,13 @@ export class Translator {
   readonly #compiler: RegionCompiler;
   readonly #limits: TranslatorLimits;
   readonly #known = new Map<string, number>();
+  readonly #contents = new PageContents();
   readonly #asked = new Set<number>();
   #batch: PlacedRegion[] = [];
   #entries = new Map<number, RegionEntry[]>();
   #nextIndex = interpreterTableSize;
   #codeBytes = 0;
+  #epoch = 0;
 
   /** @param pairLockAddress as for `buildInterpreter` */
   constructor(machine: MachineMemory, memory: MemoryImport, pairLockAddress: number, limits: TranslatorLimits = {}) {
@@ -59,6 +65,8 @@ export class Translator {
   }
 
   get regionCount(): number { return this.#known.size; }
+  /** Bytes of emitted code of all regions. */
+  get codeBytes(): number { return this.#codeBytes; }
 
   /** Wants the code at a record compiled; `translate` does it. */
   request(record: number, requester: number): void {
@@ -68,13 +76,23 @@ export class Translator {
     if (page === undefined) return;
     // A copy: the guest may write to the page meanwhile.
     const words = this.#machine.u32.slice(page.mfn * PAGE_INSTRUCTIONS, (page.mfn + 1) * PAGE_INSTRUCTIONS);
-    const region = this.#compiler.form(words, page.index, this.#limits.regionMax);
-    if (region === undefined) return;
+    const known = this.#contents.of(words);
+    const wanted = known.get(page.index) ?? this.#enter(words, page.index, known);
+    const entries = this.#entries.get(requester) ?? [];
+    this.#entries.set(requester, entries);
+    // One that is asked for again has been lost: its page has changed and is as it was once more.
+    const news = new Set([...this.#contents.take(page, known), ...(wanted === undefined ? [] : [wanted])]);
+    for (const { index, indices, tableIndex } of news) entries.push({ page: { ...page, index }, indices, tableIndex });
+  }
+
+  #enter(words: Uint32Array, index: number, known: Map<number, PlacedEntry>): PlacedEntry | undefined {
+    const region = this.#compiler.form(words, index, this.#limits.regionMax);
+    if (region === undefined) return undefined;
     const tableIndex = this.#known.get(region.key) ?? this.#place(region);
     const indices = region.blocks.flatMap(block => block.instructions.map(instruction => instruction.index));
-    const entries = this.#entries.get(requester) ?? [];
-    entries.push({ page, indices, tableIndex });
-    this.#entries.set(requester, entries);
+    const entry = { index, indices, tableIndex };
+    known.set(index, entry);
+    return entry;
   }
 
   #place(region: Region): number {
@@ -92,12 +110,13 @@ export class Translator {
   /** Forgets all regions. What was asked for and not yet translated is lost: it is hot and will be asked for again. */
   startOver(): RegionReset {
     this.#known.clear();
+    this.#contents.clear();
     this.#asked.clear();
     this.#batch = [];
     this.#entries = new Map();
     this.#nextIndex = interpreterTableSize;
     this.#codeBytes = 0;
-    return { generation: this.#decodeCache.generation };
+    return { epoch: ++this.#epoch };
   }
 
   /** Compiles what was asked for. */
@@ -106,7 +125,7 @@ export class Translator {
     if (this.#batch.length > 0) {
       const bytes = this.#compiler.compile(this.#batch);
       this.#codeBytes += bytes.length;
-      module = new WebAssembly.Module(bytes);
+      module = this.#limits.makeModule?.(bytes) ?? new WebAssembly.Module(bytes);
     }
     const entries = this.#entries;
     this.#batch = [];

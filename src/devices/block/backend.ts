@@ -86,7 +86,7 @@ const PERSISTENT_MAX = 1024;
 const MEMORY_RETRY_MILLIS = 20;
 const MEMORY_RETRIES = 100;
 
-/** Requests taken in one turn of the event loop: a guest whose requests fail at once must not hold the host's thread. */
+/** Requests taken in one turn of the event loop at most: a guest whose requests fail at once must not hold the host's thread. */
 const REQUESTS_PER_TURN = 512;
 
 /** A page in use by requests; one that is kept stays mapped without any. */
@@ -116,7 +116,8 @@ export class BlockBackend {
   /** Nothing is taken from the ring while a barrier is under way. */
   #hasBarrier = false;
   readonly #waiting: { readonly inFlight: number; readonly tell: () => void }[] = [];
-  #takenThisTurn = 0;
+  /** Requests since the loop was last let go on to everything else. */
+  #taken = 0;
   #timer: NodeJS.Timeout | undefined;
 
   constructor({ guest, disk, limits = {}, clock = systemClock, metrics = newMetrics() }: BackendOptions) {
@@ -141,6 +142,10 @@ export class BlockBackend {
     if (this.#mapRing(position)) return true;
     this.#connection = undefined;
     return false;
+  }
+
+  get agreed(): { readonly ringPages: number; readonly persistentGrants: boolean } {
+    return { ringPages: this.#connection?.refs.length ?? 0, persistentGrants: this.#connection?.isPersistent ?? false };
   }
 
   /** What the guest and the host agreed on, and how far they are; undefined when not connected. With no request under way. */
@@ -206,7 +211,7 @@ export class BlockBackend {
   service(): void {
     const ring = this.#ring;
     if (ring === undefined || this.#timer !== undefined) return;
-    while (!this.#isPaused && !this.#hasBarrier && this.#takenThisTurn < REQUESTS_PER_TURN) {
+    while (!this.#isPaused && !this.#hasBarrier && this.#taken < REQUESTS_PER_TURN) {
       const delayMillis = this.#limit.delayMillis();
       if (delayMillis > 0) return this.#serviceLater(delayMillis);
       const slot = new Uint8Array(blkifRequest.sizeBytes);
@@ -214,7 +219,8 @@ export class BlockBackend {
       this.metrics.badIndices += ring.badIndices;
       ring.badIndices = 0;
       if (!isTaken) return;
-      if (this.#takenThisTurn++ === 0) setImmediate(() => this.#nextTurn());
+      // Counted on from turn to turn: a call back in every turn would cost each small request its way through the loop.
+      if (++this.#taken === REQUESTS_PER_TURN) setImmediate(() => this.#nextTurn());
       this.#limit.takeRequest();
       this.#inFlight++;
       void this.#serve(readRequest(slot), ring);
@@ -222,9 +228,8 @@ export class BlockBackend {
   }
 
   #nextTurn(): void {
-    const mayBeMore = this.#takenThisTurn >= REQUESTS_PER_TURN;
-    this.#takenThisTurn = 0;
-    if (mayBeMore) this.service();
+    this.#taken = 0;
+    this.service();
   }
 
   #serviceLater(delayMillis: number): void {

@@ -13,6 +13,7 @@ import { promisify } from 'node:util';
 import { assert } from '../../base/assert.ts';
 import { takeBuffer } from './buffers.ts';
 import { asDiskError, diskError, errnoOf } from './errors.ts';
+import { HolePuncher } from './hole-puncher.ts';
 
 /** Memory for one request, in order; no piece is empty. All of it in Wasm memories, whose pages are pages. */
 export type Pieces = readonly Uint8Array[];
@@ -45,6 +46,7 @@ export class BlockFile {
   #unsynced = false;
   /** A system that has failed to write forgets it: what was lost can't be made good by asking again. */
   #syncFailure: unknown;
+  #puncher: HolePuncher | undefined;
   #inUse = 0;
   #isClosed = false;
   #idle: (() => void) | undefined;
@@ -82,7 +84,8 @@ export class BlockFile {
       }
       const sizeBytes = stat.isFile() ? Number(stat.size) : blockDeviceBytes(Number(stat.rdev));
       const file = new BlockFile(path, fd, isDirect, isWritable, sizeBytes);
-      if (isDirect && sizeBytes >= 2 * SMALL_ALIGN_BYTES) await file.#tryAlignment();
+      // Nobody waits for that: until it is known, small requests go the longer way.
+      if (isDirect && sizeBytes >= 2 * SMALL_ALIGN_BYTES) void file.#using(() => file.#tryAlignment());
       return file;
     } catch (error) {
       if (fd !== undefined) closeSync(fd);
@@ -179,6 +182,21 @@ export class BlockFile {
     }
   }
 
+  get canPunch(): boolean {
+    return this.isWritable && HolePuncher.isAvailable;
+  }
+
+  /** Gives the space of a part of the file back, which reads as zero from then on. @returns false when that was not possible */
+  async punch(offset: number, sizeBytes: number): Promise<boolean> {
+    let isDone = false;
+    await this.#using(async () => {
+      this.#unsynced = true;
+      this.#puncher ??= new HolePuncher(this.#fd);
+      isDone = await this.#puncher.punch(offset, sizeBytes);
+    });
+    return isDone;
+  }
+
   truncate(sizeBytes: number): Promise<void> {
     return this.#using(async () => {
       await truncateFd(this.#fd, sizeBytes);
@@ -202,6 +220,7 @@ export class BlockFile {
     if (this.#isClosed) return;
     this.#isClosed = true;
     if (this.#inUse > 0) await new Promise<void>((resolve) => { this.#idle = resolve; });
+    this.#puncher?.close();
     await closeFd(this.#fd);
   }
 

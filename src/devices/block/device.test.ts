@@ -9,6 +9,7 @@ import { BlockDevice } from './device.ts';
 import type { BlockDeviceState } from './device.ts';
 import { Disk } from './disk.ts';
 import type { DiskState } from './disk.ts';
+import { HolePuncher } from './hole-puncher.ts';
 import { openDisk } from './open-disk.ts';
 import { rawFile, testFolder } from './test-disks.ts';
 import { TestGuest, TestRing } from './test-front-end.ts';
@@ -50,10 +51,12 @@ test('a front end finds all that it looks for, connects, and transfers', async (
   const { store, guest, device, state, connect, transfer } = await setUp(t);
   assert.equal(state(), XENBUS.initWait);
   const entries = Object.fromEntries(store.list(BACK)!.map((name) => [name, store.read(`${BACK}/${name}`)]));
+  const discard = HolePuncher.isAvailable
+    ? { 'feature-discard': '1', 'discard-granularity': '65536', 'discard-alignment': '0', 'discard-secure': '0' } : { 'feature-discard': '0' };
   assert.deepEqual({ ...entries, params: '' }, {
     frontend: FRONT, 'frontend-id': '7', online: '1', removable: '0', bootable: '1', dev: 'xvda', type: 'phy', mode: 'w',
     'device-type': 'disk', params: '', 'hotplug-status': 'connected', 'feature-flush-cache': '1', 'feature-barrier': '1',
-    'feature-persistent': '0', 'feature-max-indirect-segments': '256', 'max-ring-page-order': '4', 'feature-discard': '0',
+    'feature-persistent': '0', 'feature-max-indirect-segments': '256', 'max-ring-page-order': '4', ...discard,
     'sector-size': '512', 'physical-sector-size': '4096', sectors: '2048', info: '0', state: '2',
   });
   assert.equal(store.read(`${FRONT}/backend`), 'backends/vbd/51712');
@@ -160,9 +163,20 @@ test('paused, frozen, rolled back and forked', async (t) => {
   twinStore.write('/local/domain/7', '');
   twinStore.domainIntroduced(7);
   for (const root of [FRONT, BACK]) twinStore.restore(root, store.dump(root)!);
-  const fork = new BlockDevice({
+  const forked = (): BlockDevice => new BlockDevice({
     bus: twin, store: twinStore, disk: Disk.fork(frozen), device: virtualDevice('xvda'), path, state,
   });
+  const shortLived = forked();
+  await shortLived.pause();
+  assert.deepEqual(shortLived.save(), state, 'a checkpoint right after a fork has the ring, though it connects a moment later');
+  await shortLived.close('keep');
+  const unborn = forked();
+  await unborn.close('keep');
+  await turn();
+  assert.equal(twin.inUse, 0, 'one that is closed before does not connect');
+  twin.notifications = 0;
+  const fork = forked();
+  await turn();
   assert.equal(twin.notifications, 1, 'in case an event was on its way');
   assert.equal(await transfer(twinRing, BLKIF_OP.read, 0, twin), 0);
   assert.ok(twin.page(20).every((byte) => byte === 1));

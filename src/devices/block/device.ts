@@ -60,6 +60,8 @@ export class BlockDevice {
   #isPaused = false;
   #isClosing = false;
   #isClosed = false;
+  /** What is to be gone on with, as soon as whoever makes the domain has no more to do. */
+  #deferred: BlockDeviceState | undefined;
   #gone = Promise.withResolvers<void>();
 
   constructor(options: BlockDeviceOptions) {
@@ -82,13 +84,19 @@ export class BlockDevice {
       // A fork's entries are its original's, with that one's number in them.
       this.#store.write(`${this.#backPath}/frontend`, this.#frontPath);
       this.#store.write(`${this.#backPath}/frontend-id`, String(bus.domainId));
-      this.#goOn(options.state);
+      // Its ring may have to be read from an image: the guest can run meanwhile.
+      this.#deferred = options.state;
+      setImmediate(() => this.#settle());
     }
     this.#unwatch = this.#store.watch(`${this.#frontPath}/state`, () => this.#frontChanged(), { depth: 0 });
   }
 
   get metrics(): BlockMetrics {
     return this.#backend.metrics;
+  }
+  /** What the guest has agreed to; no pages: it has not connected. */
+  get agreed(): { readonly ringPages: number; readonly persistentGrants: boolean } {
+    return this.#backend.agreed;
   }
   get #frontPath(): string {
     return `/local/domain/${this.#bus.domainId}/device/vbd/${this.device.number}`;
@@ -149,8 +157,8 @@ export class BlockDevice {
   }
 
   #frontChanged(): void {
-    // While paused the store may be being put back; `resume` looks again.
-    if (this.#isPaused || this.#isClosed) return;
+    // While paused the store may be being put back; `resume` looks again, as does `settle`.
+    if (this.#isPaused || this.#isClosed || this.#deferred !== undefined) return;
     // A device whose nodes the guest has removed has been given up by it.
     const state = this.#readNumber('state') ?? XENBUS.closed;
     if (state === XENBUS.initialised || (state === XENBUS.connected && this.#port === 0)) this.#connect();
@@ -222,6 +230,7 @@ export class BlockDevice {
 
   /** Tells the guest of another size; a front end that is connected looks again. @throws ZazenError ZAZEN_DISK_* */
   async resize(sizeBytes: number): Promise<void> {
+    this.#settle();
     await this.disk.resize(sizeBytes);
     this.#store.write(`${this.#backPath}/sectors`, String(this.disk.sizeBytes / SECTOR_BYTES));
     // The same state once more makes a front end look.
@@ -234,6 +243,7 @@ export class BlockDevice {
 
   /** Asks the guest to let go of the disk. Resolves when it has; the device can still be closed when it never does. */
   askToDetach(): Promise<void> {
+    this.#settle();
     this.#isClosing = true;
     this.#store.write(`${this.#backPath}/online`, '0');
     if (this.#port > 0) this.#setState(XENBUS.closing);
@@ -259,6 +269,7 @@ export class BlockDevice {
 
   /** Resolves when no request is under way and none will be begun. Guests may go on putting requests into the ring. */
   async pause(): Promise<void> {
+    this.#settle();
     this.#isPaused = true;
     await this.#backend.pause();
     await this.disk.quiesce();
@@ -292,6 +303,15 @@ export class BlockDevice {
     this.#drop();
     this.#isClosing = false;
     this.#goOn(state);
+  }
+
+  /** Does now what was put off, if it was. */
+  #settle(): void {
+    const state = this.#deferred;
+    if (state === undefined || this.#isClosed) return;
+    this.#deferred = undefined;
+    this.#goOn(state);
+    this.#frontChanged();
   }
 
   #goOn({ connection }: BlockDeviceState): void {

@@ -72,6 +72,8 @@ export interface DiskParts {
   readonly home?: DiskHome | undefined;
   /** Of another disk, whose nodes these are. */
   readonly basis?: DiskState | undefined;
+  /** False: what is discarded stays where it is. */
+  readonly mayDiscard?: boolean | undefined;
 }
 
 /** More than this is put together only when a guest need not wait for it. */
@@ -80,6 +82,7 @@ const MERGED_AT_ONCE_BYTES = 16 * 2 ** 20;
 export class Disk {
   readonly isReadOnly: boolean;
   readonly #home: DiskHome | undefined;
+  readonly #mayDiscard: boolean;
   readonly #locks = new RangeLocks();
   /** Only while it is written to directly. */
   #top: DiskNode | undefined;
@@ -100,8 +103,9 @@ export class Disk {
   #ended: Promise<void> | undefined;
   readonly #keeper: StateKeeper;
 
-  constructor({ node, isTop, sizeBytes, isReadOnly, home, basis }: DiskParts) {
+  constructor({ node, isTop, sizeBytes, isReadOnly, home, basis, mayDiscard = true }: DiskParts) {
     node.use();
+    this.#mayDiscard = mayDiscard && !isReadOnly;
     this.#node = node;
     this.#top = isTop ? node : undefined;
     this.#sizeBytes = sizeBytes;
@@ -132,7 +136,7 @@ export class Disk {
     return this.files().every((file) => file.isDirect);
   }
   get canDiscard(): boolean {
-    return !this.isReadOnly && this.#node.store.kind === 'layer';
+    return this.#mayDiscard && (this.#top === undefined || this.#node.store.canDiscard);
   }
 
   // ---- reading and writing ------------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ export interface LoadedLayer {
 
 /** @throws ZazenError ZAZEN_DISK_FORMAT, _DAMAGED; what reading throws */
 export async function loadLayer(file: BlockFile): Promise<LoadedLayer> {
-  const { header, sequence } = decodeHeader(await readBytes(file, 0, PAIR_BYTES), file.path);
+  // With the directory of all but huge disks, in one request.
+  const start = await readBytes(file, 0, DIRECTORY_OFFSET + PAIR_BYTES);
+  const { header, sequence } = decodeHeader(start.subarray(0, PAIR_BYTES), file.path);
   const clusters = new ClusterUse(file);
   const load = (kind: PageKind, index: number, slots: Uint8Array, offset: number): EntryPage => {
     const page = decodePage(slots, kind, index, offset, header.uuid, header.isClean);
@@ -35,7 +37,7 @@ export async function loadLayer(file: BlockFile): Promise<LoadedLayer> {
   };
   const mapPages = Math.ceil(header.sizeBytes / MAP_PAGE_SPAN_BYTES);
   const pairs = Math.ceil(mapPages / ENTRIES_PER_PAGE);
-  const slots = await readBytes(file, DIRECTORY_OFFSET, pairs * PAIR_BYTES);
+  const slots = pairs === 1 ? start.subarray(DIRECTORY_OFFSET) : await readBytes(file, DIRECTORY_OFFSET, pairs * PAIR_BYTES);
   const directory = Array.from({ length: pairs }, (_, index) => load(PAGE_KIND.directory, index,
     slots.subarray(index * PAIR_BYTES, (index + 1) * PAIR_BYTES), DIRECTORY_OFFSET + index * PAIR_BYTES));
   const map = new Map<number, EntryPage>();

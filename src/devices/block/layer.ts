@@ -32,6 +32,7 @@ export interface NewLayer {
 
 export class Layer implements BlockStore {
   readonly kind = 'layer';
+  readonly canDiscard = true;
   readonly granuleBytes = GRANULE_BYTES;
   readonly file: BlockFile;
   #header: LayerHeader;

@@ -22,13 +22,15 @@ export interface DiskFile {
   /** Default: by its name, see `formatOf`. */
   readonly format?: DiskFormat | undefined;
   readonly isReadOnly?: boolean | undefined;
+  /** Default true. */
+  readonly mayDiscard?: boolean | undefined;
 }
 
 /** Longest chain of layers that is followed. */
 const DEPTH_MAX = 64;
 
 /** @throws ZazenError ZAZEN_DISK_* */
-export async function openDisk({ path: given, format: wanted, isReadOnly = false }: DiskFile): Promise<Disk> {
+export async function openDisk({ path: given, format: wanted, isReadOnly = false, mayDiscard }: DiskFile): Promise<Disk> {
   const path = await realpath(given).catch((error: unknown) => { throw asDiskError(given, error); });
   const home = isReadOnly ? undefined : await DiskHome.take(path);
   try {
@@ -37,7 +39,7 @@ export async function openDisk({ path: given, format: wanted, isReadOnly = false
     const chain = new Chain(path, home, head.isMerging, wanted);
     const node = await chain.open(head.top, format, undefined);
     if (home !== undefined) await home.removeOthers(chain.paths);
-    return new Disk({ node, isTop: !isReadOnly, sizeBytes: node.store.sizeBytes, isReadOnly, home });
+    return new Disk({ node, isTop: !isReadOnly, sizeBytes: node.store.sizeBytes, isReadOnly, home, mayDiscard });
   } catch (error) {
     await home?.release();
     throw asDiskError(path, error);

@@ -39,9 +39,14 @@ export class RawStore implements BlockStore {
     return true;
   }
 
-  /** Node can neither punch a hole nor tell a device; zeros written out would take space instead of giving it back. */
-  async discard(): Promise<boolean> {
-    return false;
+  get canDiscard(): boolean {
+    return this.file.canPunch;
+  }
+
+  /** Zeros written out would take space instead of giving it back. */
+  async discard(offset: number, sizeBytes: number): Promise<boolean> {
+    const end = Math.min(offset + sizeBytes, this.#sizeBytes);
+    return this.canDiscard && (offset >= end || await this.file.punch(offset, end - offset));
   }
 
   flush(): Promise<void> {

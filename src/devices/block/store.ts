@@ -28,6 +28,7 @@ export interface BlockStore {
   write(pieces: Pieces, offset: number): Promise<void>;
   /** Whether all granules that this part of the disk touches are here. */
   has(offset: number, sizeBytes: number): boolean;
+  readonly canDiscard: boolean;
   /** Makes whole granules read as zero. @returns false when it cannot, and has done nothing */
   discard(offset: number, sizeBytes: number): Promise<boolean>;
   /** What was written before the call survives whatever comes after it. */

@@ -6,6 +6,7 @@ import { SeededRandom } from '../../base/random.ts';
 import { RAM_BASE, RAM_BYTES } from '../../hypervisor/test-emulated.ts';
 import { VirtioConsole } from './console.ts';
 import { VirtioEntropy } from './entropy.ts';
+import { VirtioInput } from './input.ts';
 import { BUFFERS, QUEUE_NUM, TestDriver } from './test-driver.ts';
 import type { TestBuffer } from './test-driver.ts';
 
@@ -61,6 +62,47 @@ test('entropy: buffers are filled, with an interrupt until it is acknowledged', 
   // Rings wrap.
   for (let i = 0; i < 70_000; i += 1009) driver.offer(0, [first], i % QUEUE_NUM);
   assert.equal(driver.takeUsed(0).length, Math.ceil(70_000 / 1009));
+  driver.close();
+});
+
+test('event index: each side is told of what it asked for, and of nothing else', () => {
+  const driver = entropy();
+  driver.start(1, 2 ** VIRTIO_F.EVENT_IDX);
+  const usedEvent = driver.avail(0) + 4 + 2 * QUEUE_NUM;
+  const availEvent = (): number => driver.rig.read(driver.used(0) + 4 + 8 * QUEUE_NUM, 2).readUInt16LE();
+  const buffer = driver.buffer(4, true);
+  /** @returns whether the driver was interrupted */
+  const offer = (): boolean => {
+    driver.offer(0, [buffer]);
+    const wasInterrupted = driver.line;
+    driver.set(R.InterruptACK, VIRTIO_INTERRUPT.usedBuffer);
+    return wasInterrupted;
+  };
+  assert.equal(availEvent(), 0);
+  assert(offer());
+  assert.equal(availEvent(), 1);
+  driver.rig.write16(usedEvent, 3);
+  // The flag that says the same without an index means nothing now.
+  assert.deepEqual([offer(), offer()], [false, false]);
+  driver.rig.write16(driver.avail(0), 1);
+  assert.deepEqual([offer(), offer()], [true, false]);
+  assert.equal(availEvent(), 5);
+  // Several in one go: asked for the one after the last.
+  for (let i = 0; i < 3; i++) driver.makeAvailable(0, 0);
+  driver.notify(0);
+  assert.equal(availEvent(), 8);
+  // What the device has asked for it does not ask for again, until what it has written may be gone.
+  driver.rig.write16(driver.used(0) + 4 + 8 * QUEUE_NUM, 77);
+  driver.slot.service(true);
+  assert.equal(availEvent(), 77);
+  driver.slot.restore(driver.slot.save());
+  driver.slot.service(true);
+  assert.equal(availEvent(), 8);
+  for (let i = 0; i < 70_000; i += 7) {
+    driver.rig.write16(usedEvent, (8 + i / 7) % 65536);
+    if (i % 11 === 0) driver.rig.write16(usedEvent, (7 + i / 7) % 65536);
+    assert.equal(offer(), i % 11 !== 0);
+  }
   driver.close();
 });
 
@@ -187,14 +229,17 @@ test('random registers, rings and descriptors: nothing throws, nothing is writte
   const steps = fc.array(fc.oneof(
     { weight: 3, arbitrary: descriptor }, { weight: 4, arbitrary: offer }, { weight: 2, arbitrary: register }, scribble, restart,
   ), { maxLength: 120 });
-  fc.assert(fc.property(steps, fc.boolean(), (all, isConsole) => {
+  const features = fc.nat(3).map((bits) => (bits & 1) * 2 ** VIRTIO_F.INDIRECT_DESC + (bits >>> 1) * 2 ** VIRTIO_F.EVENT_IDX);
+  fc.assert(fc.property(steps, fc.constantFrom('console', 'entropy', 'input'), features, (all, kind, wanted) => {
     const console = new VirtioConsole(() => {});
-    const driver = new TestDriver(isConsole ? console : new VirtioEntropy(new SeededRandom(1)));
-    const queues = isConsole ? 2 : 1;
-    driver.start(queues);
+    const input = new VirtioInput();
+    const driver = new TestDriver(kind === 'console' ? console : kind === 'input' ? input : new VirtioEntropy(new SeededRandom(1)));
+    const queues = kind === 'entropy' ? 1 : 2;
+    driver.start(queues, wanted);
     const { used } = driver.rig.thread.heap.stats();
     for (const step of all) {
-      if ('restart' in step) driver.start(queues);
+      if ('restart' in step) driver.start(queues, wanted);
+      else if ('register' in step && step.register >= R.Config) driver.set(step.register, step.value & 0xff, 1);
       else if ('register' in step) driver.set(step.register - step.register % 4, step.value);
       else if ('scribbleAt' in step) driver.rig.write(RAM_BASE + step.scribbleAt, Uint8Array.of(step.byte));
       else if ('offered' in step) {
@@ -204,10 +249,11 @@ test('random registers, rings and descriptors: nothing throws, nothing is writte
         const buffer: TestBuffer = { address: step.address, sizeBytes: step.sizeBytes };
         driver.describe(driver.desc(step.queue) + 16 * step.at, buffer, step.flags, step.next);
       }
-      if (isConsole) {
+      if (kind === 'console') {
         console.takeOutput();
         console.putInput(Buffer.from('input'));
       }
+      if (kind === 'input') input.press(driver.slot, 'POWER');
       driver.slot.service(true);
     }
     // What was written lies in the guest's RAM: untouched pages of it become frames, and a few nodes.

@@ -5,6 +5,10 @@
 //   available ring ──► head ──► descriptors (or one indirect table) ──► Chain: where to read, where to write
 //   used ring      ◄── head, bytes written
 //
+// With VIRTIO_F_EVENT_IDX each side says in its ring which element the other is to tell of, if it is told of any: the
+// driver at the end of the available ring, the device at the end of the used ring. This one asks for the next request
+// when it has looked for one and found none; while it has, a busy driver need not notify.
+//
 // A driver that breaks the rules (an index that jumps, a loop, a table in a table, an address that is no memory, a
 // buffer that is given twice) gets the status bit DEVICE_NEEDS_RESET and no more service until it resets the device.
 
@@ -53,6 +57,8 @@ export class VirtQueue {
   readonly #inFlight = new Map<number, Chain>();
   /** Heads that were taken before the state that the device goes on from was saved. */
   readonly #replays: number[] = [];
+  /** The place in the available ring that the driver was asked to tell of. */
+  #askedFor: number | undefined;
 
   constructor(slot: VirtioSlot, at: number) {
     this.#slot = slot;
@@ -68,11 +74,12 @@ export class VirtQueue {
   restart(heads: readonly number[] = []): void {
     this.#inFlight.clear();
     this.#replays.splice(0, Infinity, ...heads);
+    this.#askedFor = undefined;
   }
 
   /** Whether `take` would have something, if the driver keeps the rules. */
   get hasNext(): boolean {
-    return this.#guarded(() => this.#isUsable && (this.#replays.length > 0 || this.#available() > 0)) ?? false;
+    return this.#guarded(() => this.#isUsable && (this.#replays.length > 0 || this.#awaited() > 0)) ?? false;
   }
 
   /** The next request, to be completed at some time; undefined when there is none now. */
@@ -80,7 +87,7 @@ export class VirtQueue {
     return this.#guarded(() => {
       if (!this.#isUsable) return undefined;
       const isReplay = this.#replays.length > 0;
-      if (!isReplay && this.#available() === 0) return undefined;
+      if (!isReplay && this.#awaited() === 0) return undefined;
       const head = isReplay ? this.#replays[0]! : this.#nextHead();
       check(head < this.#num && !this.#inFlight.has(head));
       const chain = this.#readChain(head);
@@ -130,9 +137,11 @@ export class VirtQueue {
     const device = this.#address(Q.device, RING_HEADER_BYTES);
     const index = this.#get(Q.usedIndex) & 0xffff;
     const element = device + RING_HEADER_BYTES + USED_ELEMENT_BYTES * (index % this.#num);
+    const hasEventIndex = this.#slot.hasEventIndex;
+    const wish = hasEventIndex ? driver + RING_HEADER_BYTES + WORD_BYTES * this.#num : driver;
     const ring = this.#must(ram.pinForWrite([
       { address: element, sizeBytes: USED_ELEMENT_BYTES }, { address: device + WORD_BYTES, sizeBytes: WORD_BYTES },
-      { address: driver, sizeBytes: WORD_BYTES },
+      { address: wish, sizeBytes: WORD_BYTES },
     ]));
     const data = ram.pinForWrite(slice(chain.writable, 0, sizeBytes));
     if (typeof data === 'string') {
@@ -152,7 +161,8 @@ export class VirtQueue {
       this.#set(Q.usedIndex, (index + 1) & 0xffff);
       const { u16 } = frame.machine;
       Atomics.store(u16, ring.addressOf(-2) / 2, index + 1);
-      if ((Atomics.load(u16, ring.addressOf(-1) / 2) & AVAIL_F_NO_INTERRUPT) === 0) this.#slot.interrupt();
+      const wished = Atomics.load(u16, ring.addressOf(-1) / 2);
+      if (hasEventIndex ? wished === index : (wished & AVAIL_F_NO_INTERRUPT) === 0) this.#slot.interrupt();
     });
     data.unpin();
     ring.unpin();
@@ -180,6 +190,23 @@ export class VirtQueue {
     const count = (index - this.#get(Q.lastAvail)) & 0xffff;
     check(count <= this.#num);
     return count;
+  }
+
+  /** The same; if there are none, the driver has been asked to tell of the next one, if it needs to be. */
+  #awaited(): number {
+    const waiting = this.#available();
+    const next = this.#get(Q.lastAvail) & 0xffff;
+    if (waiting > 0 || next === this.#askedFor || !this.#slot.hasEventIndex) return waiting;
+    const address = this.#address(Q.device, RING_HEADER_BYTES) + RING_HEADER_BYTES + USED_ELEMENT_BYTES * this.#num;
+    const wish = this.#must(this.#slot.ram.pinForWrite([{ address, sizeBytes: WORD_BYTES }]));
+    this.#slot.locked(() => {
+      if (this.#slot.isReset) return;
+      Atomics.store(this.#slot.frame.machine.u16, wish.addressOf(-1) / 2, next);
+      this.#askedFor = next;
+    });
+    wish.unpin();
+    // Those that came before it was asked.
+    return this.#available();
   }
 
   #nextHead(): number {

@@ -7,11 +7,12 @@
 // device writes to none of the driver's memory any more.
 
 import {
-  GUEST_VIRTIO_MMIO_BASE, GUEST_VIRTIO_MMIO_SPI_FIRST, VIRTIO_CONFIG_BYTES, VIRTIO_F, VIRTIO_MAGIC, VIRTIO_MMIO,
-  VIRTIO_MMIO_BYTES, VIRTIO_QUEUE, VIRTIO_QUEUES_MAX, VIRTIO_QUEUE_NUM_MAX, VIRTIO_SLOT, VIRTIO_SLOTS, VIRTIO_STATUS,
-  VIRTIO_VENDOR, virtioQueueAt, virtioSlotAt,
+  GUEST_VIRTIO_MMIO_BASE, VIRTIO_CONFIG_BYTES, VIRTIO_F, VIRTIO_ID, VIRTIO_MAGIC, VIRTIO_MMIO, VIRTIO_MMIO_BYTES,
+  VIRTIO_QUEUE, VIRTIO_QUEUES_MAX, VIRTIO_QUEUE_NUM_MAX, VIRTIO_SLOT, VIRTIO_SLOTS, VIRTIO_STATUS, VIRTIO_VENDOR,
+  virtioIntid, virtioQueueAt, virtioSlotAt,
 } from '../../abi/emulated-devices.ts';
 import type { DeviceFrame, RegisterModel } from '../../hypervisor/emulated-devices.ts';
+import { CONFIG_CHOICE_BYTES, chooseInputConfig } from './input-config.ts';
 
 const R = VIRTIO_MMIO;
 const S = VIRTIO_SLOT.at;
@@ -33,7 +34,7 @@ const RESET_FIELDS = [
 
 /** Drives a slot's interrupt line. With its lock. */
 export function driveVirtioLine(frame: DeviceFrame, slot: number): void {
-  frame.setLine(GUEST_VIRTIO_MMIO_SPI_FIRST + slot, frame.get(virtioSlotAt(slot) + S.interruptStatus) !== 0);
+  frame.setLine(virtioIntid(slot), frame.get(virtioSlotAt(slot) + S.interruptStatus) !== 0);
 }
 
 /** Forgets all that a driver has said. With the slot's lock. */
@@ -82,8 +83,9 @@ export class VirtioMmio implements RegisterModel {
     const slot = Math.floor(offset / VIRTIO_MMIO_BYTES);
     const at = virtioSlotAt(slot);
     const register = offset % VIRTIO_MMIO_BYTES;
-    // Registers are words, and nothing in a configuration space can be written.
-    if (sizeBytes !== 4 || register >= R.Config || frame.get(at + S.deviceId) === 0) return;
+    if (register >= R.Config) return storeConfig(frame, at, register - R.Config, value, sizeBytes);
+    // Registers are words.
+    if (sizeBytes !== 4 || frame.get(at + S.deviceId) === 0) return;
     frame.lock(at + S.lock);
     const isForHost = this.#store(frame, slot, at, register, value);
     frame.unlock(at + S.lock);
@@ -130,6 +132,16 @@ export class VirtioMmio implements RegisterModel {
     frame.set(at + S.status, status);
     return (status & ~before & driverOk) !== 0;
   }
+}
+
+/** The only configuration space in which anything can be written is that of an input device. */
+function storeConfig(frame: DeviceFrame, at: number, offset: number, value: number, sizeBytes: number): void {
+  if (frame.get(at + S.deviceId) !== VIRTIO_ID.input || sizeBytes !== 1 || offset >= CONFIG_CHOICE_BYTES) return;
+  frame.lock(at + S.lock);
+  const config = frame.address + at + S.config;
+  frame.machine.u8[config + offset] = value;
+  chooseInputConfig(frame.machine.u8, config);
+  frame.unlock(at + S.lock);
 }
 
 /** Offset in the frame of the queue that the driver has selected, or 0. */

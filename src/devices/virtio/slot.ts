@@ -79,6 +79,9 @@ export class VirtioSlot {
   get hasIndirect(): boolean {
     return this.hasFeature(VIRTIO_F.INDIRECT_DESC);
   }
+  get hasEventIndex(): boolean {
+    return this.hasFeature(VIRTIO_F.EVENT_IDX);
+  }
   hasFeature(bit: number): boolean {
     const half = this.frame.get(this.#at + (bit < 32 ? S.driverFeaturesLow : S.driverFeaturesHigh));
     return ((half >>> (bit % 32)) & 1) !== 0;
@@ -166,7 +169,7 @@ export class VirtioSlot {
     const { frame } = this;
     const { deviceId, queueCount, features } = this.#model;
     const set = (field: number, value: number): void => frame.set(this.#at + field, value);
-    const offered = [VIRTIO_F.VERSION_1, VIRTIO_F.INDIRECT_DESC, ...features];
+    const offered = [VIRTIO_F.VERSION_1, VIRTIO_F.INDIRECT_DESC, VIRTIO_F.EVENT_IDX, ...features];
     const bits = (from: number): number =>
       offered.reduce((mask, bit) => bit >= from && bit < from + 32 ? mask | 2 ** (bit - from) : mask, 0);
     set(S.deviceId, deviceId);

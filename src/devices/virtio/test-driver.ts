@@ -7,7 +7,7 @@
 
 import assert from 'node:assert/strict';
 import {
-  GUEST_VIRTIO_MMIO_BASE, GUEST_VIRTIO_MMIO_SPI_FIRST, VIRTIO_F, VIRTIO_MMIO as R, VIRTIO_MMIO_BYTES, VIRTIO_STATUS,
+  GUEST_VIRTIO_MMIO_BASE, VIRTIO_F, VIRTIO_MMIO as R, VIRTIO_MMIO_BYTES, VIRTIO_STATUS, virtioIntid,
 } from '../../abi/emulated-devices.ts';
 import { EmulatedRig, RAM_BASE } from '../../hypervisor/test-emulated.ts';
 import { VirtioMmio } from './registers.ts';
@@ -39,11 +39,11 @@ export class TestDriver {
   reg(register: number, sizeBytes = 4): number {
     return this.rig.load(GUEST_VIRTIO_MMIO_BASE + SLOT * VIRTIO_MMIO_BYTES + register, sizeBytes);
   }
-  set(register: number, value: number): void {
-    this.rig.store(GUEST_VIRTIO_MMIO_BASE + SLOT * VIRTIO_MMIO_BYTES + register, value);
+  set(register: number, value: number, sizeBytes = 4): void {
+    this.rig.store(GUEST_VIRTIO_MMIO_BASE + SLOT * VIRTIO_MMIO_BYTES + register, value, sizeBytes);
   }
   get line(): boolean {
-    return this.rig.line(GUEST_VIRTIO_MMIO_SPI_FIRST + SLOT);
+    return this.rig.line(virtioIntid(SLOT));
   }
 
   /** As Linux does it. @param features bits of the low half beside VERSION_1 */

@@ -1,0 +1,41 @@
+// What a pCPU does while it has never had anything to do: it decodes an instruction or two of each kind that there is. The
+// table's code is read by V8 when it is first called, and made fast when it has been called often, so that the first guest
+// of a process, and the first code of a restored one, would wait for that. What is decoded is remembered, and is seldom
+// what a guest has; it is the code that counts.
+
+import { rows } from '../a64/table.ts';
+import { SeededRandom } from '../base/random.ts';
+import type { DecodeCache } from '../cpu/decode-cache.ts';
+import type { IdleWork } from '../hypervisor/pcpu.ts';
+
+const WORDS_PER_ROW = 2;
+
+export class WarmDecoding implements IdleWork {
+  readonly #cache: Pick<DecodeCache, 'learn'>;
+  readonly #random = new SeededRandom(1);
+  #next = 0;
+
+  constructor(cache: Pick<DecodeCache, 'learn'>) {
+    this.#cache = cache;
+  }
+
+  get isWaiting(): boolean {
+    return this.#next < rows.length;
+  }
+
+  /** One row of the table, some ten microseconds. */
+  step(): boolean {
+    const row = rows[this.#next++];
+    if (row === undefined) return false;
+    for (let i = 0; i < WORDS_PER_ROW; i++) this.#cache.learn(((this.#random.u32() & ~row.mask) | row.bits) >>> 0);
+    return true;
+  }
+}
+
+/** The first of several that has something to do does a piece of it. */
+export function firstOf(...works: readonly IdleWork[]): IdleWork {
+  return {
+    get isWaiting() { return works.some((work) => work.isWaiting); },
+    step: () => works.some((work) => work.step()),
+  };
+}
