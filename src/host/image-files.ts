@@ -82,8 +82,9 @@ export async function saveCheckpoint(
       domain: { name, uuid, memoryBytes, vcpus },
       parent: options.parent, parentRoot: options.parentRoot, onProgress: options.onProgress, signal: options.signal,
     });
-    // While the file is being opened; an incremental image is to take no time, and stores nothing twice.
-    if (options.parent === undefined) rehearsal = Rehearsal.begin(core, frozen);
+    // While the file is being opened; an incremental image is to take no time, and stores nothing twice, and a dump is
+    // not for going on from.
+    if (options.parent === undefined && options.withoutDisks !== true) rehearsal = Rehearsal.begin(core, frozen);
     const { reference, ...stats } = await saving;
     await removeOldDisks(path, disks);
     return { reference, stats };

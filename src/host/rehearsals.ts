@@ -1,10 +1,13 @@
 // Runs rehearsals (lifecycle/rehearsal.ts): domains that the host's user never sees, for some milliseconds each, beside
 // the writing of an image. It is advice that comes of them, so whatever is missing for one, there is none.
 
+import { availableParallelism } from 'node:os';
 import { DOMAIN } from '../abi/domain-record.ts';
+import { VCPU_STATE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { ConsoleRing } from '../devices/console/ring.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
+import type { HypervisorThread } from '../hypervisor/thread.ts';
 import type { FrozenDomain } from '../lifecycle/checkpoint.ts';
 import { forkDomain } from '../lifecycle/fork.ts';
 import { placesOf } from '../lifecycle/rehearsal.ts';
@@ -36,10 +39,11 @@ export class Rehearsal {
 
   /**
    * @param frozen must stay as it is until `end`
-   * @returns undefined when the host has no room for it
+   * @returns undefined when the host has no room for it, or no core to spare: what writes the image comes first
    */
   static begin(core: HostCore, frozen: FrozenDomain): Rehearsal | undefined {
     const { thread, builder } = core;
+    if (!hasSpareCore(thread)) return undefined;
     const { total, used } = thread.heap.stats();
     if (total - used < FRAMES_MIN) return undefined;
     const vcpuAddresses = core.takeVcpus(frozen.state.vcpus.length);
@@ -113,4 +117,16 @@ export class Rehearsal {
     images.removeFrozen(this.#pages);
     return this.#touched;
   }
+}
+
+/** Beside the main thread, which is about to write, and the vCPUs that want to run. */
+function hasSpareCore({ machine, scheduling }: HypervisorThread): boolean {
+  const { pcpuCount, vcpuCount } = machine.parameters;
+  let busy = 0;
+  for (let number = 0; number < vcpuCount; number++) {
+    const address = machine.vcpuAddress(number);
+    const state = scheduling.get(address, 'state');
+    if (state === VCPU_STATE.running || (state === VCPU_STATE.runnable && scheduling.mayRun(address))) busy++;
+  }
+  return busy < pcpuCount && busy + 1 < availableParallelism();
 }
