@@ -12,8 +12,16 @@ import type { Duplex, Readable, Writable } from 'node:stream';
 import type { Clock } from '../base/clock.ts';
 import type { Random } from '../base/random.ts';
 import type { AuditReport } from '../memory/audit.ts';
-import type { NetworkMetrics, NetworkOptions } from '../network/network.ts';
+import type { NetworkOptions } from '../network/network.ts';
 import type { Store } from '../xenstore/store.ts';
+import type {
+  DomainEvent, DomainState, EventSubscription, HostEvent, ShutdownReason, SubscribeOptions, SuspendOptions, SuspendStats,
+  SuspendVia,
+} from './event-types.ts';
+import type { DomainStats, HostStats } from './stats-types.ts';
+
+export type * from './event-types.ts';
+export type * from './stats-types.ts';
 
 /** A number of bytes, or text as `parseSize` takes it: `400MiB`, `400M`, `1GiB`; digits alone are MiB, as in xl. */
 export type Size = number | string;
@@ -254,232 +262,8 @@ export interface CreateOptions {
   log?: (line: string) => void;
 }
 
-/** Why a guest stopped by itself, for good: SHUTDOWN_* of Xen's public/sched.h. */
-export type ShutdownReason = 'poweroff' | 'reboot' | 'crash' | 'watchdog';
-
-/** `suspended` is until `resume`, whether or not it is paused as well. */
-export type DomainState = 'running' | 'paused' | 'suspended' | 'shutdown' | 'destroyed';
-
-/** How a guest is suspended: two ways to ask it, which docs/suspend.md describes, and without asking it. */
-export type SuspendVia = 'event-channel' | 'store' | 'transparent';
-
-export interface SuspendOptions {
-  /**
-   * Default `auto`: what the guest offers, the quicker way first, and if it does not answer, transparently. A paused guest
-   * cannot be asked.
-   */
-  readonly via?: SuspendVia | 'auto' | undefined;
-  /**
-   * How long the guest may take for each step, in each way: over the event channel, until it has suspended itself; over the
-   * store, until it has acknowledged, and again until it has suspended itself. Default 10 000.
-   */
-  readonly timeoutMillis?: number | undefined;
-  /** Ends waiting for the guest, which runs on. */
-  readonly signal?: AbortSignal | undefined;
-}
-
-export interface SuspendAttempt {
-  readonly via: SuspendVia;
-  /** `not-offered`: the guest does not wait to be asked so. `no-answer`: not in time; it was left running. */
-  readonly outcome: 'suspended' | 'not-offered' | 'paused' | 'no-answer';
-  readonly micros: number;
-}
-
-/** Microseconds of wall time since `requestedAt`. */
-export interface SuspendStats {
-  /** The way that worked. */
-  readonly via: SuspendVia;
-  /** Unix time in milliseconds, with fractions. */
-  readonly requestedAt: number;
-  /** When the guest had taken the request from the store. */
-  readonly acknowledgedMicros?: number;
-  /** When it was suspended. */
-  readonly completedMicros: number;
-  /** All ways that were tried, in order; the last one worked. */
-  readonly attempts: readonly SuspendAttempt[];
-}
-
-export type DomainEventBody =
-  | { readonly type: 'started' }
-  | { readonly type: 'paused' }
-  | { readonly type: 'unpaused' }
-  | { readonly type: 'rolledBack' }
-  /** It stands still until `resume`. `guest`: it has suspended itself without being asked. */
-  | { readonly type: 'suspended'; readonly via: SuspendVia | 'guest' }
-  /**
-   * It goes on; what a guest that had suspended itself is told. `cancelled`: where it was. `new-place`: it was made from a
-   * state in which it was suspended, and has to find its surroundings anew.
-   */
-  | { readonly type: 'resumed'; readonly reason: 'cancelled' | 'new-place' }
-  /** An image of it is complete. */
-  | { readonly type: 'saved'; readonly path: string }
-  /** It was made from that image. */
-  | { readonly type: 'restored'; readonly path: string }
-  /** The guest runs no more; its memory is kept until it is destroyed. */
-  | { readonly type: 'shutdown'; readonly reason: ShutdownReason }
-  /**
-   * A vCPU cannot go on because of the host, and the domain is paused. ZAZEN_HOST_OUT_OF_MEMORY: there is no frame for it;
-   * ZAZEN_IMAGE_*: it needs a page of the image that it was restored from, which the message names, and which cannot be
-   * read. When that is put right, `unpause` goes on as if nothing had happened.
-   */
-  | { readonly type: 'stalled'; readonly code: string; readonly message: string }
-  /** Always the last one. */
-  | { readonly type: 'destroyed' };
-
-export type DomainEvent = DomainEventBody & {
-  readonly domainId: number;
-  /** 1, 2, 3 … within the domain, the same for all subscribers. */
-  readonly sequence: number;
-  /** Unix time in milliseconds, with fractions. */
-  readonly timeMillis: number;
-};
-
-/** With the name of the domain. */
-export type HostEvent = DomainEvent & { readonly name: string };
-
-export interface SubscribeOptions {
-  /** Begin with the past, as far as it is kept: the latest 1000 events. Default true. */
-  readonly history?: boolean | undefined;
-}
-
-/** Independent of all others. `return()`, as by leaving a loop, ends it, also while it waits. */
-export interface EventSubscription<E> extends AsyncIterableIterator<E, undefined> {
-  /** Events that it has not seen, because they are no longer kept: it began late or was slow. */
-  readonly missed: number;
-  return(): Promise<IteratorResult<E, undefined>>;
-}
-
-export interface VcpuStats {
-  readonly id: number;
-  readonly state: 'offline' | 'runnable' | 'running' | 'blocked';
-  readonly instructionsRetired: number;
-  /** Time on a pCPU. */
-  readonly runMillis: number;
-}
-
-export interface DomainStats {
-  readonly id: number;
-  readonly name: string;
-  readonly uuid: string;
-  readonly state: DomainState;
-  /** Guest RAM as the guest sees it. */
-  readonly memoryBytes: number;
-  /** Frames that were taken for it, tables included: what it has written. Those of its kernel file are the host's. */
-  readonly residentBytes: number;
-  readonly vcpus: readonly VcpuStats[];
-  readonly cpuWeight: number;
-  /** 0: no limit. */
-  readonly cpuCapPercent: number;
-  /** Sums over the vCPUs. */
-  readonly instructionsRetired: number;
-  readonly runMillis: number;
-  /** Made by the guest since it was created. */
-  readonly hypercalls: number;
-  /** Accesses for which no TLB had an entry. */
-  readonly tlbMisses: number;
-  /** Accesses to system registers that this CPU does not have, each UNDEFINED for the guest. */
-  readonly unknownSystemRegisters: number;
-  readonly consoleOutBytes: number;
-  readonly consoleInBytes: number;
-  readonly nics: readonly NicStats[];
-  /** When it has disks. */
-  readonly disks?: readonly DiskStats[];
-  /** When it is of type hvm. */
-  readonly emulated?: EmulatedStats;
-  /** When it was restored. */
-  readonly image?: ImageLoadStats;
-}
-
 /** `first`: hvc0, or with type hvm the serial port. `virtio`: type hvm only. */
 export type ConsoleDevice = 'first' | 'virtio';
-
-/** Of emulated devices, since the domain was built; modulo 2^32. */
-export interface EmulatedStats {
-  /** Accesses to registers. */
-  readonly accesses: number;
-  /** How many of them had something to tell the host's thread. */
-  readonly hostCalls: number;
-}
-
-/** Of the image that a domain was restored from, for all domains that were; bytes and pages since it was opened. */
-export interface ImageLoadStats {
-  readonly path: string;
-  /** Pages that are not zero, and how many of them are in memory. */
-  readonly pageCount: number;
-  readonly pagesDone: number;
-  /** Nothing has to be read any more; the file is closed. */
-  readonly isComplete: boolean;
-  /** What the saved guest was using, and is read first. */
-  readonly workingSetPages: number;
-  /** Read because a guest touched them, or others near them, and in how many requests. */
-  readonly touchedPages: number;
-  readonly touchRequests: number;
-  readonly bytesRead: number;
-  /** False where the file system refused O_DIRECT. */
-  readonly direct: boolean;
-  /** Why the rest is not being read. */
-  readonly failure?: string;
-}
-
-export interface HostStats {
-  /** Machine memory, the host's records included. */
-  readonly memoryBytes: number;
-  /** Frames that a guest can get at once. */
-  readonly freeBytes: number;
-  /** Of the free ones: clean; waiting to be scrubbed; being scrubbed at this moment. */
-  readonly cleanBytes: number;
-  readonly dirtyBytes: number;
-  readonly scrubbingBytes: number;
-  /** In use by more than one domain or checkpoint; of what they share by sharing a table, the table alone counts. */
-  readonly sharedBytes: number;
-  /** Kernels and the like that the host keeps for the next domain. In use, but given up when memory is needed. */
-  readonly cachedBytes: number;
-  /** Still charged to domains that were destroyed and whose memory is being given back. */
-  readonly releasingBytes: number;
-  readonly pcpus: readonly PcpuStats[];
-  readonly activity: ActivitySamples;
-  readonly codeCache: CodeCacheStats;
-  /** Time that the host's own thread was at work: back ends of devices, the store, the toolstack. */
-  readonly hostThreadMillis: number;
-  /** Live domains. */
-  readonly domains: number;
-  /** By name, those that are in use or were given options. */
-  readonly networks: Readonly<Record<string, NetworkMetrics>>;
-  readonly uptimeMillis: number;
-}
-
-/** Counts of looks at the pCPUs, each one of which was doing one of these; looked at while somebody asks for statistics. */
-export interface ActivitySamples {
-  /** Guest code, compiled or interpreted. */
-  readonly code: number;
-  /** Page-table walks and whatever else a TLB miss takes. */
-  readonly memory: number;
-  /** Decoding guest code, and taking in what was compiled. */
-  readonly decoding: number;
-  /** System registers, hypercalls, exceptions, TLB maintenance. */
-  readonly hypervisor: number;
-  /** Registers of emulated devices, the interrupt controller's among them. */
-  readonly devices: number;
-  /** In no vCPU. */
-  readonly idle: number;
-}
-
-export interface CodeCacheStats {
-  /** Pages of guest code that can be held decoded, and that are. */
-  readonly pages: number;
-  readonly usedPages: number;
-  /** Pieces of it that are compiled. */
-  readonly regions: number;
-}
-
-export interface PcpuStats {
-  readonly id: number;
-  readonly busyMillis: number;
-  /** Of it, in slices that ended in compiled code. */
-  readonly compiledMillis: number;
-  /** How often another thread has woken it, modulo 2^32. */
-  readonly wakeUps: number;
-}
 
 /** The command of a domain that was created with `exec`. It has taken over the domain's `console`. */
 export interface GuestCommand {
