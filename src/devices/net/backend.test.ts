@@ -103,39 +103,6 @@ for (const position of [0, 0xffff_fff0]) {
   });
 }
 
-test('that a short frame was sent is told later, and only to a guest that has not seen it by then', async () => {
-  const { guest, tx, fill, backend } = rig();
-  fill(1, 1);
-  const send = (sizeBytes: number): void => {
-    tx.put(...txSlot(1, 0, 0, 5, sizeBytes));
-    tx.push();
-    guest.kick();
-  };
-  send(1000);
-  assert.equal(guest.notified.length, 1);
-  assert.equal(tx.responses().length, 1);
-  // It looks by itself.
-  send(60);
-  assert.equal(tx.responses().length, 1);
-  // It does not, and sends more meanwhile: told once, of all of them. That it was not told of the first is seen by that.
-  send(60);
-  send(60);
-  assert.equal(guest.notified.length, 1);
-  while (guest.notified.length === 1) await new Promise((resolve) => setTimeout(resolve, 1));
-  assert.equal(tx.responses().length, 2);
-  // One that sees them all before the time comes is not told.
-  const { notifications } = backend.metrics;
-  send(60);
-  assert.equal(tx.responses().length, 1);
-  send(2000);
-  assert.equal(backend.metrics.notifications, notifications + 1);
-  assert.equal(tx.responses().length, 1);
-  await new Promise<void>((resolve) => setTimeout(resolve, 10));
-  assert.equal(backend.metrics.notifications, notifications + 1);
-  send(60);
-  backend.disconnect();
-});
-
 test('back-pressure: what is not taken stays in the ring; the network is told of buffers only when it waits', async () => {
   const { guest, network, backend, tx, fill, post } = rig(0, true);
   fill(1, 1);

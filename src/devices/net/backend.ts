@@ -21,12 +21,6 @@ import { Transmitter } from './transmitter.ts';
 
 export const NET_QUEUES_MAX = 4;
 const PAGE_BYTES = 4096;
-/**
- * That short frames (acknowledgments, questions, answers) have been sent is not worth an interrupt each: drivers look
- * when they send the next one. They are told after this time if they have not.
- */
-const SHORT_FRAME_BYTES = 512;
-const TELL_LATER_MILLIS = 2;
 
 /** What a guest's front end has agreed on, in numbers that mean something in the guest. */
 export interface QueueConnection {
@@ -69,8 +63,6 @@ interface Queue {
   readonly rxPort: number;
   isScheduled: boolean;
   isStalled: boolean;
-  /** Set while the guest is yet to be told of sent frames. */
-  telling: NodeJS.Timeout | undefined;
 }
 
 export class NetBackend implements GuestLink {
@@ -126,7 +118,7 @@ export class NetBackend implements GuestLink {
     const hostTx = txRing.open() && rxRing.open() ? this.#bus.bind(txPort, isSplit ? serveTx : serveBoth) : 0;
     const hostRx = isSplit && hostTx > 0 ? this.#bus.bind(rxPort, serveRx) : hostTx;
     const queue: Queue = {
-      connection, txPort: hostTx, rxPort: hostRx, isScheduled: false, isStalled: false, telling: undefined,
+      connection, txPort: hostTx, rxPort: hostRx, isScheduled: false, isStalled: false,
       transmitter: new Transmitter(this.#bus, txRing, this.#counts, send),
       receiver: new Receiver(this.#bus, rxRing, this.#counts),
     };
@@ -135,8 +127,7 @@ export class NetBackend implements GuestLink {
     return undefined;
   }
 
-  #closeQueue({ transmitter, receiver, txPort, rxPort, telling }: Queue): void {
-    clearTimeout(telling);
+  #closeQueue({ transmitter, receiver, txPort, rxPort }: Queue): void {
     transmitter.ring.letGo();
     receiver.ring.letGo();
     this.#counts.badIndices += transmitter.ring.badIndices + receiver.ring.badIndices;
@@ -183,17 +174,8 @@ export class NetBackend implements GuestLink {
     if (!this.#queues.includes(queue) || !transmitter.ring.open()) return;
     const outcome = transmitter.service();
     queue.isStalled = outcome === 'stalled';
-    if (transmitter.ring.publish()) this.#tellOfSent(queue);
+    if (transmitter.ring.publish()) this.#notify(queue.txPort);
     if (outcome === 'more') this.#serveTxLater(queue);
-  }
-
-  #tellOfSent(queue: Queue): void {
-    if (queue.transmitter.longestBytes > SHORT_FRAME_BYTES) return this.#notify(queue.txPort);
-    queue.telling ??= setTimeout(() => {
-      queue.telling = undefined;
-      const { ring } = queue.transmitter;
-      if (ring.open() && ring.isTellingDue) this.#notify(queue.txPort);
-    }, TELL_LATER_MILLIS);
   }
 
   #serveTxLater(queue: Queue): void {
