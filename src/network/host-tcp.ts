@@ -131,7 +131,10 @@ export class HostTcpEnd implements TcpApplication {
   }
 
   #destroy(): void {
-    if (this.#socket.connecting) this.#socket.destroy();
+    // Once all that was written is with the kernel and an end comes behind it, there is nothing to cut off; and while that
+    // end is under way, Node would neither reset the socket nor close it, now or when the process ends.
+    const { connecting, writableEnded, writableLength } = this.#socket;
+    if (connecting || writableEnded && writableLength === 0) this.#socket.destroy();
     else this.#socket.resetAndDestroy();
   }
 

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import type { AddressInfo, Server, Socket } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -131,6 +131,26 @@ test('TCP: a guest that does not read stops the host', LIMIT, async (t) => {
     count += part.length;
   }
   assert.ok(Buffer.concat(parts).equals(bytes));
+});
+
+test('TCP: a guest that ends and then resets leaves no socket behind, at whatever moment', LIMIT, async (t) => {
+  const { network, attach } = await createNetwork(t);
+  const { guest } = attach('web');
+  const served = new Set<Socket>();
+  const port = await listen(t, (socket) => {
+    served.add(socket);
+    socket.resume().on('close', () => served.delete(socket)).on('end', () => socket.end());
+  });
+  const openFiles = (): number => readdirSync('/proc/self/fd').length;
+  const before = openFiles();
+  for (let turns = 0; turns < 6; turns++) {
+    const ending = await open(guest, 5000 + turns, port);
+    ending.end();
+    for (let turn = 0; turn < turns; turn++) await nextTurn();
+    ending.abort();
+    await until(() => network.metrics().tcp.connections === 0);
+  }
+  await until(() => served.size === 0 && openFiles() <= before);
 });
 
 test('TCP: refused, reset by the host, reset by the guest, not allowed', LIMIT, async (t) => {
