@@ -1,7 +1,9 @@
 // Throughput and latency of a guest's disk against QEMU, and what a disk costs when a guest is created, restored or given one
 // more. The former: the same kernel, the same commands in the guest, a file of the same
 // size in the same folder, past the page cache of guest and host alike (O_DIRECT; QEMU: cache=none, aio=threads). QEMU has
-// virtio-blk, we have xen-blkfront. Times are the guest's own. Checked: what was written is read back, by checksum.
+// virtio-blk, we have xen-blkfront. Times are the guest's own. Each piece of work is done once, when nothing in the guest is
+// compiled yet (`first`), and then several times in a row; the latter is what is compared. Checked: what was written is read
+// back, by checksum.
 
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
@@ -14,37 +16,47 @@ import { findQemu, machineArguments, qemuMissing } from './peers/qemu.ts';
 import type { Benchmark } from './run.ts';
 import { summarize } from './statistics.ts';
 
-const RUNS = 2;
+const RUNS = 3;
 const DISK_MIB = 256;
 const SEQUENTIAL_MIB = 32;
+const SEQUENTIAL_REPEATS = 8;
 const SMALL_REQUESTS = 3000;
+const SMALL_REPEATS = 3;
 
-/** Work in the guest, with the number that its seconds are divided into, and what that gives. */
+/** Work in the guest: how much it is, MiB or requests, and how often it is done after the first time. */
 const WORK = [
-  { name: 'sequentialWrite', amount: SEQUENTIAL_MIB, dd: `if=/tmp/data of=$d bs=1M oflag=direct conv=notrunc,fsync` },
-  { name: 'sequentialRead', amount: SEQUENTIAL_MIB, dd: `if=$d of=/dev/null bs=1M count=${SEQUENTIAL_MIB} iflag=direct` },
-  { name: 'smallWrite', amount: SMALL_REQUESTS, dd: `if=/dev/zero of=$d bs=4096 seek=25000 count=${SMALL_REQUESTS} oflag=direct conv=notrunc` },
-  { name: 'smallRead', amount: SMALL_REQUESTS, dd: `if=$d of=/dev/null bs=4096 count=${SMALL_REQUESTS} iflag=direct` },
+  { name: 'sequentialWrite', amount: SEQUENTIAL_MIB, repeats: SEQUENTIAL_REPEATS, dd: `if=/tmp/data of=$d bs=1M oflag=direct conv=notrunc,fsync` },
+  { name: 'sequentialRead', amount: SEQUENTIAL_MIB, repeats: SEQUENTIAL_REPEATS, dd: `if=$d of=/dev/null bs=1M count=${SEQUENTIAL_MIB} iflag=direct` },
+  { name: 'smallWrite', amount: SMALL_REQUESTS, repeats: SMALL_REPEATS, dd: `if=/dev/zero of=$d bs=4096 seek=25000 count=${SMALL_REQUESTS} oflag=direct conv=notrunc` },
+  { name: 'smallRead', amount: SMALL_REQUESTS, repeats: SMALL_REPEATS, dd: `if=$d of=/dev/null bs=4096 count=${SMALL_REQUESTS} iflag=direct` },
 ] as const;
 type WorkName = (typeof WORK)[number]['name'];
 
 const command = [
   'd=/dev/xvda; [ -b $d ] || d=/dev/vda; while [ ! -b $d ]; do :; done',
   `dd if=/dev/urandom of=/tmp/data bs=1M count=${SEQUENTIAL_MIB} 2>/dev/null; now() { read -r t _ </proc/uptime; echo "$t"; }`,
-  ...WORK.map(({ name, dd }) => `a=$(now); dd ${dd} 2>/dev/null; echo "bench ${name} $a $(now)"`),
+  'often() { n=$1; shift; while [ $n -gt 0 ]; do dd "$@" 2>/dev/null; n=$((n-1)); done; }',
+  ...WORK.map(({ name, repeats, dd }) => `a=$(now); often 1 ${dd}; b=$(now); often ${repeats} ${dd}; echo "bench ${name} $a $b $(now)"`),
   `a=$(sha256sum </tmp/data); b=$(dd if=$d bs=1M count=${SEQUENTIAL_MIB} iflag=direct 2>/dev/null | sha256sum)`,
   '[ "$a" = "$b" ] && echo "bench checked"; echo "bench done"',
 ].join('\n');
 
-type Figures = Record<WorkName, number>;
+/** MiB or requests a second. */
+interface Rates {
+  readonly first: number;
+  readonly steady: number;
+}
+type Figures = Record<WorkName, Rates>;
 
-/** MiB or requests a second, by the guest's clock. */
+/** By the guest's clock, which ticks a hundred times a second. */
 function figuresIn(output: string): Figures {
   assert(output.includes('bench checked'), 'what was written is read back');
-  return Object.fromEntries(WORK.map(({ name, amount }) => {
-    const [, from, to] = new RegExp(`bench ${name} ([\\d.]+) ([\\d.]+)`).exec(output) ?? [];
-    assert(from !== undefined, 'the guest has said how long it took');
-    return [name, amount / Math.max(0.01, Number(to) - Number(from))];
+  return Object.fromEntries(WORK.map(({ name, amount, repeats }) => {
+    const [, ...times] = new RegExp(`bench ${name} ([\\d.]+) ([\\d.]+) ([\\d.]+)`).exec(output) ?? [];
+    assert(times.length === 3, 'the guest has said how long it took');
+    const [from, between, to] = times.map(Number) as [number, number, number];
+    const rate = (work: number, seconds: number): number => work / Math.max(0.01, seconds);
+    return [name, { first: rate(amount, between - from), steady: rate(amount * repeats, to - between) }];
   })) as Figures;
 }
 
@@ -140,7 +152,9 @@ async function run({ log }: { log: (line: string) => void }): Promise<unknown> {
   const qemu = findQemu();
   const samples: Record<string, number[]> = {};
   const note = (who: string, figures: Figures): void => {
-    for (const [name, value] of Object.entries(figures)) (samples[`${who}.${name}`] ??= []).push(value);
+    for (const [name, rates] of Object.entries(figures)) {
+      for (const [which, value] of Object.entries(rates)) (samples[`${who}.${name}.${which}`] ??= []).push(value);
+    }
   };
   let attach: Record<string, unknown> = {};
   try {
@@ -160,12 +174,13 @@ async function run({ log }: { log: (line: string) => void }): Promise<unknown> {
   const result: Record<string, Record<string, unknown>> = { attach };
   for (const { name } of WORK) {
     const unit = name.startsWith('sequential') ? 'mibPerSecond' : 'perSecond';
-    const ours = summarize(samples[`zazen.${name}`]!);
-    const theirs = samples[`qemu.${name}`];
-    result[name] = {
-      [`zazen_${unit}`]: ours, ...(theirs === undefined ? { qemu: qemuMissing }
-        : { [`qemu_${unit}`]: summarize(theirs), ratioToQemu: ours.median / summarize(theirs).median }),
+    const compare = (which: keyof Rates): Record<string, unknown> => {
+      const ours = summarize(samples[`zazen.${name}.${which}`]!);
+      const theirs = samples[`qemu.${name}.${which}`];
+      return { [`zazen_${unit}`]: ours, ...(theirs === undefined ? { qemu: qemuMissing }
+        : { [`qemu_${unit}`]: summarize(theirs), ratioToQemu: ours.median / summarize(theirs).median }) };
     };
+    result[name] = { ...compare('steady'), first: compare('first') };
   }
   return result;
 }

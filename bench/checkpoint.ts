@@ -5,6 +5,11 @@
 //   stop and cont   less than a checkpoint: nothing is kept. The least that any way of QEMU's could cost
 //   snapshot-save   a checkpoint, into a qcow2 file by way of the page cache, not synced
 // and, as the physical limit, copying the pages that were dirtied between two checkpoints.
+//
+// Of each checkpoint is noted how long the threads that it takes waited for a core meanwhile, and the longest ones are
+// reported with that: on a machine with nothing else to do, what is left of them is our own.
+//
+//   ZAZEN_BENCH_CHECKPOINTS: how many (100), for a histogram of more
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { FRAME_BYTES } from '../src/abi/machine-memory.ts';
@@ -14,33 +19,48 @@ import { BusyGuest, GUEST_CMDLINE, busyCommand, untilRounds, verifyRounds } from
 import { pageCopyMicros } from './page-copy.ts';
 import { debianGuest, withQemu } from './peers/qemu-guest.ts';
 import type { QemuPause } from './peers/qemu-monitor.ts';
+import { RunDelays } from './run-delay.ts';
+import type { CoreUse } from './run-delay.ts';
 import type { Benchmark } from './run.ts';
-import { round, summarizeFields } from './statistics.ts';
+import { histogram, round, summarizeFields } from './statistics.ts';
 
-const CHECKPOINTS = 100;
+const CHECKPOINTS = Number(process.env['ZAZEN_BENCH_CHECKPOINTS'] ?? 100);
 const WARM_UP = 50;
 const PERIOD_MILLIS = 20;
 const ROUND_BYTES = 4_000_000;
 const SNAPSHOTS = 5;
 const SIZES_MIB = { small: 128, large: 3072 };
+const HISTOGRAM_MICROS = [125, 150, 175, 200, 250, 300, 400, 600, 1000, 2000, 4000];
+const LONGEST = 5;
+
+interface Sample extends CoreUse {
+  readonly stopMicros: number;
+  readonly downtimeMicros: number;
+  readonly dirtiedPages: number;
+}
 
 async function measureZazen(memoryMib: number) {
   await using host = await Host.start({ memory: '4GiB' });
   const guest = await BusyGuest.start(host, `${memoryMib}MiB`, ROUND_BYTES);
-  const samples: { stopMicros: number; downtimeMicros: number; dirtiedPages: number }[] = [];
+  const samples: Sample[] = [];
+  const delays = new RunDelays();
   for (let i = -WARM_UP; i < CHECKPOINTS; i++) {
+    delays.begin();
     await using checkpoint = await guest.domain.checkpoint();
+    const coreUse = delays.end();
     const { stopMicros, downtimeMicros } = checkpoint.stats;
     // Every page that is written to from now on is the domain's own again, as are the tables above it.
     const ownedBytes = guest.domain.stats().residentBytes;
     await sleep(PERIOD_MILLIS);
     const dirtiedPages = (guest.domain.stats().residentBytes - ownedBytes) / FRAME_BYTES;
-    if (i >= 0) samples.push({ stopMicros, downtimeMicros, dirtiedPages });
+    if (i >= 0) samples.push({ stopMicros, downtimeMicros, dirtiedPages, ...coreUse });
   }
   await guest.untilRounds(guest.rounds + 2);
   const rounds = guest.verify();
   assert((await host.audit()).problems.length === 0, 'the host lost count of its memory');
-  return { ...summarizeFields(samples), rounds };
+  const longest = samples.toSorted((a, b) => b.downtimeMicros - a.downtimeMicros).slice(0, LONGEST);
+  const downtimes = histogram(samples.map(({ downtimeMicros }) => downtimeMicros), HISTOGRAM_MICROS);
+  return { ...summarizeFields(samples), downtimes, longest, rounds };
 }
 
 function measureQemu(memoryMib: number, log: (line: string) => void) {

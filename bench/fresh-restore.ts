@@ -1,10 +1,16 @@
-// One restore in a process that has not done anything before, for the benchmark `restore`: fresh-restore.ts IMAGE SAVED-AT
+// One restore in a process that has not done anything before, started as the program `zazen` starts, for the benchmark
+// `restore`: fresh-restore.ts IMAGE SAVED-AT. Writes a line of JSON when the guest has spoken, and then another one: how
+// fast a guest is when nothing has been compiled.
 
-import { Host } from '../src/host/index.ts';
-import { measureRestore } from './restored-guest.ts';
-import type { SavedAt } from './restored-guest.ts';
+import { enableCompileCache } from 'node:module';
+import { compileCacheFolder } from '../src/base/cache-folder.ts';
 
+enableCompileCache(compileCacheFolder());
+const [{ Host }, { measureRestore, measureSpeed }] =
+  await Promise.all([import('../src/host/index.ts'), import('./restored-guest.ts')]);
 const [path, savedAt] = process.argv.slice(2);
 await using host = await Host.start();
-const { sample } = await measureRestore(host, path!, JSON.parse(savedAt!) as SavedAt, {});
-process.stdout.write(JSON.stringify(sample));
+const { domain, sample } = await measureRestore(host, path!, JSON.parse(savedAt!), {});
+process.stdout.write(`${JSON.stringify(sample)}\n`);
+await domain.destroy();
+process.stdout.write(JSON.stringify(await measureSpeed(host, await host.restore(path!, { paused: true }))));

@@ -3,7 +3,8 @@
 // starts with a process. Measured from the call until `restore` has returned, until the guest has retired an instruction,
 // and until its first line after that. The same once in each of some new processes, whose hosts have never run a guest;
 // there also from the start of the process. What is checked: the counter goes on from where it was saved, without a gap or a
-// repetition, and the memory is accounted for.
+// repetition, and the memory is accounted for. Then how fast a guest is in its first second, and how much is compiled for it:
+// a fork, a guest restored in the host that has run it before, and one restored in a new host.
 
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -12,16 +13,17 @@ import { fileURLToPath } from 'node:url';
 import { join } from 'node:path';
 import { assert } from '../src/base/assert.ts';
 import { Host } from '../src/host/index.ts';
-import type { RestoreOptions } from '../src/host/index.ts';
+import type { Domain, RestoreOptions } from '../src/host/index.ts';
 import { debianGuest, withQemu } from './peers/qemu-guest.ts';
-import { TAIL_CHARS, counterIn, measureRestore } from './restored-guest.ts';
-import type { Sample, SavedAt } from './restored-guest.ts';
+import { TAIL_CHARS, counterIn, measureRestore, measureSpeed } from './restored-guest.ts';
+import type { Sample, SavedAt, Speed } from './restored-guest.ts';
 import type { Benchmark } from './run.ts';
-import { round, summarize } from './statistics.ts';
+import { round, summarize, summarizeFields } from './statistics.ts';
 
 const RUNS = 15;
 const QEMU_RUNS = 5;
 const FRESH_RUNS = 5;
+const SPEED_RUNS = 5;
 const MEMORY_MIB = 400;
 /** Nothing but the shell itself: no process is started, and nobody sleeps. */
 const COMMAND = 'i=0; while :; do i=$((i+1)); echo tick-$i-; done';
@@ -55,16 +57,20 @@ async function measureZazen(folder: string) {
   while (!text.includes(MARK)) await sleep(1);
   const samples: Record<string, Sample[]> = {};
   const note = (way: string, sample: Sample): void => { (samples[way] ??= []).push(sample); };
+  /** A new file, of which the host knows nothing. */
+  const saveAnew = async (): Promise<SavedAt> => {
+    await source.unpause();
+    await sleep(RUN_MILLIS);
+    await source.pause();
+    while (performance.now() - heardMillis < QUIET_MILLIS) await sleep(1);
+    const saved = { counter: counterIn(text), instructionsRetired: source.stats().instructionsRetired };
+    await source.save(path);
+    return saved;
+  };
   let image: unknown;
   for (let run = 0; run < RUNS; run++) {
     for (const [way, options] of Object.entries(ways)) {
-      await source.unpause();
-      await sleep(RUN_MILLIS);
-      await source.pause();
-      while (performance.now() - heardMillis < QUIET_MILLIS) await sleep(1);
-      const saved = { counter: counterIn(text), instructionsRetired: source.stats().instructionsRetired };
-      // A new file for each: nothing of it is known.
-      await source.save(path);
+      const saved = await saveAnew();
       const { domain, sample } = await measureRestore(host, path, saved, options);
       note(way, sample);
       if (way === 'lazy') {
@@ -77,19 +83,28 @@ async function measureZazen(folder: string) {
       } else await domain.destroy();
     }
   }
-  await source.unpause();
-  await sleep(RUN_MILLIS);
-  await source.pause();
-  while (performance.now() - heardMillis < QUIET_MILLIS) await sleep(1);
-  const saved = { counter: counterIn(text), instructionsRetired: source.stats().instructionsRetired };
-  await source.save(path);
+  const saved = await saveAnew();
+  const speed = await measureSpeeds(host, source, path);
   assert((await host.audit()).problems.length === 0, 'frames are lost');
-  return { samples, image, fresh: await measureFresh(path, saved) };
+  return { samples, image, speed, fresh: await measureFresh(path, saved) };
+}
+
+/** Whether code that was compiled before is found again: by a fork, and by a guest whose pages come from a file. */
+async function measureSpeeds(host: Host, source: Domain, path: string) {
+  const speeds: Record<'fork' | 'restored', Speed[]> = { fork: [], restored: [] };
+  for (let run = 0; run < SPEED_RUNS; run++) {
+    await using checkpoint = await source.checkpoint();
+    const [fork] = await checkpoint.fork([{ paused: true }]);
+    speeds.fork.push(await measureSpeed(host, fork!));
+    speeds.restored.push(await measureSpeed(host, await host.restore(path, { name: 'restored', paused: true })));
+  }
+  return { fork: summarizeFields(speeds.fork), restored: summarizeFields(speeds.restored) };
 }
 
 /** Each in a process of its own. */
 async function measureFresh(path: string, saved: SavedAt) {
   const samples: FreshSample[] = [];
+  const speeds: Speed[] = [];
   for (let run = 0; run < FRESH_RUNS; run++) {
     const start = performance.now();
     const program = fileURLToPath(new URL('./fresh-restore.ts', import.meta.url));
@@ -97,9 +112,11 @@ async function measureFresh(path: string, saved: SavedAt) {
     const lines = textOf(child.stdout);
     const spoken = new Promise<number>(resolve => child.stdout.once('data', () => resolve(performance.now() - start)));
     const [said, processMillis] = await Promise.all([lines, spoken]);
-    samples.push({ ...JSON.parse(said) as Sample, processMillis });
+    const [sample, speed] = said.split('\n');
+    samples.push({ ...JSON.parse(sample!) as Sample, processMillis });
+    speeds.push(JSON.parse(speed!) as Speed);
   }
-  return samples;
+  return { samples, speed: summarizeFields(speeds) };
 }
 
 async function measureQemu(log: (line: string) => void) {
@@ -137,16 +154,17 @@ const benchmark: Benchmark = {
     // Beside the project: temporary folders may lie in memory.
     const folder = mkdtempSync(join(process.cwd(), '.cache-bench-'));
     try {
-      const { samples, image, fresh } = await measureZazen(folder);
+      const { samples, image, speed: found, fresh } = await measureZazen(folder);
+      const speed = { ...found, newHost: fresh.speed };
       const zazen = Object.fromEntries(Object.entries(samples).map(([way, list]) => [way, summaries(list)]));
       const freshProcess = {
-        ...summaries(fresh), processMillis: summarize(fresh.map(({ processMillis }) => processMillis)),
+        ...summaries(fresh.samples), processMillis: summarize(fresh.samples.map(({ processMillis }) => processMillis)),
       };
       const firstOutputMillis = await measureQemu(log);
-      if (typeof firstOutputMillis === 'string') return { zazen, freshProcess, image, qemu: firstOutputMillis };
+      if (typeof firstOutputMillis === 'string') return { zazen, freshProcess, speed, image, qemu: firstOutputMillis };
       const ratio = (way: string): number => round(firstOutputMillis.median / zazen[way]!.firstOutputMillis.median);
       return {
-        zazen, freshProcess, image, qemu: { firstOutputMillis },
+        zazen, freshProcess, speed, image, qemu: { firstOutputMillis },
         timesFasterThanQemu: { lazy: ratio('lazy'), again: ratio('again'), eager: ratio('eager') },
       };
     } finally {

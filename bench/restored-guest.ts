@@ -16,6 +16,40 @@ export interface Sample {
   readonly touchRequests: number;
 }
 
+/** How fast a guest is from the moment it is let go, in million instructions a second, and what was compiled for it. */
+export interface Speed {
+  readonly firstTenthMips: number;
+  readonly firstSecondMips: number;
+  /** What it comes to. */
+  readonly secondSecondMips: number;
+  /** Regions compiled in the first second: others were found. */
+  readonly regionsCompiled: number;
+}
+
+const SECOND_MILLIS = 1000;
+
+/** @param domain paused; it is destroyed */
+export async function measureSpeed(host: Host, domain: Domain): Promise<Speed> {
+  const { regions } = host.stats().codeCache;
+  const retired = domain.stats().instructionsRetired;
+  const start = performance.now();
+  const millionsAt = async (millis: number): Promise<{ seconds: number; millions: number }> => {
+    await new Promise(resolve => { setTimeout(resolve, millis - (performance.now() - start)); });
+    const millions = (domain.stats().instructionsRetired - retired) / 1e6;
+    return { seconds: (performance.now() - start) / SECOND_MILLIS, millions };
+  };
+  await domain.unpause();
+  const tenth = await millionsAt(SECOND_MILLIS / 10);
+  const first = await millionsAt(SECOND_MILLIS);
+  const regionsCompiled = host.stats().codeCache.regions - regions;
+  const second = await millionsAt(2 * SECOND_MILLIS);
+  await domain.destroy();
+  return {
+    firstTenthMips: tenth.millions / tenth.seconds, firstSecondMips: first.millions / first.seconds,
+    secondSecondMips: (second.millions - first.millions) / (second.seconds - first.seconds), regionsCompiled,
+  };
+}
+
 export interface SavedAt {
   readonly counter: number;
   readonly instructionsRetired: number;

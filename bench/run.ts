@@ -31,6 +31,7 @@ const benchmarks: readonly { name: string; load: () => Promise<{ default: Benchm
   { name: 'save', load: () => import('./save.ts') },
   { name: 'smp', load: () => import('./smp.ts') },
   { name: 'suspend', load: () => import('./suspend.ts') },
+  { name: 'v86', load: () => import('./v86.ts') },
   { name: 'interpreter', load: () => import('./interpreter.ts') },
   { name: 'create', load: () => import('./create.ts') },
   { name: 'destroy', load: () => import('./destroy.ts') },

@@ -8,10 +8,8 @@ import { availableParallelism } from 'node:os';
 import { assert } from '../src/base/assert.ts';
 import { prepareGuest } from '../src/guest/initramfs.ts';
 import { Host } from '../src/host/index.ts';
-import { GUEST_CMDLINE } from './busy-guest.ts';
-import { COMMAND, keep, reader, run } from './compute.ts';
-import type { Console } from './compute.ts';
 import { withQemu } from './peers/qemu-guest.ts';
+import { WorkingGuest } from './peers/working-guest.ts';
 import type { Benchmark } from './run.ts';
 import { round, summarize } from './statistics.ts';
 
@@ -35,32 +33,28 @@ const benchmark: Benchmark = {
   async run({ log }) {
     const { kernelPath, initramfsPath } = await prepareGuest({ log });
     await using host = await Host.start({ memory: '1GiB', pcpus: CPUS });
-    const domain = await host.create({ initrd: initramfsPath, memory: `${MEMORY_MIB}MiB`, vcpus: CPUS, cmdline: GUEST_CMDLINE, exec: COMMAND });
-    const exec = domain.exec!;
-    const ours = reader();
-    exec.output.setEncoding('utf8').on('data', ours.feed).on('end', ours.end);
-    const zazen: Console = { who: 'zazen', write: text => { exec.input.write(text); }, until: ours.until };
+    const guestOptions = { kernelPath, initramfsPath, memoryMib: MEMORY_MIB, cpus: CPUS };
+    const zazen = await WorkingGuest.inZazen(host, guestOptions);
 
     const millis: Record<string, Record<'zazen' | 'qemu', [number[], number[]]>> = {};
-    const prepare = async (console: Console): Promise<void> => {
-      await console.until('@ready');
+    const prepare = async (guest: WorkingGuest): Promise<void> => {
       for (const [name, { script }] of Object.entries(works)) {
-        for (let count = 1; count <= CPUS; count++) await keep(console, `${name}${count}`, jobs(script, count));
+        for (let count = 1; count <= CPUS; count++) await guest.keep(`${name}${count}`, jobs(script, count));
         // Code that is compiled the first time would count against the one.
-        await run(console, `${name}${CPUS}`);
+        await guest.run(`${name}${CPUS}`);
       }
     };
-    const measure = async (consoles: readonly Console[]): Promise<void> => {
+    const measure = async (guests: readonly WorkingGuest[]): Promise<void> => {
       for (let number = 0; number < ROUNDS; number++) {
         for (const [name, { output: wanted }] of Object.entries(works)) {
           const samples = millis[name] ??= { zazen: [[], []], qemu: [[], []] };
-          for (const console of consoles) {
+          for (const guest of guests) {
             for (let count = 1; count <= CPUS; count++) {
-              const { millis: took, output } = await run(console, `${name}${count}`);
+              const { millis: took, output } = await guest.run(`${name}${count}`);
               const lines = output.split('\n').slice(1).filter(line => line !== '');
-              assert(lines.length === count && lines.every(line => wanted.test(line)), `${name} in ${console.who} printed ${output}`);
-              samples[console.who][count - 1]!.push(took);
-              log(`${name}, ${count} at a time in ${console.who}: ${round(took)} ms`);
+              assert(lines.length === count && lines.every(line => wanted.test(line)), `${name} in ${guest.who} printed ${output}`);
+              samples[guest.who][count - 1]!.push(took);
+              log(`${name}, ${count} at a time in ${guest.who}: ${round(took)} ms`);
             }
           }
         }
@@ -68,19 +62,7 @@ const benchmark: Benchmark = {
     };
     await prepare(zazen);
     const peer = await withQemu(log, async start => {
-      const word = `zazen.exec=${Buffer.from(COMMAND).toString('base64')}`;
-      const qemu = await start({ kernelPath, initramfsPath, memoryMib: MEMORY_MIB, cpus: CPUS, cmdline: `${GUEST_CMDLINE} ${word}` });
-      let shown = 0;
-      const theirs: Console = {
-        who: 'qemu', write: text => qemu.write(text),
-        until: async text => {
-          await qemu.until(text, shown);
-          const at = qemu.output.indexOf(text, shown);
-          const before = qemu.output.slice(shown, at);
-          shown = at + text.length;
-          return before;
-        },
-      };
+      const theirs = await WorkingGuest.inQemu(start, guestOptions);
       await prepare(theirs);
       await measure([zazen, theirs]);
     });

@@ -23,6 +23,16 @@ export function summarizeFields<T extends Readonly<Record<keyof T, number>>>(
     Record<keyof T, Summary>;
 }
 
+/** How many values are at most each bound and above the one before it, and how many are above all, by `≤ bound` and `more`. */
+export function histogram(values: readonly number[], bounds: readonly number[]): Record<string, number> {
+  const counts = Object.fromEntries([...bounds.map(bound => `≤ ${bound}`), 'more'].map(name => [name, 0]));
+  for (const value of values) {
+    const bound = bounds.find(one => value <= one);
+    counts[bound === undefined ? 'more' : `≤ ${bound}`]!++;
+  }
+  return counts;
+}
+
 /** Four significant digits, for tables. */
 export function round(value: number): number {
   return Number(value.toPrecision(4));

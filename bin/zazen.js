@@ -4,7 +4,8 @@
 
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { constants } from 'node:os';
+import { constants, homedir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));
@@ -19,7 +20,12 @@ if (node === undefined) {
   process.exit(1);
 }
 
-const child = spawn(node, [main, ...process.argv.slice(2)], { stdio: 'inherit' });
+// As src/base/cache-folder.ts has it: with the compile cache on from the start, Node reads no TypeScript at all.
+const { env } = process;
+const cache = env.ZAZEN_CACHE_DIR || join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'zazen');
+const child = spawn(node, [main, ...process.argv.slice(2)], {
+  stdio: 'inherit', env: { ...env, NODE_COMPILE_CACHE: env.NODE_COMPILE_CACHE || join(cache, 'node') },
+});
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT']) process.on(name, () => child.kill(name));
 child.on('error', (error) => {
   console.error(`zazen: cannot run ${node}: ${error.message}; run: npm ci`);

@@ -2,15 +2,19 @@
 
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { pbkdf2 } from 'node:crypto';
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { promisify } from 'node:util';
 import fc from 'fast-check';
+import { programs } from '../bench/compute-programs.ts';
 import { goals, judge } from '../bench/goals.ts';
 import { QemuProcess } from '../bench/peers/qemu-monitor.ts';
 import { formatGoals, formatResult } from '../bench/report.ts';
-import { summarize, summarizeFields } from '../bench/statistics.ts';
+import { RunDelays } from '../bench/run-delay.ts';
+import { histogram, summarize, summarizeFields } from '../bench/statistics.ts';
 import { bareMetalImage, forever, fresh } from './hostile/bare-metal.ts';
 import { findTool, needsTool } from './tools.ts';
 
@@ -36,6 +40,25 @@ test('percentiles are samples, by the nearest rank', () => {
   }));
 });
 
+test('a histogram has each value once', () => {
+  assert.deepEqual(histogram([1, 2, 2.5, 3, 9], [2, 3]), { '≤ 2': 2, '≤ 3': 2, more: 1 });
+  assert.deepEqual(histogram([], [2]), { '≤ 2': 0, more: 0 });
+});
+
+test('what threads got of the cores is told by kind', { skip: !existsSync('/proc/self/schedstat') && 'not told here' }, async () => {
+  // Computed by a thread of Node's pool, which the first such work starts.
+  const digest = promisify(pbkdf2);
+  await digest('x', 'x', 1, 8, 'sha256');
+  const delays = new RunDelays();
+  const idle = delays.end();
+  delays.begin();
+  await digest('x', 'x', 20_000, 8, 'sha256');
+  const busy = delays.end();
+  assert.deepEqual([idle.pcpuWaitedMicros, busy.pcpuWaitedMicros], [0, 0], 'there is none');
+  assert.ok(busy.othersRanMicros > 1000, JSON.stringify(busy));
+  assert.ok(busy.mainWaitedMicros >= 0);
+});
+
 test('a goal is reached, missed, or not measured; those of benchmarks that did not run are left out', () => {
   const wanted = [
     { what: 'fast', unit: 'ms', atMost: 10, path: 'one.millis.median' },
@@ -55,6 +78,16 @@ test('a goal is reached, missed, or not measured; those of benchmarks that did n
     'faster   ≥ 3         3  ×   missed',
     'peer     ≥ 3         -  ×   not measured',
   ].join('\n')}\n`);
+});
+
+test('what is compared with v86 are the programs that make the same of it on both architectures', async () => {
+  const { comparable } = await import('../bench/v86.ts');
+  assert.deepEqual(comparable.map(({ name }) => name), programs.map(({ name }) => name).filter(name => name !== 'compiler'));
+  // A decoder that rounds otherwise, numbers with more digits than are kept, a file of the other architecture.
+  for (const { name, prepare = '', script } of comparable) {
+    assert.doesNotMatch(prepare + script, /--decode|aarch64|usr\/bin\/lua/, name);
+    assert.ok(script.trim() !== '', name);
+  }
 });
 
 test('a result as a table', () => {

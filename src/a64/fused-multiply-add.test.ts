@@ -33,8 +33,7 @@ function compile(size: 32 | 64): Ways {
   add('emulatedOk', 'i32', (m, [c, a, b]) => emulatedMulAdd(m, shape, c, a, b).ok);
   add('exact', 'i32', (m, [c, a, b]) => emulatedMulAdd(m, shape, c, a, b).exact!());
   const memory = new WebAssembly.Memory({ initial: 0, maximum: 1, shared: true });
-  const table = new WebAssembly.Table({ element: 'anyfunc', initial: 0 });
-  const { exports } = new WebAssembly.Instance(new WebAssembly.Module(module.encode()), { env: { memory, table } });
+  const { exports } = new WebAssembly.Instance(new WebAssembly.Module(module.encode()), { env: { memory } });
   return exports as unknown as Ways;
 }
 

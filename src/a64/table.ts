@@ -86,7 +86,13 @@ export function staticsOf(row: Row, handler: number): { statics: Fields; special
   return { statics, special };
 }
 
-const specificity = new Map(rows.map(row => [row, row.mask.toString(2).replaceAll('0', '').length]));
+/** Bits that are set. */
+function countOf(bits: number): number {
+  let count = 0;
+  for (let rest = bits; rest !== 0; rest &= rest - 1) count++;
+  return count;
+}
+const specificity = new Map(rows.map(row => [row, countOf(row.mask)]));
 const specificFirst = rows.toSorted((a, b) => specificity.get(b)! - specificity.get(a)!);
 
 // Buckets by bits 31–21; in each the rows that can match, most specific first. Made when first looked into.

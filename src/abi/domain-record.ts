@@ -89,7 +89,7 @@ export const DOMAIN_STATE = { free: 0, building: 1, live: 2, dying: 3 } as const
 export const DOMAIN = struct('domain', {
   lock: u32,
   state: u32,
-  /** Counts the domains that have had this id. */
+  /** Counts the domains that have had this id, and how often their tables of grants in use began anew. */
   incarnation: u32,
   /** Reasons for the vCPUs not to run. */
   pauseCount: u32,
@@ -144,9 +144,14 @@ export const CONSOLE_LOG_BYTES = 2048;
 export const CONSOLE_LOG = struct('consoleLog', { written: u32, data: array(u8, CONSOLE_LOG_BYTES) });
 
 export const HOST_DOMAINS_MAX = 2048;
-/** The host's end of all event channels. The main thread sleeps on `doorbell`, which every event adds to. */
+/**
+ * The host's end of all event channels. The main thread sleeps on `doorbell`, which every event adds to; but those of ports
+ * whose `vcpu` is HOST_LISTENER.diskThread add to that thread's, and leave no bit.
+ */
+export const HOST_LISTENER = { main: 0, diskThread: 1 } as const;
 export const HOST_EVENTS = struct('hostEvents', {
   doorbell: u32,
+  diskDoorbell: u32,
   nextDomid: u32,
   /** A bit for each domain whose state or log changed. */
   domains: array(u32, HOST_DOMAINS_MAX / 32),

@@ -20,6 +20,7 @@
 
 import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
+import { tuning } from '../base/tuning.ts';
 import { GIC_DOMAIN, GIC_VCPU } from './gic.ts';
 import { DOMAIN_SCHEDULE, SCHEDULER, VCPU_SCHEDULE } from './scheduler.ts';
 import { array, struct, u32 } from './struct.ts';
@@ -30,6 +31,8 @@ export const FRAME_WORDS = FRAME_BYTES / 4;
 const WASM_PAGE_BYTES = 65536;
 
 export const PCPU_MAX = 64;
+/** pCPUs, and behind them the host's own threads: those that others may have to wait for have a record like a pCPU's. */
+export const THREAD_MAX = PCPU_MAX + 2;
 export const PCPU_STRIDE_BYTES = 4096;
 
 export type AddressType = 'i32' | 'i64';
@@ -59,7 +62,7 @@ export const defaultMachineParameters: MachineParameters = {
   domainStrideBytes: 8192,
   vcpuCount: 1088,
   vcpuStrideBytes: 64 * 1024,
-  codeBytes: 96 * 1024 * 1024,
+  codeBytes: tuning.codeBytes ?? 96 * 1024 * 1024,
 };
 
 // ---- Frame table ----------------------------------------------------------------------------------------------------
@@ -78,6 +81,7 @@ export const defaultMachineParameters: MachineParameters = {
  */
 export const FRAME = struct('frame', { state: u32, owner: u32, count: u32, decode: u32 }, { sizeBytes: 16 });
 
+export const FRAME_STATE_MASK = 0xf;
 export const FRAME_STATE = {
   /** Not the first frame of a free block, being scrubbed, or not a frame of the heap. */
   none: 0,
@@ -171,7 +175,7 @@ interface RegionSpec {
 
 const REGIONS = [
   { name: 'header', sizeBytes: () => FRAME_BYTES },
-  { name: 'pcpus', sizeBytes: () => PCPU_MAX * PCPU_STRIDE_BYTES },
+  { name: 'pcpus', sizeBytes: () => THREAD_MAX * PCPU_STRIDE_BYTES },
   { name: 'domains', sizeBytes: (p) => p.domainCount * p.domainStrideBytes },
   { name: 'vcpus', sizeBytes: (p) => p.vcpuCount * p.vcpuStrideBytes },
   { name: 'interrupts', sizeBytes: (p) => p.domainCount * GIC_DOMAIN.sizeBytes + p.vcpuCount * GIC_VCPU.sizeBytes },

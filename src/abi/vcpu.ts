@@ -10,14 +10,17 @@
 //     │ TLBs for EL1: read│write│exec│
 //     ├──────────────────────────────┤
 //     │ stage two: read│write        │  512 entries of 8 bytes each: guest frame, machine frame
-//     │ what the TLBs cover          │
+//     │ what the TLBs cover, requests│
+//     │ victims of the TLBs          │  8 entries of 16 bytes for each, in the same order
 //     └──────────────────────────────┘
 
 import { assert } from '../base/assert.ts';
+import { tuning } from '../base/tuning.ts';
 import { array, struct, u128, u32, u64 } from './struct.ts';
 
 export const TLB_ENTRY_BYTES = 16;
-export const TLB_ENTRIES = 512;
+/** A power of two, and not 1: pages beside each other never have the same place. */
+export const TLB_ENTRIES = tuning.tlbEntries ?? 512;
 const TLB_BYTES = TLB_ENTRIES * TLB_ENTRY_BYTES;
 
 /**
@@ -46,7 +49,7 @@ export const vcpuRecord = struct('vcpu', {
   record: u32,
   /** Sixteen times the instructions left, plus the address of the current record: constant along straight lines. */
   fuel: u32,
-  /** Non-zero when someone wants the vCPU to leave emitted code at the next branch. Set by any thread, atomically. */
+  /** Non-zero when someone wants the vCPU to leave emitted code at the next branch: PENDING. By any thread, atomically. */
   pending: u32,
   /** Non-zero after a slow access that ended in an exception: `record` holds where to go on. */
   abort: u32,
@@ -69,7 +72,7 @@ export const vcpuRecord = struct('vcpu', {
   irqLine: u32,
   /** The pCPU that ran the vCPU last, plus 1. */
   lastPcpu: u32,
-  /** Raised by other vCPUs that want all TLB entries gone; and the value that the vCPU has obeyed. */
+  /** How often others have wanted TLB entries gone, and how many of that were obeyed: cpu/tlb-requests.ts. */
   tlbFlushRequest: u32, tlbFlushDone: u32,
   /** Non-zero while a pCPU runs the vCPU's code or its slow paths. */
   running: u32,
@@ -103,6 +106,9 @@ export const vcpuRecord = struct('vcpu', {
   activity: u32,
 }, { padTo: 4096 });
 
+/** Bits of `pending`: the slice is to end; or it may go on after a look at the IRQ line and at TLB requests. */
+export const PENDING = { leave: 1, attend: 2 } as const;
+
 /** Emitted code; TLB misses; decoding, and taking in compiled code; other calls from emitted code; emulated registers. */
 export const ACTIVITY = { code: 0, memory: 1, decoding: 2, hypervisor: 3, devices: 4 } as const;
 
@@ -115,16 +121,22 @@ export const tlbOffsets = [
 export const TLB_SET_BYTES = 3 * TLB_BYTES;
 
 /** What stage 2 has said of guest frames, direct-mapped by their low bits; empty: FRAME_CACHE_EMPTY and machine frame 0. */
-export const FRAME_CACHE_ENTRIES = 512;
+export const FRAME_CACHE_ENTRIES = tuning.frameCacheEntries ?? 512;
 export const FRAME_CACHE_ENTRY_BYTES = 8;
 export const FRAME_CACHE_EMPTY = 0xffff_ffff;
 const FRAME_CACHE_BYTES = FRAME_CACHE_ENTRIES * FRAME_CACHE_ENTRY_BYTES;
 export const frameCacheOffsets = { read: tlbAt(6), write: tlbAt(6) + FRAME_CACHE_BYTES } as const;
 
+export const TLB_REQUESTS = 16;
+
 /** What TLB entries were made from since the TLBs were last emptied, for those who have to empty them in part. */
 export const tlbCoverage = struct('tlb_coverage', {
   /** Some entry of the upper half belongs to one ASID only; then a change of ASID flushes both halves. */
   notGlobalInUpperHalf: u32,
+  /** Some entry of the lower half may belong to all ASIDs. Set before the tables are read from which the first is made. */
+  globalInLowerHalf: u32,
+  /** The ASID that all other entries belong to: the current one. */
+  asid: u32,
   /** EL1's read and write TLBs may have entries for pages that EL0 may access; never while PSTATE.PAN is set at EL1. */
   userEntriesAtEl1: u32,
   /** Address of the word that names the root of the domain's p2m, while a pCPU runs the vCPU; 0: there is none. */
@@ -133,13 +145,28 @@ export const tlbCoverage = struct('tlb_coverage', {
   largeBlocks: u32,
   /** One bit for each block of 2 MiB from which an entry comes, by the low bits of its number (`blockNumber`). */
   blocks: array(u32, 128),
+  /** What the latest requests to forget entries ask for: cpu/tlb-requests.ts. */
+  requests: array(u64, TLB_REQUESTS),
 });
 /** log2 of how many bits `blocks` has, and of a block's size. */
 export const BLOCK_BITS = 12;
 export const BLOCK_REACH = 21;
 export const tlbCoverageOffset = tlbAt(6) + 2 * FRAME_CACHE_BYTES;
+
+/**
+ * For each TLB, in the order of the TLBs, the entries that others have put out of it last: pages of the same place in a
+ * TLB that are used in turn do not have to be walked to each time. They are entries like those of the TLB itself, and
+ * whatever empties it, or takes single entries out of it, does so here.
+ */
+export const VICTIM_ENTRIES = 8;
+export const VICTIM_BYTES = VICTIM_ENTRIES * TLB_ENTRY_BYTES;
+export const victimsOffset = Math.ceil((tlbCoverageOffset + tlbCoverage.sizeBytes) / TLB_ENTRY_BYTES) * TLB_ENTRY_BYTES;
+/** Of the victims of the TLB at an offset of `tlbOffsets`. */
+export const victimsOf = (tlbOffset: number): number => victimsOffset + (tlbOffset - tlbAt(0)) / TLB_BYTES * VICTIM_BYTES;
+/** A word: where among the victims of its TLB the next one comes, in bytes. */
+export const nextVictimOffset = victimsOffset + 6 * VICTIM_BYTES;
 /** Whole frames. */
-export const VCPU_BYTES = Math.ceil((tlbCoverageOffset + tlbCoverage.sizeBytes) / 4096) * 4096;
+export const VCPU_BYTES = Math.ceil((nextVictimOffset + 4) / 4096) * 4096;
 assert(VCPU_BYTES <= 64 * 1024, 'the vCPU record is larger than the place kept for it');
 
 /** Offsets of single registers. */

@@ -6,7 +6,7 @@ import { availableParallelism, cpus, freemem, release, totalmem } from 'node:os'
 import { join } from 'node:path';
 import { SIZE_MAX_BYTES, defaultMachineParameters } from '../abi/machine-memory.ts';
 import { HolePuncher } from '../devices/block/hole-puncher.ts';
-import { defaultCacheDir } from '../guest/cache.ts';
+import { cacheFolder } from '../base/cache-folder.ts';
 import { findE2fsprogs } from '../guest/ext4-image.ts';
 import { formatSize } from '../host/size.ts';
 import type { HostStats } from '../host/types.ts';
@@ -37,7 +37,7 @@ interface Features {
 async function showInfo(args: Arguments, io: Io): Promise<number> {
   const { switches, values } = args;
   if (values['host'] !== undefined) return showHost(args, io);
-  const cacheDir = defaultCacheDir(io.env as NodeJS.ProcessEnv);
+  const cacheDir = cacheFolder(io.env as NodeJS.ProcessEnv);
   const facts = {
     zazen: await zazenVersion(),
     node: { version: process.version, path: process.execPath, v8: process.versions.v8 },

@@ -2,15 +2,15 @@
 // physical page. Slots are shared by all pCPUs and never move; they are given back all at once, when no vCPU is in
 // emitted code (`empty`).
 //
-// At the start of the region: slot count in use (u32), generation (u32), epoch of compiled regions (u32), then from byte
-// 64 one u32 per slot: the frame that it decodes; and one more: bit 0 says that compiled regions begin in the slot, the
-// rest counts invalidations.
+// At the start of the region: slot count in use (u32), generation (u32), epoch of compiled regions (u32), slot count ever in
+// use (u32), count of slots whose memory was touched, and to be touched (u32 each), then from byte 64 one u32 per slot: the frame
+// that it decodes; and one more: bit 0 says that compiled regions begin in the slot, the rest counts invalidations.
 //
 // A record at which a compiled region begins has the region's number in place of its handler (jit/). All regions of a
 // page go when any of its instructions changes.
 
 import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED, SLOT_BYTES, SLOT_RECORDS } from '../abi/decode-cache.ts';
-import { FRAME } from '../abi/machine-memory.ts';
+import { FRAME, FRAME_STATE, FRAME_STATE_MASK } from '../abi/machine-memory.ts';
 import { RECORD_BYTES, RECORD_IMM, RECORD_IMM64 } from '../a64/operand.ts';
 import { operandsOf } from '../a64/row.ts';
 import { decode, handlerCount, handlerNumber } from '../a64/table.ts';
@@ -21,6 +21,9 @@ import type { MachineMemory } from '../memory/machine-memory.ts';
 const PAGE_WORDS = 1024;
 /** A run is decoded together up to its end; bounded, because what follows a branch may never be reached. */
 const RUN_MAX = 64;
+/** Slots whose memory is touched before they are taken, 2 MiB: what a restored guest takes before it speaks. */
+const SLOTS_AHEAD = 128;
+const PAGE_BYTES = 4096;
 
 /**
  * Words whose decoding is remembered, by a hash of the word, the newest of those with the same hash. Each takes eight
@@ -107,7 +110,7 @@ export class DecodeCache {
   readonly #slotCount: number;
   readonly #frameTable: number;
   /** The same words come again and again: in all functions alike, and after the cache was emptied. */
-  readonly #memo = new Memo();
+  #knownWords: Memo | undefined;
   /** A slot that this thread took and did not need, because another was faster; and the generation it belongs to. */
   #spare = -1;
   #spareGeneration = 0;
@@ -124,6 +127,11 @@ export class DecodeCache {
     this.#frameTable = machine.region('frameTable').offsetBytes;
   }
 
+  /** Two mebibytes, for those who decode. */
+  get #memo(): Memo {
+    return this.#knownWords ??= new Memo();
+  }
+
   /** Pages that it can hold decoded, and that it holds. */
   get capacity(): { slots: number; used: number } {
     return { slots: this.#slotCount, used: Math.min(this.#slotCount, this.#machine.u32[this.#used]!) };
@@ -133,6 +141,12 @@ export class DecodeCache {
 
   #decodeIndex(mfn: number): number {
     return (this.#frameTable + mfn * FRAME.sizeBytes + FRAME.at.decode) / 4;
+  }
+
+  #isTable(mfn: number): boolean {
+    const { u32 } = this.#machine;
+    const state = Atomics.load(u32, (this.#frameTable + mfn * FRAME.sizeBytes + FRAME.at.state) / 4);
+    return (state & FRAME_STATE_MASK) === FRAME_STATE.table;
   }
 
   /** Address of the frame's slot; takes a fresh one if it has none. 0 when all slots are in use: see `empty`. */
@@ -169,12 +183,42 @@ export class DecodeCache {
       Atomics.sub(this.#machine.i32, this.#used, 1);
       return -1;
     }
-    const { u16 } = this.#machine;
+    const { u16, u32 } = this.#machine;
     const first = (this.#slots + slot * SLOT_BYTES) / 2;
-    // The handlers only: nobody looks at operands before they are decoded.
-    for (let i = 0; i < SLOT_RECORDS - 1; i++) u16[first + i * (RECORD_BYTES / 2)] = HANDLER_DECODE;
+    // One that was never used is zero, memory that nobody has touched, and touching all of it takes longer than decoding
+    // what is needed of it. Of others the handlers only: nobody looks at operands before they are decoded.
+    if (slot < u32[this.#used + 3]!) {
+      for (let i = 0; i < SLOT_RECORDS - 1; i++) u16[first + i * (RECORD_BYTES / 2)] = HANDLER_DECODE;
+    }
     u16[first + (SLOT_RECORDS - 1) * (RECORD_BYTES / 2)] = HANDLER_END_OF_PAGE;
     return slot;
+  }
+
+  /** Has so many slots beyond those in use touched, by who calls `touchAhead`. @returns whether that is still to be done */
+  wantAhead(): boolean {
+    Atomics.store(this.#machine.u32, this.#used + 5, Math.min(this.slotsInUse + SLOTS_AHEAD, this.#slotCount));
+    return this.wantsTouching;
+  }
+  /** Whether there is something for `touchAhead` to do. */
+  get wantsTouching(): boolean {
+    return this.#firstUntouched < Atomics.load(this.#machine.u32, this.#used + 5);
+  }
+  get #firstUntouched(): number {
+    return Math.max(Atomics.load(this.#machine.u32, this.#used + 4), this.slotsInUse);
+  }
+
+  /**
+   * Touches the memory of one of the slots that will be taken next: the system gives a process its memory when that is
+   * touched first, which takes microseconds for each page, and those who take slots are in a hurry. Any thread, any time.
+   */
+  touchAhead(): void {
+    const { i32, u32 } = this.#machine;
+    const touched = Atomics.load(u32, this.#used + 4);
+    const slot = this.#firstUntouched;
+    if (!this.wantsTouching || Atomics.compareExchange(i32, this.#used + 4, touched, slot + 1) !== touched) return;
+    // Somebody may have taken it: what is in it stays.
+    const first = this.#slots + slot * SLOT_BYTES;
+    for (let offset = 0; offset < SLOT_BYTES; offset += PAGE_BYTES) Atomics.or(u32, (first + offset) / 4, 0);
   }
 
   /** The frame that a slot decodes, by the slot's address; 0: that is no slot in use. */
@@ -199,13 +243,25 @@ export class DecodeCache {
     this.#memo.find(word);
   }
 
-  /** Decodes from a record on, to the end of its run. */
+  /** Which instructions of a frame are decoded: bit n % 32 of word n / 32 for instruction n. @returns undefined: none */
+  decodedIn(mfn: number): Uint32Array | undefined {
+    const slot = this.knownSlot(mfn);
+    if (slot === 0) return undefined;
+    const { u16 } = this.#machine;
+    const bits = new Uint32Array(PAGE_WORDS / 32);
+    for (let index = 0, lane = slot / 2; index < PAGE_WORDS; index++, lane += RECORD_BYTES / 2) {
+      if (u16[lane] !== HANDLER_DECODE) bits[index >>> 5]! |= 1 << (index & 31);
+    }
+    return bits;
+  }
+
+  /** Decodes from a record on, to the end of its run. (A number that was read ahead may lead here when another was faster.) */
   decodeRun(record: number): void {
     const { u16, u32 } = this.#machine;
     const { slot, first } = this.#placeOf(record);
     const words = u32[this.#frames + slot]! * PAGE_WORDS;
     for (let index = first; index < Math.min(first + RUN_MAX, PAGE_WORDS); index++, record += RECORD_BYTES) {
-      if (index > first && u16[record / 2] !== HANDLER_DECODE) return;
+      if (u16[record / 2] !== HANDLER_DECODE) return;
       if (this.#decodeOne(record, index, u32[words + index]!)) return;
     }
   }
@@ -233,7 +289,7 @@ export class DecodeCache {
       u32[(record + RECORD_IMM64) / 4 + 1] = memo.u32[found + MEMO.high]!;
     }
     u16[lane] = handler;
-    return (flags & FLAG_ENDS) !== 0;
+    return (flags & (FLAG_ENDS | FLAG_BRANCH)) !== 0;
   }
 
   /**
@@ -329,11 +385,14 @@ export class DecodeCache {
     const { u32 } = this.#machine;
     const used = this.slotsInUse;
     for (let slot = 0; slot < used; slot++) {
-      const index = this.#decodeIndex(u32[this.#frames + slot]!);
-      if (u32[index] === slot + 1) Atomics.store(u32, index, 0);
+      const mfn = u32[this.#frames + slot]!;
+      const index = this.#decodeIndex(mfn);
+      // What was code may have become a root of a p2m, which has its lock there, and a number in it that is like the slot's.
+      if (u32[index] === slot + 1 && !this.#isTable(mfn)) Atomics.store(u32, index, 0);
     }
     if (regionEpoch !== undefined && !this.knowsRegionEpoch(regionEpoch)) Atomics.store(u32, this.#used + 2, regionEpoch);
     Atomics.add(u32, this.#used + 1, 1);
+    u32[this.#used + 3] = Math.max(u32[this.#used + 3]!, used);
     Atomics.store(u32, this.#used, 0);
   }
 }

@@ -54,9 +54,9 @@ const activities: Readonly<Record<keyof typeof emittedCalls, number>> = {
 
 /** The import object of emitted modules. What they call says in the vCPU record what it is doing. */
 export function importObject(
-  memory: WebAssembly.Memory, table: WebAssembly.Table, handlers: EmittedCallHandlers,
+  memory: WebAssembly.Memory, handlers: EmittedCallHandlers,
 ): WebAssembly.Imports {
-  const env: Record<string, unknown> = { memory, table };
+  const env: Record<string, unknown> = { memory };
   const words = new Uint32Array(memory.buffer);
   const [activityAt, missesAt] = [vcpuRecord.at.activity, vcpuRecord.at.tlbMisses];
   const marked = (call: EmittedCall, activity: number): EmittedCall => (vcpu, a, b, c, d) => {

@@ -15,8 +15,9 @@ import { emitWalk } from './emitted-walk.ts';
 import { handlerSignature, interpreterLayout } from './interpreter.ts';
 import { SCTLR_UCI, cacheOperation } from './maintenance.ts';
 import { GUEST_BASE, createTestMachine } from './test-machine.ts';
-import { fillDataTlb, fillExecTlb, flushAll, noteFill } from './tlb.ts';
+import { fillDataTlb, fillExecTlb, flushAddress, flushAll, flushFrame, flushNotGlobal, noteFill, noteGlobalInLowerHalf, setPan } from './tlb.ts';
 import { ACCESS_EXEC, ACCESS_READ, ACCESS_WRITE } from './translation.ts';
+import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
 const SCTLR_M = 1n;
@@ -41,8 +42,7 @@ function machineWithWalk(addressType: 'i32' | 'i64') {
   const walk = emitWalk(module, interpreterLayout(m.machine));
   for (const name of ['fillData', 'fillExec', 'maintain'] as const) module.export(name, walk[name]);
   const { memory } = m.machine;
-  const table = new WebAssembly.Table({ element: 'anyfunc', initial: 0 });
-  const { exports } = new WebAssembly.Instance(new WebAssembly.Module(module.encode()), { env: { memory, table } });
+  const { exports } = new WebAssembly.Instance(new WebAssembly.Module(module.encode()), { env: { memory } });
   const write = (physical: number, descriptor: bigint): void => {
     m.machine.u64[(m.machine.firstFrame * 4096 + physical - GUEST_BASE) / 8] = descriptor;
   };
@@ -125,6 +125,12 @@ function fill(rig: Rig, access: TestAccess): boolean {
   return true;
 }
 
+/** As when others know already that there may be global entries of the lower half: the first is not for emitted code. */
+function forgetEntries(vcpu: VcpuState): void {
+  flushAll(vcpu);
+  noteGlobalInLowerHalf(vcpu);
+}
+
 /** The one entry that the TLBs have, where it is, and what is known of it; all are empty afterwards. */
 function takeEntry(rig: Rig, access: TestAccess): string {
   const { vcpu, machine: { u32, u64 } } = rig;
@@ -138,7 +144,7 @@ function takeEntry(rig: Rig, access: TestAccess): string {
     const isWhole = rig.machine.parameters.addressType === 'i64' && access.kind !== ACCESS_EXEC;
     found.push(`${i}: ${u64[(first + 4 * i) / 2]!.toString(16)} ${(isWhole ? target : target & 0xffff_ffffn).toString(16)}`);
   }
-  flushAll(vcpu);
+  forgetEntries(vcpu);
   return found.join(' ');
 }
 
@@ -151,7 +157,7 @@ for (const addressType of ['i32', 'i64'] as const) {
     for (let round = 0; round < 40; round++) {
       if (round % 8 === 0) randomTables(rig, random);
       randomRegisters(rig, random);
-      flushAll(vcpu);
+      forgetEntries(vcpu);
       for (let i = 0; i < 100; i++) {
         const kind = random.u32() % 3 as 0 | 1 | 2;
         const access = { va: randomAddress(random) & ~7n, kind, unprivileged: kind !== ACCESS_EXEC && random.u32() % 8 === 0 };
@@ -195,10 +201,89 @@ function machineWithPage(): Rig & { gfn: number } {
   vcpu.set64(at.ttbr0El1, BigInt(ROOT));
   vcpu.set64(at.mairEl1, 0xffn);
   vcpu.enterEl(0, 0);
-  flushAll(vcpu);
+  forgetEntries(vcpu);
   return { ...rig, gfn: page / 4096 };
 }
 const PAGE_READ: TestAccess = { va: 0x1000n, kind: ACCESS_READ, unprivileged: false };
+
+/** Two pages that have the same place in a TLB, each used once: the first is among the victims. */
+function machineWithVictim(): { rig: Rig; use: (va: bigint, kind: 0 | 1 | 2) => number } {
+  const rig = machineWithPage();
+  const FAR_TABLE = ROOT + 4096 * 4;
+  rig.write(ROOT + 4096 * 2 + 8, BigInt(FAR_TABLE) | TABLE);
+  rig.write(FAR_TABLE + 8, BigInt(GUEST_BASE + 0x20_1000) | TABLE | AF | 1n << 6n);
+  const { vcpu } = rig;
+  const use = (va: bigint, kind: 0 | 1 | 2): number => {
+    const before = vcpu.get32(at.tlbMisses);
+    const entry = emittedWalk(rig, { va, kind, unprivileged: false });
+    if (entry !== 0) assert.equal(rig.machine.u64[entry / 8], va, 'the entry is that of the page');
+    return entry === 0 ? -1 : vcpu.get32(at.tlbMisses) - before;
+  };
+  for (const va of [NEAR, FAR]) {
+    for (const kind of [ACCESS_READ, ACCESS_WRITE, ACCESS_EXEC] as const) {
+      assert.ok(fill(rig, { va, kind, unprivileged: false }));
+      // That entry was made by TypeScript.
+      use(va, kind);
+    }
+  }
+  return { rig, use };
+}
+const NEAR = 0x1000n;
+const FAR = 0x20_1000n;
+
+test('pages of one place that are used in turn are not walked to again', () => {
+  const { use } = machineWithVictim();
+  for (const kind of [ACCESS_READ, ACCESS_WRITE, ACCESS_EXEC] as const) {
+    use(NEAR, kind);
+    for (let i = 0; i < 10; i++) assert.deepEqual([use(FAR, kind), use(NEAR, kind)], [0, 0], `access ${kind}`);
+  }
+});
+
+const forgetting: Readonly<Record<string, (vcpu: VcpuState) => void>> = {
+  'all entries': vcpu => flushAll(vcpu),
+  'an address': vcpu => flushAddress(vcpu, ...split(NEAR)),
+  'another ASID': vcpu => flushNotGlobal(vcpu),
+  'a block': vcpu => {
+    noteFill(vcpu, ...split(NEAR), 21, false, false);
+    flushAddress(vcpu, 0x5000, 0);
+  },
+};
+for (const [what, forget] of Object.entries(forgetting)) {
+  test(`an entry that was put out of a TLB does not come back after a flush of ${what}`, () => {
+    for (const kind of [ACCESS_READ, ACCESS_WRITE, ACCESS_EXEC] as const) {
+      const { rig, use } = machineWithVictim();
+      use(NEAR, kind);
+      assert.equal(use(FAR, kind), 0);
+      rig.write(ROOT + 4096 * 3 + 8, 0n);
+      assert.equal(use(NEAR, kind), 0, 'it is there still, as the architecture allows');
+      assert.equal(use(FAR, kind), 0);
+      forget(rig.vcpu);
+      assert.equal(use(NEAR, kind), -1, `access ${kind}`);
+    }
+  });
+}
+
+test('an entry that was put out of a TLB does not come back when EL1 may not use pages of EL0 any more', () => {
+  for (const kind of [ACCESS_READ, ACCESS_WRITE] as const) {
+    const { rig, use } = machineWithVictim();
+    rig.vcpu.enterEl(1, 1);
+    for (const va of [NEAR, FAR]) assert.equal(use(va, kind), 1);
+    assert.equal(use(NEAR, kind), 0);
+    setPan(rig.vcpu, true);
+    for (const va of [NEAR, FAR]) assert.equal(use(va, kind), -1, `access ${kind}`);
+  }
+});
+
+test('an entry that was put out of a TLB does not come back when its frame is another', () => {
+  for (const kind of [ACCESS_READ, ACCESS_EXEC] as const) {
+    const { rig, use } = machineWithVictim();
+    use(NEAR, kind);
+    assert.equal(use(FAR, kind), 0);
+    const mfn = rig.machine.firstFrame + 0x200;
+    flushFrame(rig.vcpu, mfn, rig.engine.decodeCache.knownSlot(mfn));
+    assert.equal(use(NEAR, kind), 1, `access ${kind}: it is walked to`);
+  }
+});
 
 test('leaves accesses that cross a page and misaligned ordered ones alone', () => {
   const rig = machineWithPage();
@@ -267,4 +352,26 @@ test('cache maintenance by address is done where nothing is to be done', () => {
   assert.equal(maintain(vcpu.address, systemRegister(1, 3, 7, 4, 1), 0x1040n), 0, 'DC ZVA is another thing');
   engine.decodeCache.slotFor(machine.firstFrame + gfn - GUEST_BASE / 4096);
   assert.deepEqual(done(IC_IVAU, DC_CVAU), [0, 1], 'there is decoded code');
+});
+
+test('the first global entry of the lower half is left to TypeScript, which tells others of it before it reads the tables', () => {
+  const rig = machineWithPage();
+  const { vcpu, gfn } = rig;
+  const access = { va: 0x1000n, kind: ACCESS_READ, unprivileged: false } as const;
+  rig.engine.stageTwo.frameForRead(vcpu, gfn);
+  const flag = tlbCoverageOffset + tlbCoverage.at.globalInLowerHalf;
+  flushAll(vcpu);
+  assert.equal(emittedWalk(rig, access), 0);
+  const { stageTwo } = rig.engine;
+  const frameForRead = stageTwo.frameForRead.bind(stageTwo);
+  /** Of each look at a table whether it was told before. */
+  const told: number[] = [];
+  stageTwo.frameForRead = (of, guestFrame) => {
+    told.push(of.get32(flag));
+    return frameForRead(of, guestFrame);
+  };
+  assert.ok(fill(rig, access));
+  assert.deepEqual(told, [0, 0, 0, 0, 1, 1, 1, 1, 1], 'a walk for nothing, one that counts, and the page itself');
+  takeEntry(rig, access);
+  assert.notEqual(emittedWalk(rig, access), 0, 'from then on they are made here');
 });

@@ -9,8 +9,8 @@ import {
   FRAME, GFN_LIMIT, P2M_ENTRIES, P2M_KIND, P2M_KIND_MASK, P2M_LEVEL_BITS, P2M_VALUE_SHIFT,
 } from '../abi/machine-memory.ts';
 import {
-  BLOCK_BITS, BLOCK_REACH, FRAME_CACHE_ENTRIES, FRAME_CACHE_ENTRY_BYTES, TLB_ENTRIES, TLB_ENTRY_BYTES, frameCacheOffsets,
-  tlbCoverage, tlbCoverageOffset, tlbEntry, tlbOffsets, vcpuRecord,
+  BLOCK_BITS, BLOCK_REACH, FRAME_CACHE_ENTRIES, FRAME_CACHE_ENTRY_BYTES, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, VICTIM_BYTES,
+  frameCacheOffsets, nextVictimOffset, tlbCoverage, tlbCoverageOffset, tlbEntry, tlbOffsets, vcpuRecord, victimsOf,
 } from '../abi/vcpu.ts';
 import { assert } from '../base/assert.ts';
 import type { Callable, FunctionBuilder } from '../wasm/function.ts';
@@ -209,6 +209,10 @@ function emitTranslate(module: ModuleBuilder, readFrame: Callable): Callable {
   const attributes = i32.wrapI64(i64.and(i64.shrU(i64.load(vcpu, at.mairEl1), attributesAt), i64.const(0xff)));
   giveUp(i32.ltU(attributes, i32.const(MAIR_DEVICE_END)));
 
+  // The first of its kind is to be told to others, and then read again.
+  const isGlobal = not(bit(descriptor, NOT_GLOBAL));
+  f.if(i32.and(isGlobal, i32.eqz(upper)), () => giveUp(i32.eqz(i32.load(vcpu, coverage('globalInLowerHalf')))));
+
   const inside = f.let(below(shift));
   const outside = i64.xor(inside, i64.const(-1n));
   const physical = i64.or(i64.and(i64.and(descriptor, i64.const(ADDRESS_BITS)), outside), i64.and(offset, inside));
@@ -244,6 +248,33 @@ function entryOf(f: FunctionBuilder, tlb: I32, va: I64): I32 {
   return f.let(i32.add(index, tlb));
 }
 
+/** If the page was put out of the TLB a short while ago, its entry changes places with the one that is there now, and is returned. */
+function emitRecall(f: FunctionBuilder, victims: I32, entry: I32, page: I64): void {
+  for (let offset = 0; offset < VICTIM_BYTES; offset += TLB_ENTRY_BYTES) {
+    f.if(i64.eq(i64.load(victims, offset + tlbEntry.at.tag), page), () => {
+      const target = f.let(i64.load(victims, offset + tlbEntry.at.target));
+      f.do(i64.store(victims, i64.load(entry, tlbEntry.at.tag), offset + tlbEntry.at.tag));
+      f.do(i64.store(victims, i64.load(entry, tlbEntry.at.target), offset + tlbEntry.at.target));
+      f.do(i64.store(entry, page, tlbEntry.at.tag));
+      f.do(i64.store(entry, target, tlbEntry.at.target));
+      f.return(entry);
+    });
+  }
+}
+
+/** Keeps what is about to be put out of the TLB. */
+function emitKeep(f: FunctionBuilder, vcpu: I32, victims: I32, entry: I32, page: I64): void {
+  const tag = f.let(i64.load(entry, tlbEntry.at.tag));
+  const isNone = i32.and(i32.wrapI64(tag), i32.const(TLB_INVALID_TAG));
+  f.if(i32.eqz(i32.or(isNone, i64.eq(tag, page))), () => {
+    const place = f.let(i32.load(vcpu, nextVictimOffset));
+    const victim = f.let(i32.add(victims, place));
+    f.do(i64.store(victim, tag, tlbEntry.at.tag));
+    f.do(i64.store(victim, i64.load(entry, tlbEntry.at.target), tlbEntry.at.target));
+    f.do(i32.store(vcpu, i32.and(i32.add(place, i32.const(TLB_ENTRY_BYTES)), i32.const(VICTIM_BYTES - 1)), nextVictimOffset));
+  });
+}
+
 function emitFillData(module: ModuleBuilder, walk: Callable): Callable {
   const distance = tlbOffsets[0].write - tlbOffsets[0].read;
   const f = module.function({ params: ['i32', 'i64', 'i32', 'i32'], results: ['i32'] });
@@ -260,13 +291,18 @@ function emitFillData(module: ModuleBuilder, walk: Callable): Callable {
   f.if(i32.and(sizeAndFlags, i32.const(ACCESS_ALIGNED)), () => giveUp(i32.and(low, i32.sub(size, i32.const(1)))));
   const el = f.let(i32.load(vcpu, at.el));
   f.if(i32.and(sizeAndFlags, i32.const(ACCESS_UNPRIVILEGED)), () => f.set(el, i32.const(0)));
+  const set = i32.add(i32.mul(el, i32.const(tlbOffsets[1].read - tlbOffsets[0].read)), i32.const(tlbOffsets[0].read));
+  const entry = entryOf(f, i32.add(i32.add(vcpu, set), i32.mul(isWrite, i32.const(distance))), va);
+  const page = f.let(i64.and(va, i64.const(~0xfffn)));
+  const [first, ofWrite, ofEl1] = [tlbOffsets[0].read, tlbOffsets[0].write, tlbOffsets[1].read].map(victimsOf) as [number, number, number];
+  const victims = f.let(i32.add(i32.add(vcpu, i32.const(first)),
+    i32.add(i32.mul(el, i32.const(ofEl1 - first)), i32.mul(isWrite, i32.const(ofWrite - first)))));
+  emitRecall(f, victims, entry, page);
   const answer = f.let(f.callExpr('i64', walk, vcpu, va, el, isWrite));
   giveUp(i64.eqz(answer));
   const user = bit(answer, ANSWER_USER);
   f.if(i32.and(el, user), () => f.do(i32.store(vcpu, i32.const(1), coverage('userEntriesAtEl1'))));
-  const set = i32.add(i32.mul(el, i32.const(tlbOffsets[1].read - tlbOffsets[0].read)), i32.const(tlbOffsets[0].read));
-  const entry = entryOf(f, i32.add(i32.add(vcpu, set), i32.mul(isWrite, i32.const(distance))), va);
-  const page = f.let(i64.and(va, i64.const(~0xfffn)));
+  emitKeep(f, vcpu, victims, entry, page);
   const host = i64.shl(i64.and(answer, i64.const(0xffff_ffffn)), i64.const(12));
   f.do(i64.store(entry, i64.sub(host, page), tlbEntry.at.target));
   f.do(i64.store(entry, page, tlbEntry.at.tag));
@@ -281,15 +317,21 @@ function emitFillExec(module: ModuleBuilder, walk: Callable, { frameTable, codeS
   const va = f.param(1, 'i64');
   const giveUp = (condition: I32): void => giveUpIf(f, condition, i32.const(0));
   giveUp(i32.and(i32.wrapI64(va), i32.const(3)));
-  const answer = f.let(f.callExpr('i64', walk, vcpu, va, i32.load(vcpu, at.el), i32.const(ACCESS_EXEC)));
+  const entry = entryOf(f, i32.load(vcpu, at.tlbExec), va);
+  const page = f.let(i64.and(va, i64.const(~0xfffn)));
+  const el = f.let(i32.load(vcpu, at.el));
+  const [ofEl0, ofEl1] = tlbOffsets.map(({ exec }) => victimsOf(exec)) as [number, number];
+  const victims = f.let(i32.add(i32.add(vcpu, i32.const(ofEl0)), i32.mul(el, i32.const(ofEl1 - ofEl0))));
+  emitRecall(f, victims, entry, page);
+  const answer = f.let(f.callExpr('i64', walk, vcpu, va, el, i32.const(ACCESS_EXEC)));
   giveUp(i64.eqz(answer));
   const frame = i32.mul(i32.wrapI64(answer), i32.const(FRAME.sizeBytes));
   const number = f.let(i32.atomicLoad(frame, frameTable + FRAME.at.decode));
   giveUp(i32.eqz(number));
   const slot = i32.add(i32.mul(i32.sub(number, i32.const(1)), i32.const(SLOT_BYTES)), i32.const(codeSlots));
-  const entry = entryOf(f, i32.load(vcpu, at.tlbExec), va);
+  emitKeep(f, vcpu, victims, entry, page);
   f.do(i32.store(entry, slot, tlbEntry.at.target));
-  f.do(i64.store(entry, i64.and(va, i64.const(~0xfffn)), tlbEntry.at.tag));
+  f.do(i64.store(entry, page, tlbEntry.at.tag));
   emitCount(f, vcpu);
   f.push(entry);
   return f;

@@ -43,7 +43,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   protected readonly vcpu: I32;
   protected readonly fuel: I32;
 
-  /** @param f of (record, vcpu, fuel) */
+  /** @param f of `handlerSignature` */
   constructor(f: FunctionBuilder, context: Context) {
     this.f = f;
     this.context = context;
@@ -62,6 +62,17 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   protected abstract spill(): void;
   /** Before every access to memory, on the fast path too. */
   protected beforeAccess(): void { /* nothing to do */ }
+  /** Ends the way of a miss: whatever runs the instruction again does it from its start. Left out: misses are served by a call. */
+  protected handMissOver?(): void;
+  /**
+   * An address that is expected in the page of an access before: its host address if it is there, and whether some byte of
+   * it is not. Not for ordered and unprivileged accesses.
+   */
+  protected nearby(_va: I64, _sizeBytes: number, _access: 'read' | 'write'): { host: Address; isOutside: I32 } | undefined { return undefined; }
+  /** The host address of a plain access, found in the TLB. */
+  protected foundHost(_va: I64, _access: 'read' | 'write', _host: Address): void { /* not of use */ }
+  /** Before a call that may change translations and goes on. */
+  protected forgetHosts(): void { /* nothing is known */ }
   protected abstract tlb(access: 'read' | 'write'): I32;
   protected abstract stackPointer(): I64;
   /** Ends the instruction in a trap, wherever it stands. */
@@ -147,7 +158,10 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     const entry = f.let(i32.add(index, tlb));
     return { entry, miss: i64.ne(i64.load(entry, tlbEntry.at.tag), compared) };
   }
-  /** Compares page and page crossing in one: the last byte must lie in the entry's page. */
+  /**
+   * Compares page and page crossing in one: the last byte must lie in the entry's page. Where an access crosses, that is the
+   * page behind the one that selects the entry, and with two entries or more its own entry is in another place.
+   */
   static #unaligned(va: I64, sizeBytes: number): I64 {
     return i64.and(i64.add(va, i64.const(sizeBytes - 1)), i64.const(~0xfffn));
   }
@@ -168,9 +182,21 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   #access(va: I64, sizeBytes: number, access: 'read' | 'write', options: AccessOptions,
     fast: (host: Address) => void, slow: (sizeAndFlags: I32) => void): void {
     this.beforeAccess();
+    const isPlain = !options.ordered && !options.unprivileged;
+    const near = isPlain ? this.nearby(va, sizeBytes, access) : undefined;
+    if (near !== undefined) {
+      this.f.if(near.isOutside, () => this.handMissOver!(), undefined, 'unlikely');
+      return fast(near.host);
+    }
     const compared = options.ordered ? EngineMachine.#aligned(va, sizeBytes) : EngineMachine.#unaligned(va, sizeBytes);
     const { entry, miss } = this.#probe(va, this.#tlb(access, options.unprivileged), compared);
     const flags = (options.ordered ? ACCESS_ALIGNED : 0) | (options.unprivileged ? ACCESS_UNPRIVILEGED : 0);
+    if (this.handMissOver !== undefined) {
+      this.f.if(miss, () => this.handMissOver!(), undefined, 'unlikely');
+      const host = this.f.let(this.#hostOf(va, entry));
+      if (isPlain) this.foundHost(va, access, host);
+      return fast(host);
+    }
     this.f.if(miss, () => {
       this.spill();
       slow(i32.const(sizeBytes | flags));
@@ -254,6 +280,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     const { f } = this;
     const address = f.let(va);
     this.beforeAccess();
+    this.forgetHosts();
     const { entry, miss } = this.#probe(address, this.tlb(access), EngineMachine.#aligned(address, 1 << sizeLog2));
     f.if(miss, () => {
       this.spill();
@@ -264,13 +291,15 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     return f.let(this.#hostOf(address, entry));
   }
   /**
-   * Where the processor orders loads with loads and stores with stores by itself, as x64 does and Wasm code is not
-   * reordered on its way there, only the full barrier is left to do; a locked operation does it in a seventh of the
-   * time of a fence.
+   * Where the processor orders loads with loads and stores with stores by itself, as x64 does, only the full barrier is
+   * left to it; a locked operation does it in a seventh of the time of a fence. The others are for V8, which takes what a
+   * plain load found before for what the next one of the same address would find; an atomic load, a plain one for the
+   * processor, keeps it from that.
    */
   fence(kind: 'full' | 'loads' | 'stores'): void {
     if (process.arch !== 'x64') this.f.fence();
     else if (kind === 'full') this.f.drop(atomicRmw.or[3]!(this.vcpu, i64.const(0), scratchOffset(0)));
+    else this.f.drop(i32.atomicLoad(this.vcpu, scratchOffset(0)));
   }
   pairLock(): Address { return i32.const(this.context.pairLockAddress); }
 
@@ -321,13 +350,21 @@ export function goThroughTlb(
   f.do(i64.store(vcpu, i64.sub(i64.and(va, i64.const(~0xfffn)), i64.extendI32U(i32.shrU(slot, i32.const(2)))), at.pcBase));
   const left = f.let(i32.sub(i32.add(fuel, i32.sub(target, record)), i32.const(RECORD_BYTES)));
   leaveIfDue(f, leave, target, vcpu, left);
-  f.returnCallIndirect(i32.load16U(target), target, vcpu, left);
+  dispatch(f, target, vcpu, left);
 }
+
+/** To whatever a record names. @param record pinned */
+export function dispatch(f: FunctionBuilder, record: I32, vcpu: I32, fuel: I32): void {
+  f.returnCallIndirect(i32.load16U(record), record, vcpu, fuel, handlerBehind(record));
+}
+/** What the record behind this one names; behind a page's last pseudo-record there is something, too, that nobody runs. */
+export const handlerBehind = (record: I32): I32 => i32.load16U(record, RECORD_BYTES);
 
 /** Out of fuel or wanted: save where to go on, and return out of emitted code. */
 export function leaveIfDue(f: FunctionBuilder, leave: Callable, target: I32, vcpu: I32, fuel: I32, spill?: () => void): void {
   const outOfFuel = i32.leS(i32.sub(fuel, target), i32.const(0));
-  f.if(i32.or(outOfFuel, i32.load(vcpu, at.pending)), () => {
+  // Atomic, or V8 might look once for all rounds of a loop; nor does it keep what the guest reads from one to the next.
+  f.if(i32.or(outOfFuel, i32.atomicLoad(vcpu, at.pending)), () => {
     spill?.();
     f.returnCall(leave, target, vcpu, fuel);
   }, undefined, 'unlikely');

@@ -5,8 +5,9 @@
 // always out of code, so that its decoded page may go.
 
 import { RECORD_BYTES, RECORD_SHIFT } from '../a64/operand.ts';
+import { handlerCount } from '../a64/table.ts';
 import { SLOT_BYTES } from '../abi/decode-cache.ts';
-import { tlbCoverage, tlbCoverageOffset, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
+import { PENDING, tlbCoverage, tlbCoverageOffset, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { computeHandlers } from './compute/index.ts';
 import { DataAccess } from './data-access.ts';
@@ -16,12 +17,12 @@ import type { EmittedCallHandlers } from './emitted-calls.ts';
 import { exceptionClass, faultStatus, syndrome, takeException } from './exceptions.ts';
 import { NO_FRAME } from './host.ts';
 import type { CpuHost, ExitReason } from './host.ts';
-import { interpreterTableSize } from './interpreter.ts';
+import { TABLE_SIZE } from './interpreter.ts';
 import { regionImports } from './jit/compile.ts';
 import type { RegionClient } from './jit/region-client.ts';
-import { TABLE_SIZE } from './jit/translator.ts';
 import { StageTwo } from './stage-two.ts';
-import { fillExecTlb, flushAll, flushFrame, noteFill, probeExecTlb } from './tlb.ts';
+import { FORGET_EVERYTHING, obeyTlbRequests, postTlbRequest } from './tlb-requests.ts';
+import { fillExecTlb, flushAddress, flushAll, flushAsid, flushFrame, noteFill, probeExecTlb, updateAsid } from './tlb.ts';
 import { ACCESS_EXEC, Translation } from './translation.ts';
 import { TrapHandlers } from './traps.ts';
 import { VcpuState } from './vcpu-state.ts';
@@ -70,11 +71,10 @@ export class Engine {
     this.data = new DataAccess(this);
     this.decodeCache = new DecodeCache(machine);
     this.#regions = regions;
-    this.#table = new WebAssembly.Table({ element: 'anyfunc', initial: interpreterTableSize });
-    const imports = importObject(machine.memory, this.#table, this.#handlers());
+    const imports = importObject(machine.memory, this.#handlers());
     const instance = new WebAssembly.Instance(interpreter, imports);
+    this.#table = instance.exports['table'] as WebAssembly.Table;
     this.#unknownRegion = instance.exports['unknownRegion'];
-    this.#table.grow(TABLE_SIZE - interpreterTableSize, this.#unknownRegion);
     this.#regionImports = regionImports(instance.exports, imports);
     this.#run = instance.exports['resume'] as (vcpu: number) => void;
   }
@@ -134,7 +134,7 @@ export class Engine {
       if (vcpu.get32(at.record) === 0) this.#enterCode(vcpu);
       if (vcpu.get32(at.record) !== 0) this.#run(vcpu.address);
       else this.#charge(vcpu);
-      if (this.#exit !== undefined || vcpu.get32(at.pending) !== 0) break;
+      if (this.#exit !== undefined || this.#isWanted(vcpu)) break;
       if (this.#remaining(vcpu) > 0) continue;
       this.#sample(vcpu);
       if (this.codeIsGone) this.#leaveCode(vcpu, 0);
@@ -148,6 +148,12 @@ export class Engine {
     const retired = BigInt((((granted << RECORD_SHIFT) - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT) - this.#charged);
     vcpu.set64(at.instructionsRetired, vcpu.get64(at.instructionsRetired) + retired);
     return this.#exit ?? 'slice';
+  }
+
+  /** Whether somebody wants the slice to end; one who only wants something looked at shall have that. */
+  #isWanted(vcpu: VcpuState): boolean {
+    if (vcpu.get32(at.pending) === 0) return false;
+    return Atomics.compareExchange(vcpu.u32, (vcpu.address + at.pending) / 4, PENDING.attend, 0) !== PENDING.attend;
   }
 
   /** A run is cut into quanta, so that hot code shows (jit/sampling.ts). */
@@ -172,7 +178,7 @@ export class Engine {
    * record names one; the others are made to hear of it by that, before they run on.
    */
   #dropRegions(vcpu: VcpuState, epoch: number): void {
-    for (let i = interpreterTableSize; i < TABLE_SIZE; i++) this.#table.set(i, this.#unknownRegion);
+    for (let i = handlerCount; i < TABLE_SIZE; i++) this.#table.set(i, this.#unknownRegion);
     if (!this.decodeCache.knowsRegionEpoch(epoch)) this.host.flushDecodeCache(vcpu, epoch);
   }
 
@@ -194,7 +200,10 @@ export class Engine {
    * in the record and moves with the vCPU; in a record that no pCPU has run since it was made or restored it is nothing.
    */
   takeOver(vcpu: VcpuState): void {
-    if (vcpu.get32(at.lastPcpu) === 0) this.flushTlb(vcpu);
+    if (vcpu.get32(at.lastPcpu) === 0) {
+      this.flushTlb(vcpu);
+      updateAsid(vcpu);
+    }
     vcpu.set32(at.lastPcpu, this.#pcpu + 1);
     vcpu.set32(tlbCoverageOffset + tlbCoverage.at.stageTwoRoot, this.host.stageTwoRootAddress(vcpu));
     this.obeyFlushRequest(vcpu);
@@ -216,20 +225,31 @@ export class Engine {
     if (slot !== 0 && record >= slot && record < slot + SLOT_BYTES) this.#codeHasMoved = true;
   }
 
-  /** What others have asked for by `pending`. */
+  /** What others have asked for by `pending`. Where the vCPU goes on is looked up anew if the page may be gone. */
   #attend(vcpu: VcpuState): void {
-    this.obeyFlushRequest(vcpu);
+    if (this.#hasFlushRequest(vcpu)) {
+      this.#leaveCode(vcpu, 0);
+      this.obeyFlushRequest(vcpu);
+    }
     if (this.interruptDue(vcpu)) this.takeInterrupt(vcpu);
   }
   /** Makes a vCPU, of any thread, flush its TLBs before it next runs an instruction after an exit. */
   requestTlbFlush(vcpuAddress: number): void {
-    Atomics.add(this.machine.u32, (vcpuAddress + at.tlbFlushRequest) / 4, 1);
+    postTlbRequest(this.machine, vcpuAddress, FORGET_EVERYTHING);
   }
+  #hasFlushRequest(vcpu: VcpuState): boolean {
+    return Atomics.load(vcpu.u32, (vcpu.address + at.tlbFlushRequest) / 4) !== vcpu.get32(at.tlbFlushDone);
+  }
+  /** Of this thread's vCPU: what others have asked it to forget. */
   obeyFlushRequest(vcpu: VcpuState): void {
-    const request = Atomics.load(vcpu.u32, (vcpu.address + at.tlbFlushRequest) / 4);
-    if (request === vcpu.get32(at.tlbFlushDone)) return;
-    this.flushTlb(vcpu);
-    Atomics.store(vcpu.u32, (vcpu.address + at.tlbFlushDone) / 4, request);
+    if (!this.#hasFlushRequest(vcpu)) return;
+    obeyTlbRequests(this.machine, vcpu.address, {
+      everything: () => this.flushTlb(vcpu),
+      allTlbs: () => flushAll(vcpu),
+      asid: asid => flushAsid(vcpu, asid),
+      address: (low, high) => flushAddress(vcpu, low, high),
+      frame: mfn => this.forgetFrame(vcpu, mfn),
+    });
   }
 
   interruptDue(vcpu: VcpuState): boolean {
@@ -362,10 +382,11 @@ export class Engine {
     if (mfn === NO_FRAME) return this.#noFrame();
     // As in data-access.ts.
     if (vcpu.get32(at.tlbFlushDone) !== flushes) return this.#fetch(vcpu, low, high);
-    let slot = this.decodeCache.slotFor(mfn);
+    const slot = this.decodeCache.slotFor(mfn);
     if (slot === 0) {
       this.host.flushDecodeCache(vcpu);
-      slot = this.decodeCache.slotFor(mfn);
+      // Others may have taken the frame away meanwhile, too.
+      return this.#fetch(vcpu, low, high);
     }
     noteFill(vcpu, low, high, translation.reach, translation.global, false);
     fillExecTlb(vcpu, tlbOffsets[el as 0 | 1].exec, low, high, slot);

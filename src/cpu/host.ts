@@ -1,6 +1,7 @@
 // What the CPU needs from the machine around it. The hypervisor room implements it for domains; tests implement it over
 // flat memory. All calls come from the pCPU thread that runs the vCPU, in the middle of an instruction.
 
+import type { TlbRequest } from './tlb-requests.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 export interface CpuHost {
@@ -39,8 +40,11 @@ export interface CpuHost {
   /** HVC from EL1: arguments and results are general registers. False: this immediate is not served (UNDEFINED). */
   hvc(vcpu: VcpuState, immediate: number): boolean;
 
-  /** TLB invalidation that other vCPUs of the domain must see before this returns. */
-  broadcastTlbInvalidate(vcpu: VcpuState): void;
+  /**
+   * TLB invalidation that other vCPUs of the domain must see before this returns.
+   * @param asid as for `mustHear` (tlb-requests.ts)
+   */
+  broadcastTlbInvalidate(vcpu: VcpuState, request: TlbRequest, asid: number): void;
   /** Runs an action while no other vCPU of the domain is in code; one that was in the middle of it leaves it. */
   whileOthersStopped(vcpu: VcpuState, action: () => void): void;
   /**

@@ -1,8 +1,9 @@
 // The Machine of the interpreter: one handler per specialised row, tail-called from the one before.
 //
-// A handler is a function (record, vcpu, fuel). Operands are read from the decoded record; registers and flags live in
-// the vCPU record. `fuel` is sixteen times the instructions left plus the address of the current record, so it stays
-// the same along a straight line and a taken branch adds the distance from the next record to its target.
+// A handler is a function (record, vcpu, fuel, next). Operands are read from the decoded record; registers and flags
+// live in the vCPU record. `fuel` is sixteen times the instructions left plus the address of the current record, so it
+// stays the same along a straight line and a taken branch adds the distance from the next record to its target. `next`
+// is the number of the handler to call when there is no branch.
 
 import type { FlagSource } from '../a64/machine.ts';
 import { RECORD_BYTES, SP_SLOT } from '../a64/operand.ts';
@@ -12,7 +13,7 @@ import { vcpuRecord, xOffset } from '../abi/vcpu.ts';
 import { i32, i64 } from '../wasm/scalar.ts';
 import type { Callable, FunctionBuilder } from '../wasm/function.ts';
 import type { I32, I64 } from '../wasm/types.ts';
-import { EngineMachine, leaveIfDue, padded } from './engine-machine.ts';
+import { EngineMachine, dispatch, handlerBehind, leaveIfDue, padded } from './engine-machine.ts';
 import type { EngineContext } from './engine-machine.ts';
 import { recordFlags } from './flags.ts';
 
@@ -37,13 +38,14 @@ export class InterpreterMachine extends EngineMachine<InterpreterContext> {
 
   /** The tail call to the next instruction, unless the meaning has ended otherwise. */
   finish(): void {
-    if (!this.#ended) this.#dispatch(this.f.let(i32.add(this.#record, i32.const(RECORD_BYTES))), this.fuel);
+    if (!this.#ended) this.#goOn();
   }
 
-  #dispatch(record: I32, fuel: I32): void {
-    this.f.returnCallIndirect(i32.load16U(record), record, this.vcpu, fuel);
+  /** By the handler's number that came with this instruction. */
+  #goOn(): void {
+    const behind = this.f.let(i32.add(this.#record, i32.const(RECORD_BYTES)));
+    this.f.returnCallIndirect(this.f.param(3, 'i32'), behind, this.vcpu, this.fuel, handlerBehind(behind));
   }
-
   protected record(): I32 { return this.#record; }
   protected spill(): void { /* everything is in the vCPU record */ }
   protected tlb(access: 'read' | 'write'): I32 { return this.readState32(access === 'read' ? at.tlbRead : at.tlbWrite); }
@@ -86,7 +88,7 @@ export class InterpreterMachine extends EngineMachine<InterpreterContext> {
     const target = f.let(i32.add(this.#record, distance));
     const fuel = f.let(i32.sub(i32.add(this.fuel, distance), i32.const(RECORD_BYTES)));
     leaveIfDue(f, this.context.leave, target, this.vcpu, fuel);
-    this.#dispatch(target, fuel);
+    dispatch(this.f, target, this.vcpu, fuel);
   }
   branchTo(va: I64): void {
     this.#ended = true;
@@ -111,7 +113,7 @@ export class InterpreterMachine extends EngineMachine<InterpreterContext> {
   #maintain(operation: I32, slotOffset: I32): void {
     const argument = i64.load(i32.add(this.vcpu, slotOffset));
     this.f.if(this.f.callExpr('i32', this.context.maintain, this.vcpu, operation, argument), () => {
-      this.#dispatch(this.f.let(i32.add(this.#record, i32.const(RECORD_BYTES))), this.fuel);
+      this.#goOn();
     });
   }
 }

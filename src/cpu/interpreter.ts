@@ -6,7 +6,7 @@ import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED } from '../abi/d
 import { scratchOffset, tlbEntry, vcpuRecord } from '../abi/vcpu.ts';
 import type { Fields, Row } from '../a64/row.ts';
 import { fieldsOf, operandsOf } from '../a64/row.ts';
-import { handlerCount, numbering, rows, staticsOf } from '../a64/table.ts';
+import { numbering, rows, staticsOf } from '../a64/table.ts';
 import { computeNames, trapNames } from '../a64/slow.ts';
 import { RECORD_BYTES } from '../a64/operand.ts';
 import { MACHINE_HEADER } from '../abi/machine-memory.ts';
@@ -21,17 +21,20 @@ import { ACCESS_ALIGNED, computeSignature, emittedCalls, trapSignature } from '.
 import { emitWalk } from './emitted-walk.ts';
 import type { WalkLayout } from './emitted-walk.ts';
 import { DecodeCache } from './decode-cache.ts';
-import { goThroughTlb, loads, orderedLoads, orderedStores, stores } from './engine-machine.ts';
+import { dispatch, goThroughTlb, handlerBehind, loads, orderedLoads, orderedStores, stores } from './engine-machine.ts';
 import { emitStoreFlags, storeFlagsSignature } from './jit/lazy-flags.ts';
 import { InterpreterMachine } from './interpreter-machine.ts';
 import type { InterpreterContext } from './interpreter-machine.ts';
 
 const at = vcpuRecord.at;
-/** (record, vcpu, fuel) */
-export const handlerSignature: Signature = { params: ['i32', 'i32', 'i32'], results: [] };
+/**
+ * (record, vcpu, fuel, next). `next` is what the record behind names as its handler, read one instruction ahead: else
+ * each instruction would wait for the memory's address, then for that, then for the table. Regions do not look at it.
+ */
+export const handlerSignature: Signature = { params: ['i32', 'i32', 'i32', 'i32'], results: [] };
 
-/** Entries that the imported table needs; places from here on are those of compiled regions. */
-export const interpreterTableSize = handlerCount;
+/** Places of the table: a decoded record names its handler with sixteen bits. From `handlerCount` on they are regions'. */
+export const TABLE_SIZE = 0x1_0000;
 /** What compiled regions call in an interpreter's instance. */
 export const sharedFunctions = {
   resume: { params: ['i32'], results: [] },
@@ -41,6 +44,7 @@ export const sharedFunctions = {
   slowStore: { params: ['i32', 'i32', 'i32', 'i64', 'i32'], results: [] },
   fillTlb: { params: ['i32', 'i32', 'i32', 'i64', 'i32', 'i32'], results: [] },
   storeFlags: storeFlagsSignature,
+  handOver: { params: ['i32', 'i32', 'i32', 'i32', 'i32', 'i64', 'i64'], results: [] },
 } as const satisfies Record<string, Signature>;
 
 /** Places in the machine memory that handlers are made for. */
@@ -75,9 +79,14 @@ export function buildInterpreter(memory: MemoryImport, layout: InterpreterLayout
   const fillTlb = emitSlowAccess(module, imports.fillTlb, fillData, 'fill');
   const jump = emitJump(module, imports.fetch, fillExec, resume, leave);
   const storeFlags = emitStoreFlags(module);
-  const shared: Record<keyof typeof sharedFunctions, Callable> = { resume, jump, leave, slowLoad, slowStore, fillTlb, storeFlags };
+  const handOver = emitHandOver(module, storeFlags);
+  const shared: Record<keyof typeof sharedFunctions, Callable> = {
+    resume, jump, leave, slowLoad, slowStore, fillTlb, storeFlags, handOver,
+  };
   for (const name in shared) module.export(name, shared[name as keyof typeof shared]);
-  module.export('unknownRegion', emitUnknownRegion(module, imports.takeInRegions, resume));
+  const unknownRegion = emitUnknownRegion(module, imports.takeInRegions, resume);
+  module.export('unknownRegion', unknownRegion);
+  module.defineTable(TABLE_SIZE, unknownRegion);
   module.place(HANDLER_DECODE, emitDecode(module, imports.decode));
   module.place(HANDLER_END_OF_PAGE, emitEndOfPage(module, jump));
 
@@ -118,8 +127,21 @@ function sampleFields(row: Row, statics: Fields): Fields | undefined {
   for (const word of sampleWords) {
     const fields = { ...fieldsOf(row, word), ...statics };
     if (row.when(fields)) return fields;
+    if (word === 0 && !looksBeyond(row, fields, statics)) return undefined;
   }
   return undefined;
+}
+
+/** Whether it takes more than the statics to tell if the row is allocated: a tenth of all combinations are none, whatever else. */
+function looksBeyond(row: Row, fields: Fields, statics: Fields): boolean {
+  let isBeyond = false;
+  row.when(new Proxy(fields, {
+    get: (target, name: string) => {
+      isBeyond ||= !(name in statics);
+      return target[name];
+    },
+  }));
+  return isBeyond;
 }
 
 function save(f: FunctionBuilder, record: ReturnType<typeof i32.const>, vcpu: ReturnType<typeof i32.const>,
@@ -133,7 +155,7 @@ function handlerParams(f: FunctionBuilder) {
 }
 
 function emitLeave(module: ModuleBuilder): Callable {
-  const f = module.function(handlerSignature);
+  const f = module.function(sharedFunctions.leave);
   const { record, vcpu, fuel } = handlerParams(f);
   save(f, record, vcpu, fuel);
   return f;
@@ -144,7 +166,10 @@ function emitResume(module: ModuleBuilder): Callable {
   const vcpu = f.param(0, 'i32');
   const record = f.let(i32.load(vcpu, at.record));
   f.if(i32.eqz(record), () => f.return());
-  f.returnCallIndirect(i32.load16U(record), record, vcpu, i32.load(vcpu, at.fuel));
+  const fuel = f.let(i32.load(vcpu, at.fuel));
+  // What comes after a trap may be reached in no other way, and would never be found hot if no vCPU stopped there.
+  f.if(i32.leS(i32.sub(fuel, record), i32.const(0)), () => f.return(), undefined, 'unlikely');
+  dispatch(f, record, vcpu, fuel);
   return f;
 }
 
@@ -153,7 +178,16 @@ function emitDecode(module: ModuleBuilder, decode: Callable): Callable {
   const { record, vcpu, fuel } = handlerParams(f);
   save(f, record, vcpu, fuel);
   f.call(decode, vcpu);
-  f.returnCallIndirect(i32.load16U(record), record, vcpu, fuel);
+  dispatch(f, record, vcpu, fuel);
+  return f;
+}
+
+/** (record, vcpu, fuel, its handler, and of the flags kind, a, b): out of a region, to the handler of an instruction. */
+function emitHandOver(module: ModuleBuilder, storeFlags: Callable): Callable {
+  const f = module.function(sharedFunctions.handOver);
+  const { record, vcpu, fuel } = handlerParams(f);
+  f.call(storeFlags, vcpu, f.param(4, 'i32'), f.param(5, 'i64'), f.param(6, 'i64'));
+  f.returnCallIndirect(f.param(3, 'i32'), record, vcpu, fuel, handlerBehind(record));
   return f;
 }
 

@@ -8,7 +8,8 @@ import { systemRegister } from '../a64/system-registers.ts';
 import { scratchOffset, vcpuRecord } from '../abi/vcpu.ts';
 import type { Engine } from './engine.ts';
 import { NO_FRAME } from './host.ts';
-import { flushAddress, flushAll } from './tlb.ts';
+import { ANY_ASID, FORGET_STAGE_ONE, forgetAddress, forgetAsid } from './tlb-requests.ts';
+import { asidOf, flushAddress, flushAll, flushAsid } from './tlb.ts';
 import { ACCESS_READ, ACCESS_WRITE } from './translation.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
@@ -104,14 +105,20 @@ export class Maintenance {
     const crm = (operation >>> 3) & 15;
     const op2 = operation & 7;
     if (operation !== sys(0, 8, crm, op2) || (crm !== 3 && crm !== 7) || op2 === 4 || op2 === 6) return 'undefined';
-    // VMALLE1, ASIDE1: everything; a superset is allowed.
-    if (op2 === 0 || op2 === 2) flushAll(vcpu);
-    else {
+    const field = asidOf(vcpu, Number(argument >> 48n));
+    if (op2 === 0) { // VMALLE1
+      flushAll(vcpu);
+      if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu, FORGET_STAGE_ONE, ANY_ASID);
+    } else if (op2 === 2) { // ASIDE1
+      flushAsid(vcpu, field);
+      if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu, forgetAsid(field), field);
+    } else { // VAE1, VAAE1, VALE1, VAALE1: the entries of an address, in whatever address space; a superset is allowed.
       const [low, high] = halves((argument & 0xfff_ffff_ffffn) << 12n);
       const extended = high & 0x0080_0000 ? high | 0xff00_0000 : high;
       flushAddress(vcpu, low, extended);
+      const asid = op2 === 3 || op2 === 7 ? ANY_ASID : field;
+      if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu, forgetAddress(low, extended), asid);
     }
-    if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu);
     return 'done';
   }
 }

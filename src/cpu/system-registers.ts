@@ -3,7 +3,7 @@
 
 import { constantSystemRegisters, sysreg, systemRegister } from '../a64/system-registers.ts';
 import { vcpuRecord, xOffset } from '../abi/vcpu.ts';
-import { flushAll, flushNotGlobal, setPan } from './tlb.ts';
+import { flushAll, setPan, updateAsid } from './tlb.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
@@ -22,12 +22,12 @@ const stored = (offset: number, bits = 0xffff_ffff_ffff_ffffn): RegisterDefiniti
   write: (vcpu, value) => vcpu.set64(offset, value & bits),
 });
 /** Stored, and `changed` follows a write that changes the value. */
-const storedThen = (offset: number, changed: (vcpu: VcpuState, old: bigint, value: bigint) => void): RegisterDefinition => ({
+const storedThen = (offset: number, changed: (vcpu: VcpuState) => void): RegisterDefinition => ({
   read: vcpu => vcpu.get64(offset),
   write: (vcpu, value) => {
     const old = vcpu.get64(offset);
     vcpu.set64(offset, value);
-    if (old !== value) changed(vcpu, old, value);
+    if (old !== value) changed(vcpu);
   },
 });
 const readZero: RegisterDefinition = { read: () => 0n, write: () => {} };
@@ -38,7 +38,6 @@ const SCTLR_UCT = 1 << 15;
 const SCTLR_UMA = 1 << 9;
 const DAIF_BITS = 0x3c0;
 const PAN_BIT = 1 << 22;
-const TCR_A1 = 1 << 22;
 
 /**
  * Identification (Arm ARM D19.2): Armv8.0 with LSE, LRCPC, CRC32, RDM, AES, SHA1, SHA256, PMULL, PAN, hardware access
@@ -60,13 +59,6 @@ const identification: Readonly<Record<number, bigint>> = {
   [sysreg.CLIDR_EL1]: 0n,
   [sysreg.CCSIDR_EL1]: 0n,
 };
-
-function ttbrChanged(fromTtbr1: boolean) {
-  return (vcpu: VcpuState, old: bigint, value: bigint): void => {
-    const asidFromTtbr1 = (vcpu.get32(at.tcrEl1) & TCR_A1) !== 0;
-    if (asidFromTtbr1 === fromTtbr1 && old >> 48n !== value >> 48n) flushNotGlobal(vcpu);
-  };
-}
 
 function breakpointRegisters(): [number, RegisterDefinition][] {
   const banks = [[4, at.dbgbvr], [5, at.dbgbcr], [6, at.dbgwvr], [7, at.dbgwcr]] as const;
@@ -97,9 +89,12 @@ export const systemRegisters: ReadonlyMap<number, RegisterDefinition> = new Map<
   }],
   [sysreg.ACTLR_EL1, readZero],
   [sysreg.CPACR_EL1, storedThen(at.cpacrEl1, vcpu => vcpu.updateFpTrap())],
-  [sysreg.TTBR0_EL1, storedThen(at.ttbr0El1, ttbrChanged(false))],
-  [sysreg.TTBR1_EL1, storedThen(at.ttbr1El1, ttbrChanged(true))],
-  [sysreg.TCR_EL1, storedThen(at.tcrEl1, flushAll)],
+  [sysreg.TTBR0_EL1, storedThen(at.ttbr0El1, updateAsid)],
+  [sysreg.TTBR1_EL1, storedThen(at.ttbr1El1, updateAsid)],
+  [sysreg.TCR_EL1, storedThen(at.tcrEl1, vcpu => {
+    flushAll(vcpu);
+    updateAsid(vcpu);
+  })],
   [sysreg.MAIR_EL1, storedThen(at.mairEl1, flushAll)],
   [sysreg.AMAIR_EL1, stored(at.amairEl1)],
   [sysreg.CONTEXTIDR_EL1, stored(at.contextidrEl1)],

@@ -11,6 +11,8 @@ import { resetVcpu } from './reset.ts';
 import { ForcedRegions, LocalTranslator } from './test-regions.ts';
 import type { TranslatorLimits } from './jit/translator.ts';
 import type { TestRegionOptions } from './test-regions.ts';
+import { mustHear, postTlbRequest } from './tlb-requests.ts';
+import type { TlbRequest } from './tlb-requests.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
@@ -65,8 +67,10 @@ export class TestHost implements CpuHost {
     this.engine!.requestExit('host');
     return true;
   }
-  broadcastTlbInvalidate(vcpu: VcpuState): void {
-    for (const other of this.vcpus) if (other.address !== vcpu.address) this.engine!.requestTlbFlush(other.address);
+  broadcastTlbInvalidate(vcpu: VcpuState, request: TlbRequest, asid: number): void {
+    for (const other of this.vcpus) {
+      if (other.address !== vcpu.address && mustHear(other, other.address, request, asid)) postTlbRequest(other, other.address, request);
+    }
   }
   whileOthersStopped(_vcpu: VcpuState, action: () => void): void {
     action();

@@ -69,7 +69,7 @@ export class ForcedRegions {
 
   constructor(machine: MachineMemory, limits: TranslatorLimits = {}) {
     this.#decodeCache = new DecodeCache(machine);
-    this.#translator = translatorFor(machine, limits);
+    this.#translator = translatorFor(machine, { unreachedToo: true, ...limits });
   }
 
   get regionCount(): number { return this.#translator.regionCount; }

@@ -1,17 +1,26 @@
 // Filling and flushing the TLBs in a vCPU record (layout: abi/vcpu.ts). Only the thread that runs the vCPU does it.
 
 import {
-  BLOCK_BITS, BLOCK_REACH, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, tlbCoverage, tlbCoverageOffset, tlbOffsets, vcpuRecord,
+  BLOCK_BITS, BLOCK_REACH, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, VICTIM_ENTRIES, tlbCoverage, tlbCoverageOffset,
+  tlbOffsets, vcpuRecord, victimsOf, victimsOffset,
 } from '../abi/vcpu.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
+const at = vcpuRecord.at;
 const coverage = (field: keyof typeof tlbCoverage.at): number => tlbCoverageOffset + tlbCoverage.at[field];
 /** log2 of the largest block: level 0 has none. */
 const LARGE_BLOCK_REACH = 30;
 const ENTRY_WORDS = TLB_ENTRY_BYTES / 4;
 /** As in SPSR. */
 const PAN_BIT = 1 << 22;
-const ENTRIES_IN_ALL = 2 * TLB_SET_BYTES / TLB_ENTRY_BYTES;
+/** TCR_EL1: the ASID is that of TTBR1_EL1; high word: it has sixteen bits. */
+const TCR_A1 = 1 << 22;
+const TCR_AS = 1 << 4;
+/** All entries, those of the TLBs and their victims: where they begin in the record, and how many there are. */
+const victims: readonly (readonly [offset: number, count: number])[] = [[victimsOffset, 6 * VICTIM_ENTRIES]];
+const allEntries: typeof victims = [[tlbOffsets[0].read, 2 * TLB_SET_BYTES / TLB_ENTRY_BYTES], ...victims];
+/** Of one TLB. */
+const entriesOf = (tlbOffset: number): typeof allEntries => [[tlbOffset, TLB_ENTRIES], [victimsOf(tlbOffset), VICTIM_ENTRIES]];
 
 function entryIndex(vcpu: VcpuState, tlbOffset: number, low: number): number {
   return (vcpu.address + tlbOffset) / 4 + ((low >>> 12) & (TLB_ENTRIES - 1)) * ENTRY_WORDS;
@@ -48,12 +57,15 @@ export function probeExecTlb(vcpu: VcpuState, tlbOffset: number, low: number, hi
 
 export function flushAll(vcpu: VcpuState): void {
   const { u32 } = vcpu;
-  let index = (vcpu.address + tlbOffsets[0].read) / 4;
-  for (let i = 0; i < ENTRIES_IN_ALL; i++, index += ENTRY_WORDS) {
-    u32[index] = TLB_INVALID_TAG;
-    u32[index + 1] = 0;
+  for (const [offset, count] of allEntries) {
+    let index = (vcpu.address + offset) / 4;
+    for (let i = 0; i < count; i++, index += ENTRY_WORDS) {
+      u32[index] = TLB_INVALID_TAG;
+      u32[index + 1] = 0;
+    }
   }
   vcpu.set32(coverage('notGlobalInUpperHalf'), 0);
+  vcpu.set32(coverage('globalInLowerHalf'), 0);
   vcpu.set32(coverage('userEntriesAtEl1'), 0);
   const blocks = (vcpu.address + coverage('largeBlocks')) / 4;
   u32.fill(0, blocks, blocks + 1 + (1 << BLOCK_BITS) / 32);
@@ -62,20 +74,22 @@ export function flushAll(vcpu: VcpuState): void {
 /** All entries of one half of the address space. */
 function flushHalf(vcpu: VcpuState, upper: boolean): void {
   const { u32 } = vcpu;
-  let index = (vcpu.address + tlbOffsets[0].read) / 4;
-  for (let i = 0; i < ENTRIES_IN_ALL; i++, index += ENTRY_WORDS) {
-    if (isUpper(u32[index + 1]!) === upper) u32[index] = TLB_INVALID_TAG;
+  for (const [offset, count] of allEntries) {
+    let index = (vcpu.address + offset) / 4;
+    for (let i = 0; i < count; i++, index += ENTRY_WORDS) {
+      if (isUpper(u32[index + 1]!) === upper) u32[index] = TLB_INVALID_TAG;
+    }
   }
 }
 
 /** PSTATE.PAN, by whatever changes it. The entries that EL1 must no longer use go. */
 export function setPan(vcpu: VcpuState, set: boolean): void {
-  vcpu.set32(vcpuRecord.at.pan, set ? PAN_BIT : 0);
+  vcpu.set32(at.pan, set ? PAN_BIT : 0);
   if (!set || vcpu.get32(coverage('userEntriesAtEl1')) === 0) return;
   vcpu.set32(coverage('userEntriesAtEl1'), 0);
-  for (const offset of [tlbOffsets[1].read, tlbOffsets[1].write]) {
+  for (const [offset, count] of [...entriesOf(tlbOffsets[1].read), ...entriesOf(tlbOffsets[1].write)]) {
     const first = (vcpu.address + offset) / 4;
-    for (let i = 0; i < TLB_ENTRIES; i++) vcpu.u32[first + i * ENTRY_WORDS] = TLB_INVALID_TAG;
+    for (let i = 0; i < count; i++) vcpu.u32[first + i * ENTRY_WORDS] = TLB_INVALID_TAG;
   }
 }
 
@@ -102,10 +116,36 @@ export function noteFill(vcpu: VcpuState, low: number, high: number, reach: numb
   vcpu.set32(word, vcpu.get32(word) | blockBit(number));
 }
 
-/** After another ASID has become current: entries of the old one go. Global entries stay. */
+/** All entries of the current ASID. Those of the upper half stay that are global. */
 export function flushNotGlobal(vcpu: VcpuState): void {
-  if (vcpu.get32(coverage('notGlobalInUpperHalf')) !== 0) flushAll(vcpu);
-  else flushHalf(vcpu, false);
+  if (vcpu.get32(coverage('notGlobalInUpperHalf')) !== 0) return flushAll(vcpu);
+  flushHalf(vcpu, false);
+  vcpu.set32(coverage('globalInLowerHalf'), 0);
+}
+export function flushAsid(vcpu: VcpuState, asid: number): void {
+  if (asid === vcpu.get32(coverage('asid'))) flushNotGlobal(vcpu);
+}
+
+/** After a change of what says which ASID is current. Entries of another one go, then it is told to others. */
+export function updateAsid(vcpu: VcpuState): void {
+  const asid = currentAsid(vcpu);
+  if (asid === vcpu.get32(coverage('asid'))) return;
+  flushNotGlobal(vcpu);
+  Atomics.store(vcpu.u32, (vcpu.address + coverage('asid')) / 4, asid);
+}
+function currentAsid(vcpu: VcpuState): number {
+  const ttbr = (vcpu.get32(at.tcrEl1) & TCR_A1) === 0 ? at.ttbr0El1 : at.ttbr1El1;
+  return asidOf(vcpu, vcpu.get32(ttbr + 4) >>> 16);
+}
+/** @param field sixteen bits, of which fewer may count */
+export function asidOf(vcpu: VcpuState, field: number): number {
+  return (vcpu.get32(at.tcrEl1 + 4) & TCR_AS) === 0 ? field & 0xff : field;
+}
+/** Before the tables are read for a global entry of the lower half. @returns false if it is known already */
+export function noteGlobalInLowerHalf(vcpu: VcpuState): boolean {
+  if (vcpu.get32(coverage('globalInLowerHalf')) !== 0) return false;
+  Atomics.store(vcpu.u32, (vcpu.address + coverage('globalInLowerHalf')) / 4, 1);
+  return true;
 }
 
 /** The entries of an address, and of the whole block if it may be one's; a tag byte is ignored. */
@@ -119,12 +159,19 @@ export function flushAddress(vcpu: VcpuState, low: number, high: number): void {
       u32[entryIndex(vcpu, set.write, low)] = TLB_INVALID_TAG;
       u32[entryIndex(vcpu, set.exec, low)] = TLB_INVALID_TAG;
     }
-    return;
+    return flushMatching(vcpu, victims, low, high, ~0xfff);
   }
-  const lowMask = isLarge ? -1 << LARGE_BLOCK_REACH : -1 << BLOCK_REACH;
-  let index = (vcpu.address + tlbOffsets[0].read) / 4;
-  for (let i = 0; i < ENTRIES_IN_ALL; i++, index += ENTRY_WORDS) {
-    if (((u32[index]! ^ low) & lowMask) === 0 && ((u32[index + 1]! ^ high) & 0xffff) === 0) u32[index] = TLB_INVALID_TAG;
+  flushMatching(vcpu, allEntries, low, high, isLarge ? -1 << LARGE_BLOCK_REACH : -1 << BLOCK_REACH);
+}
+
+/** Of some entries those that have the same address as far as the mask says. */
+function flushMatching(vcpu: VcpuState, entries: typeof allEntries, low: number, high: number, lowMask: number): void {
+  const { u32 } = vcpu;
+  for (const [offset, count] of entries) {
+    let index = (vcpu.address + offset) / 4;
+    for (let i = 0; i < count; i++, index += ENTRY_WORDS) {
+      if (((u32[index]! ^ low) & lowMask) === 0 && ((u32[index + 1]! ^ high) & 0xffff) === 0) u32[index] = TLB_INVALID_TAG;
+    }
   }
 }
 
@@ -136,12 +183,16 @@ export function flushFrame(vcpu: VcpuState, mfn: number, slot: number): void {
   const { u32 } = vcpu;
   const host = (mfn * 4096) | 0;
   for (const { read, exec } of tlbOffsets) {
-    let index = (vcpu.address + read) / 4;
-    for (let i = 0; i < TLB_ENTRIES; i++, index += ENTRY_WORDS) {
-      if (((u32[index]! + u32[index + 2]!) | 0) === host) u32[index] = TLB_INVALID_TAG;
+    for (const [offset, count] of entriesOf(read)) {
+      let index = (vcpu.address + offset) / 4;
+      for (let i = 0; i < count; i++, index += ENTRY_WORDS) {
+        if (((u32[index]! + u32[index + 2]!) | 0) === host) u32[index] = TLB_INVALID_TAG;
+      }
     }
     if (slot === 0) continue;
-    index = (vcpu.address + exec) / 4;
-    for (let i = 0; i < TLB_ENTRIES; i++, index += ENTRY_WORDS) if (u32[index + 2] === slot) u32[index] = TLB_INVALID_TAG;
+    for (const [offset, count] of entriesOf(exec)) {
+      let index = (vcpu.address + offset) / 4;
+      for (let i = 0; i < count; i++, index += ENTRY_WORDS) if (u32[index + 2] === slot) u32[index] = TLB_INVALID_TAG;
+    }
   }
 }

@@ -8,6 +8,7 @@ import { vcpuRecord } from '../abi/vcpu.ts';
 import { faultStatus } from './exceptions.ts';
 import { NO_FRAME } from './host.ts';
 import type { StageTwo } from './stage-two.ts';
+import { noteGlobalInLowerHalf } from './tlb.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
@@ -51,7 +52,7 @@ const TCR_E0PD0 = 1 << 23;
 /** Physical address bits by TCR_EL1.IPS, up to what ID_AA64MMFR0_EL1.PARange offers (40). */
 const PHYSICAL_LIMITS = [32, 36, 40, 40, 40, 40, 40, 40].map(bits => 2 ** bits);
 
-/** Not a fault: the descriptor changed between reading and updating it; walk again. */
+/** Not a fault: the descriptor changed between reading and updating it, or must be read after others were told of it. */
 const CHANGED = -2;
 
 export class Translation {
@@ -68,6 +69,8 @@ export class Translation {
   user = false;
   /** log2 of the descriptor's reach: 12, 21, 30 or 39. */
   reach = 12;
+  /** The address is of the upper half. */
+  #upper = false;
   /** Fault status code when `translate` has returned false; NO_FRAME: no fault, a table cannot be had now. */
   status = 0;
 
@@ -87,6 +90,7 @@ export class Translation {
     low >>>= 0;
     if ((vcpu.get32(at.sctlrEl1) & SCTLR_M) === 0) return this.#flat(low, high);
     const upper = (high >>> 23) & 1;
+    this.#upper = upper !== 0;
     const tcrLow = vcpu.get32(at.tcrEl1);
     const tcrHigh = vcpu.get32(at.tcrEl1 + 4);
     const inputBits = 64 - ((upper ? tcrLow >>> 16 : tcrLow) & 0x3f);
@@ -183,6 +187,7 @@ export class Translation {
     const attributes = (vcpu.get32(at.mairEl1 + (low & 0x10 ? 4 : 0)) >>> (8 * ((low >>> 2) & 3))) & 0xff;
     this.device = attributes < 0x10;
     this.global = (low & NOT_GLOBAL) === 0;
+    if (this.global && !this.#upper && noteGlobalInLowerHalf(vcpu)) return this.#fail(CHANGED);
     this.user = el0;
     this.reach = reach;
     return true;

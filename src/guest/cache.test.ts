@@ -6,7 +6,7 @@ import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Cache, defaultCacheDir } from './cache.ts';
+import { Cache } from './cache.ts';
 
 async function withCacheDir(work: (dir: string) => Promise<void>): Promise<void> {
   const dir = mkdtempSync(join(tmpdir(), 'zazen-cache-'));
@@ -42,12 +42,6 @@ function child(dir: string, body: string): { process: ChildProcess; word: () => 
   };
   return { process: running, word };
 }
-
-test('the place of the cache', () => {
-  assert.equal(defaultCacheDir({ ZAZEN_CACHE_DIR: '/a/b', XDG_CACHE_HOME: '/c' }), '/a/b');
-  assert.equal(defaultCacheDir({ XDG_CACHE_HOME: '/c' }), '/c/zazen');
-  assert.match(defaultCacheDir({}), /\/\.cache\/zazen$/);
-});
 
 test('a directory is filled once, and not at all when filling fails', async () => {
   await withCacheDir(async (dir) => {

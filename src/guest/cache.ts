@@ -2,25 +2,21 @@
 // gets its name by one rename, when it is complete: being killed at any point, or running twice at once, leaves either
 // nothing or the whole thing under that name. The lock only saves the second runner the work.
 //
-//   $ZAZEN_CACHE_DIR | $XDG_CACHE_HOME/zazen | ~/.cache/zazen
+//   $ZAZEN_CACHE_DIR | $XDG_CACHE_HOME/zazen | ~/.cache/zazen (base/cache-folder.ts)
 //     guests/<flavour>/   kernel, modules and busybox      trees/<key>/     unpacked Debian packages
 //     initramfs/<key>     built images                     index/<key>/     the archive's verified package lists
 //     tmp/<owner>.<random>  work in progress               locks/<name>     held by the process named inside
+//     node/               Node's compile cache
 
 import { randomBytes } from 'node:crypto';
 import { mkdir, open, readFile, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { readFileSync } from 'node:fs';
-import { homedir, hostname } from 'node:os';
-import { dirname, join, resolve } from 'node:path';
+import { hostname } from 'node:os';
+import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ZazenError } from '../base/errors.ts';
 
 export type Log = (line: string) => void;
-
-export function defaultCacheDir(env: NodeJS.ProcessEnv = process.env): string {
-  if (env['ZAZEN_CACHE_DIR']) return resolve(env['ZAZEN_CACHE_DIR']);
-  return join(env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'zazen');
-}
 
 export class Cache {
   readonly dir: string;

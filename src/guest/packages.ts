@@ -4,7 +4,8 @@ import { createHash } from 'node:crypto';
 import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ZazenError } from '../base/errors.ts';
-import { Cache, defaultCacheDir } from './cache.ts';
+import { cacheFolder } from '../base/cache-folder.ts';
+import { Cache } from './cache.ts';
 import type { Log } from './cache.ts';
 import { unpackDeb } from './deb.ts';
 import { checkDigest } from './mirror-source.ts';
@@ -75,7 +76,7 @@ export function releaseSuffix(): string {
 }
 
 export function openCache({ cacheDir, log, signal }: FetchOptions): Cache {
-  return new Cache(cacheDir ?? defaultCacheDir(), log, signal);
+  return new Cache(cacheDir ?? cacheFolder(), log, signal);
 }
 
 export interface Archive {

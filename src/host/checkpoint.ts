@@ -4,7 +4,7 @@ import { DOMAIN } from '../abi/domain-record.ts';
 import { ZazenError } from '../base/errors.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
 import { getHvmParam } from '../hypervisor/hvm-params.ts';
-import { freezeDomain } from '../lifecycle/checkpoint.ts';
+import { freezeDomain, lookOver } from '../lifecycle/checkpoint.ts';
 import type { FrozenDomain } from '../lifecycle/checkpoint.ts';
 import { forkDomain } from '../lifecycle/fork.ts';
 import { rollBackDomain } from '../lifecycle/rollback.ts';
@@ -165,7 +165,7 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
     return hosted;
   }
 
-  async save(path: string, options: SaveOptions & Pick<SaveToParent, 'withoutDisks'> = {}): Promise<SaveStats> {
+  async save(path: string, options: SaveOptions & Pick<SaveToParent, 'isDump'> = {}): Promise<SaveStats> {
     this.#assertHere();
     return this.#heldFor(this.#save(path, options));
   }
@@ -222,9 +222,8 @@ function outOfMemory(what: string): ZazenError {
     { hint: 'destroy a domain or a checkpoint, or start the host with more memory' });
 }
 
-function assertNoGrants({ thread }: HostCore, record: DomainRecord, name: string): void {
-  if (thread.hypercalls.grants.usesOf(record) === 0) return;
-  throw new ZazenError('ZAZEN_DOMAIN_BUSY', `devices use memory of domain ${name}`);
+function busy(name: string): ZazenError {
+  return new ZazenError('ZAZEN_DOMAIN_BUSY', `devices use memory of domain ${name}`);
 }
 
 /**
@@ -255,8 +254,9 @@ export function takeCheckpoint(
   saveDevices: () => DeviceState,
 ): HeldCheckpoint {
   const { origin } = parts;
-  assertNoGrants(core, record, origin.name);
   const devices = saveDevices();
+  const begin = performance.now();
+  lookOver(core.thread, record);
   const start = performance.now();
   let stopMicros = 0;
   const frozen = stopped(core, record, (micros) => {
@@ -268,8 +268,9 @@ export function takeCheckpoint(
   });
   const downtimeMicros = (performance.now() - start) * MICROS_PER_MILLI;
   if (frozen === undefined) throw outOfMemory(`a checkpoint of domain ${origin.name}`);
+  if (frozen === 'busy') throw busy(origin.name);
   if (frozen === 'shutdown') throw new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${origin.name} has shut down`);
-  const stats = { stopMicros, downtimeMicros, totalMicros: (performance.now() - start) * MICROS_PER_MILLI };
+  const stats = { stopMicros, downtimeMicros, totalMicros: (performance.now() - begin) * MICROS_PER_MILLI };
   const share = core.thread.scheduling.shares.get(record.domid);
   return new HeldCheckpoint(core, { ...parts, frozen, devices, stats, share });
 }
@@ -278,24 +279,29 @@ export function takeCheckpoint(
  * The memory part of a rollback; the guest runs when this returns, unless it was paused.
  * @throws ZazenError ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_DOMAIN_BUSY; the domain is as before
  */
-export function rollBackMemory(core: HostCore, ends: DomainEnds, frozen: FrozenDomain, name: string): Omit<RollbackStats, 'totalMicros'> {
+export function rollBackMemory(
+  core: HostCore, ends: DomainEnds, { frozen, devices }: Pick<CheckpointParts, 'frozen' | 'devices'>, name: string,
+): Omit<RollbackStats, 'totalMicros'> {
   const { thread, builder } = core;
   const { domain, consolePort, xenstorePort } = ends;
-  assertNoGrants(core, domain, name);
+  if (thread.hypercalls.grants.whileUnused(domain, () => undefined) === 'busy') throw busy(name);
   const start = performance.now();
   let stopMicros = 0;
   stopped(core, domain, (micros) => {
     stopMicros = micros;
-    const oldRoot = rollBackDomain(thread, builder, domain, frozen);
-    if (oldRoot === undefined) throw outOfMemory(`rolling back domain ${name}`);
-    const { channels } = thread.hypercalls;
-    const host = channels.domains.record(0);
-    const ports = [[HVM_PARAM.STORE_EVTCHN, xenstorePort], [HVM_PARAM.CONSOLE_EVTCHN, consolePort]] as const;
-    for (const [param, port] of ports) {
-      channels.join(host, port, domain, Number(getHvmParam(domain, param)));
+    const rolledBack = rollBackDomain(thread, builder, domain, frozen);
+    if (rolledBack === undefined) throw outOfMemory(`rolling back domain ${name}`);
+    const { oldRoot, isConnected } = rolledBack;
+    if (!isConnected) {
+      const { channels } = thread.hypercalls;
+      const host = channels.domains.record(0);
+      const ports = [[HVM_PARAM.STORE_EVTCHN, xenstorePort], [HVM_PARAM.CONSOLE_EVTCHN, consolePort]] as const;
+      for (const [param, port] of ports) {
+        channels.join(host, port, domain, Number(getHvmParam(domain, param)));
+      }
     }
     setWallClock(core, domain);
-    tellGuest(core, ends);
+    if (!isConnected || devices.owesEvents) tellGuest(core, ends);
     if (oldRoot !== 0) core.releaseRoot(oldRoot);
   });
   const downtimeMicros = (performance.now() - start) * MICROS_PER_MILLI;

@@ -84,14 +84,18 @@ export async function removeDisks(imagePath: string, disks: readonly ImageDisk[]
   }
 }
 
-/** Layers of the image that had this name before. */
-export async function removeOldDisks(imagePath: string, disks: readonly ImageDisk[]): Promise<void> {
+/** Layers of the image that has this name before a new one gets it. */
+export async function findOldDisks(imagePath: string): Promise<string[]> {
   const start = `${basename(imagePath)}.`;
+  const names = await readdir(dirname(imagePath)).catch((): string[] => []);
+  return names.filter((name) => name.startsWith(start) && layerName.test(name.slice(start.length)))
+    .map((name) => join(dirname(imagePath), name));
+}
+
+/** @param old as `findOldDisks` has found them; those of the new image are not among what goes */
+export async function removeOldDisks(old: readonly string[], disks: readonly ImageDisk[]): Promise<void> {
   const used = new Set(disks.map(({ file }) => file?.path));
-  for (const name of await readdir(dirname(imagePath)).catch((): string[] => [])) {
-    const isLayer = name.startsWith(start) && layerName.test(name.slice(start.length));
-    if (isLayer && !used.has(name)) await unlink(join(dirname(imagePath), name)).catch(() => {});
-  }
+  for (const path of old) if (!used.has(basename(path))) await unlink(path).catch(() => {});
 }
 
 /**

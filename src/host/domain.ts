@@ -353,7 +353,7 @@ export class HostedDomain implements Domain, ImageUser {
   }
   /** Of a domain that was restored: those that it had when it was saved. */
   takeBackForwards(): Promise<void> {
-    return this.#devices.nics.takeBackForwards();
+    return this.#devices.nics.takeBackForwards('all');
   }
   async addForward(forward: string, handle?: number): Promise<string> {
     this.#assertAlive();
@@ -414,9 +414,8 @@ export class HostedDomain implements Domain, ImageUser {
     }
   }
   async dumpCore(path: string, { onProgress, signal }: TransferOptions = {}): Promise<SaveStats> {
-    const hotFrames = framesInTlbs(this.#core.thread.machine, this.#vcpuAddresses);
-    await using checkpoint = await this.#checkpoint({ hotFrames });
-    const stats = await checkpoint.save(path, { onProgress, signal, withoutDisks: true });
+    await using checkpoint = await this.#checkpoint({});
+    const stats = await checkpoint.save(path, { onProgress, signal, isDump: true });
     if (this.#destroyed === undefined) this.#emit({ type: 'saved', path });
     return stats;
   }
@@ -425,25 +424,26 @@ export class HostedDomain implements Domain, ImageUser {
     this.#assertAlive();
     if (!(checkpoint instanceof HeldCheckpoint)) throw new TypeError('not a checkpoint');
     const parts = checkpoint.partsFor(this.#core, this.#family, this.name);
-    const { disks } = this.#devices;
-    if (disks.isEmpty && parts.devices.disks.length === 0) return this.#rollBack(parts);
-    return disks.quiesced(() => {
+    const { disks, nics } = this.#devices;
+    const stats = disks.isEmpty && parts.devices.disks.length === 0 ? this.#rollBack(parts) : await disks.quiesced(() => {
       this.#assertAlive();
       return this.#rollBack(checkpoint.partsFor(this.#core, this.#family, this.name));
     });
+    await nics.takeBackForwards('broughtBack');
+    return stats;
   }
   /** With the disks quiesced. */
-  #rollBack({ frozen, devices }: CheckpointParts): RollbackStats {
+  #rollBack(parts: CheckpointParts): RollbackStats {
     const start = performance.now();
     this.#takeLog();
     this.#devices.nics.letGo();
-    const stats = rollBackMemory(this.#core, this.#ends, frozen, this.name);
+    const stats = rollBackMemory(this.#core, this.#ends, parts, this.name);
     this.#logCursor = consoleLogEnd(this.#ends.domain);
     if (this.#shutdownReason !== undefined) {
       this.#shutdownReason = undefined;
       this.#stopped = Promise.withResolvers();
     }
-    this.#devices.restore(devices);
+    this.#devices.restore(parts.devices);
     this.#core.store.domainResumed(this.id);
     this.#suspension.rolledBack();
     this.#emit({ type: 'rolledBack' });

@@ -12,7 +12,7 @@ import { domainPath, removeDomainEntries, vmPath, writeDomainEntries } from '../
 import type { ConnectionState } from '../xenstore/connection.ts';
 import { XenstoreRing } from '../xenstore/ring.ts';
 import type { StoreSnapshot } from '../xenstore/snapshot.ts';
-import type { DomainState as StoreDomainState } from '../xenstore/store.ts';
+import type { DomainState as StoreDomainState, Store } from '../xenstore/store.ts';
 import { GuestNics } from './guest-nics.ts';
 import type { NicState } from './guest-nics.ts';
 import { EmulatedMachine } from './emulated-machine.ts';
@@ -45,6 +45,8 @@ export interface DeviceState {
   /** Undefined: of another process. */
   readonly ring: XenstoreRing | undefined;
   readonly storeDomain: StoreDomainState;
+  /** While it still is the store's root, nothing in the store has changed; undefined: of another process. */
+  readonly storeRoot: WeakRef<StoreSnapshot> | undefined;
   /** Below /local/domain/ID and /vm/UUID. */
   readonly domainNodes: StoreSnapshot | undefined;
   readonly vmNodes: StoreSnapshot | undefined;
@@ -52,6 +54,8 @@ export interface DeviceState {
   readonly emulated: EmulatedState | undefined;
   readonly disks: readonly SavedDisk[];
   readonly nics: readonly NicState[];
+  /** The guest may still have to hear of what it has in its rings. */
+  readonly owesEvents: boolean;
 }
 
 export class GuestDevices {
@@ -133,11 +137,13 @@ export class GuestDevices {
       connection: this.#ring.connection.saveState(),
       connectionChanges: this.#ring.connection.changes,
       storeDomain: store.saveDomain(domid),
+      storeRoot: new WeakRef(store.snapshot('/')!),
       domainNodes: store.snapshot(domainPath(domid)),
       vmNodes: store.snapshot(vmPath(this.#identity.uuid)),
       emulated: this.emulated?.save(),
       disks: this.disks.save(),
       nics: this.nics.save(),
+      owesEvents: this.#console.owesEvent || this.#ring.owesEvent,
     };
   }
 
@@ -153,18 +159,20 @@ export class GuestDevices {
     if (this.#isConsoleClosed) this.#console = this.#openConsole(state.console);
     this.#isConsoleClosed = false;
     this.disks.restore(state.disks);
-    this.nics.restore(state.nics);
-    this.serveStore();
     this.#console.restore(state.console);
     if (state.emulated !== undefined) this.emulated?.restore(state.emulated);
+    // The network tells the guest at once of connections that are no more: its cards' registers must be there by then.
+    this.nics.restore(state.nics, state.domainId === this.#ends.domain.domid);
+    this.serveStore();
   }
 
   #isStoreChanged(state: DeviceState): boolean {
     const { store } = this.#core;
+    const areNodesChanged = () => !isStoreUnchanged(store, state.storeRoot)
+      && !(store.isUnchanged(domainPath(state.domainId), state.domainNodes)
+        && store.isUnchanged(vmPath(this.#identity.uuid), state.vmNodes));
     return state.ring !== this.#ring || state.connectionChanges !== this.#ring.connection.changes
-      || !store.isUnchanged(domainPath(state.domainId), state.domainNodes)
-      || !store.isUnchanged(vmPath(this.#identity.uuid), state.vmNodes)
-      || !store.isDomainUnchanged(state.domainId, state.storeDomain);
+      || !store.isDomainUnchanged(state.domainId, state.storeDomain) || areNodesChanged();
   }
 
   #restoreStore(state: DeviceState): void {
@@ -201,6 +209,12 @@ export class GuestDevices {
     for (const port of [consolePort, xenstorePort]) ports.close(port);
     return disksClosed;
   }
+}
+
+/** All of it, as one comparison tells. */
+function isStoreUnchanged(store: Store, root: WeakRef<StoreSnapshot> | undefined): boolean {
+  const before = root?.deref();
+  return before !== undefined && store.isUnchanged('/', before);
 }
 
 function writeEntries(core: HostCore, record: DomainRecord, identity: DomainIdentity): void {

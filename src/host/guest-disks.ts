@@ -109,7 +109,10 @@ export class GuestDisks {
     this.#attached.set(device.number, {
       spec,
       device: machine !== undefined ? new VirtioDisk({ machine, disk, device, path: spec.path, limits, clock })
-        : new BlockDevice({ bus: this.#bus, store, disk, device, path: spec.path, state, persistent: spec.persistentGrants, limits }),
+        : new BlockDevice({
+          bus: this.#bus, store, disk, device, path: spec.path, state, persistent: spec.persistentGrants, limits,
+          openLane: (port) => this.#core.diskThread.openLane(this.#bus.domainId, port),
+        }),
     });
   }
 

@@ -3,7 +3,8 @@
 //   created    MAC address from the spec, or from the guest's UUID; address from the network
 //   forked     its own MAC and IPv4 address; the guest goes on with those in its memory, which are translated
 //   restored   those of the saved guest, where they are free; its forwards, too
-//   rolled back  the card stays where it is on the network; its connections are ended
+//   rolled back  the card stays where it is on the network; its connections are ended. One that was taken away since then
+//                is attached again, as for a restored guest
 
 import { createHash } from 'node:crypto';
 import { ZazenError } from '../base/errors.ts';
@@ -61,6 +62,8 @@ export class GuestNics {
   readonly #machine: EmulatedMachine | undefined;
   readonly #bus: DomainBus;
   readonly #nics = new Map<number, Nic>();
+  /** Came back by a rollback; their forwards are yet to. */
+  #broughtBack: Nic[] = [];
   /** Not one that a card had before: Linux would take the new card for the old one, which it may still be removing. */
   #nextHandle = 0;
 
@@ -87,7 +90,7 @@ export class GuestNics {
     for (const state of states) this.#open(state.handle, state.spec, state);
   }
 
-  #open(handle: number, spec: NicSpec, state?: NicState): void {
+  #open(handle: number, spec: NicSpec, state?: NicState): Nic {
     const networkName = spec.network ?? DEFAULT_NETWORK;
     const network = this.#core.networks.get(networkName);
     const mac = state === undefined ? spec.mac ?? this.#freeMac(network, handle) : this.#freeMac(network, handle);
@@ -103,12 +106,14 @@ export class GuestNics {
       : new NetDevice({
         bus: this.#bus, store: this.#core.store, handle, mac, mtuBytes, network: networkName, attach, state: state?.device,
       });
-    this.#nics.set(handle, { spec, device, port: port!, networkName, forwards: new Map() });
+    const nic: Nic = { spec, device, port: port!, networkName, forwards: new Map() };
+    this.#nics.set(handle, nic);
     this.#nextHandle = Math.max(this.#nextHandle, handle + 1);
-    if (state === undefined) return;
+    if (state === undefined) return nic;
     port!.restore(state.card);
     // For a front end that asks again; the guest goes on with what it has.
     this.#core.store.write(`/local/domain/${this.#owner.domainId}/device/vif/${handle}/mac`, port!.mac);
+    return nic;
   }
 
   /** Of the guest's own, the same each time as far as nobody has it. */
@@ -128,9 +133,13 @@ export class GuestNics {
     }
   }
 
-  /** As `openForwards`, for a restored guest: one whose port of the host cannot be had is missing, and said to be. */
-  async takeBackForwards(): Promise<void> {
-    for (const nic of this.#nics.values()) {
+  /**
+   * As `openForwards`, for a restored guest, or for cards that a rollback has brought back: one whose port of the host
+   * cannot be had is missing, and said to be.
+   */
+  async takeBackForwards(whose: 'all' | 'broughtBack'): Promise<void> {
+    const nics = whose === 'all' ? this.#nics.values() : this.#broughtBack.splice(0);
+    for (const nic of nics) {
       for (const forward of nic.spec.forwards ?? []) {
         try {
           await openForwardOf(nic, forward);
@@ -212,8 +221,12 @@ export class GuestNics {
     for (const { device } of this.#nics.values()) device.beginRestore();
   }
 
-  /** Guest and store are as they were when `states` was taken. */
-  restore(states: readonly NicState[]): void {
+  /**
+   * Guest and store are as they were when `states` was taken.
+   * @param isOwn of this very guest: a card that comes back has its forwards back by the next `takeBackForwards`. One of
+   *     another's has none, as with a fork
+   */
+  restore(states: readonly NicState[], isOwn: boolean): void {
     const wanted = new Map(states.map((state) => [state.handle, state]));
     for (const [handle, nic] of this.#nics) {
       const state = wanted.get(handle);
@@ -223,8 +236,10 @@ export class GuestNics {
     }
     for (const [handle, state] of wanted) {
       const nic = this.#nics.get(handle);
-      if (nic === undefined) this.#open(handle, state.spec, state);
-      else {
+      if (nic === undefined) {
+        const back = this.#open(handle, state.spec, state);
+        if (isOwn) this.#broughtBack.push(back);
+      } else {
         nic.device.restore(state.device);
         nic.port.restore(state.card);
       }

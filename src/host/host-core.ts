@@ -1,8 +1,8 @@
 // The host's insides, shared by host.ts (the public face) and domain.ts: the machine, the main thread's hypervisor, the
 // store, the ends of event channels, and the pCPU workers.
 
-import { MessageChannel, Worker } from 'node:worker_threads';
-import type { MessagePort } from 'node:worker_threads';
+import { MessageChannel } from 'node:worker_threads';
+import type { MessagePort, Worker } from 'node:worker_threads';
 import { FRAME_BYTES, SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
@@ -10,6 +10,7 @@ import { unreachable } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Random } from '../base/random.ts';
+import { DecodeCache } from '../cpu/decode-cache.ts';
 import { buildInterpreter, interpreterLayout } from '../cpu/interpreter.ts';
 import { DomainBuilder } from '../hypervisor/domain.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
@@ -29,11 +30,13 @@ import { EventLog } from './event-log.ts';
 import { FrameCaches } from './frame-caches.ts';
 import type { PostedImage } from './image-source.ts';
 import { ActivitySampler } from './activity.ts';
+import { DiskThread } from './disk-thread.ts';
 import { HostNetworks } from './networks.ts';
 import { LoadedImages } from './loaded-images.ts';
 import type { PCpuWorkerData } from './pcpu-loop.ts';
 import { SampleSubscriptions } from './sample.ts';
 import type { TranslatorWorkerData } from './translator-worker.ts';
+import { startWorker } from './worker-thread.ts';
 import type { HostEvent } from './types.ts';
 
 /** What this thread takes apart in one go when all pCPUs are busy, about 100 µs of work, and how often it looks. */
@@ -71,10 +74,12 @@ export class HostCore {
   /** Disks of checkpoints: they keep files open and locked. */
   readonly frozenDisks = new Set<readonly SavedDisk[]>();
   readonly activity: ActivitySampler;
+  readonly #decodeCache: DecodeCache;
   /** Who wants samples of domains' stacks. */
   readonly samples: SampleSubscriptions;
   /** What the host can do without when memory is short. */
   readonly caches = new FrameCaches();
+  readonly diskThread: DiskThread;
   /** What domains were restored from. */
   readonly images = new LoadedImages(this);
   readonly #workers: Worker[] = [];
@@ -97,6 +102,8 @@ export class HostCore {
     this.networks = networks;
     this.thread = new HypervisorThread(machine, MAIN_THREAD, clock);
     this.activity = new ActivitySampler(machine);
+    this.#decodeCache = new DecodeCache(machine);
+    this.#decodeCache.wantAhead();
     this.samples = new SampleSubscriptions(this.thread.scheduling);
     this.thread.heap.reclaim = () => this.caches.giveUpOldest();
     this.thread.p2m.loader = new PageLoader(this.thread.heap, this.thread.p2m, this.images);
@@ -107,6 +114,7 @@ export class HostCore {
     }
     for (const path of ['/local/domain', '/vm']) this.store.mkdir(path);
     this.ports = new HostPorts(channels, domid => this.domains.get(domid)?.notice());
+    this.diskThread = new DiskThread(machine, this.ports);
     for (let number = machine.parameters.vcpuCount - 1; number >= 0; number--) this.#freeVcpus.push(number);
   }
 
@@ -114,13 +122,11 @@ export class HostCore {
   async startWorkers(): Promise<void> {
     const { machine } = this.thread;
     const { addressType, sizeBytes, pcpuCount } = machine.parameters;
-    // What this process was started with need not suit a worker: `--input-type`, or the options of the test runner.
-    const execArgv: string[] = [];
     const channels = Array.from({ length: pcpuCount }, () => new MessageChannel());
     const ready = channels.map(({ port1: translator }, pcpu) => {
       const workerData: PCpuWorkerData = { memory: machine.memory, pcpu, translator };
-      const worker = new Worker(new URL('./pcpu-worker.ts', import.meta.url),
-        { workerData, execArgv, name: `pcpu${pcpu}`, transferList: [translator] });
+      const worker = startWorker(new URL('./pcpu-worker.ts', import.meta.url),
+        { workerData, name: `pcpu${pcpu}`, transferList: [translator] });
       this.#workers.push(worker);
       return new Promise<void>((resolve, reject) => {
         worker.once('message', () => resolve());
@@ -130,7 +136,7 @@ export class HostCore {
     this.#workersEnded = Promise.all(this.#workers.map(worker => new Promise<void>(resolve => {
       worker.once('exit', () => resolve());
     })));
-    this.#startTranslator(channels.map(({ port2 }) => port2), execArgv);
+    this.#startTranslator(channels.map(({ port2 }) => port2));
     // While the workers load their code, the interpreter is made.
     const interpreter = await WebAssembly.compile(buildInterpreter(
       { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, interpreterLayout(machine)));
@@ -146,23 +152,25 @@ export class HostCore {
   }
 
   /** Ends with the host: it holds nothing that anybody waits for. */
-  #startTranslator(ports: MessagePort[], execArgv: string[]): void {
+  #startTranslator(ports: MessagePort[]): void {
     const workerData: TranslatorWorkerData = { memory: this.thread.machine.memory, ports };
-    this.#translator = new Worker(new URL('./translator-worker.ts', import.meta.url),
-      { workerData, execArgv, name: 'translator', transferList: ports });
+    this.#translator = startWorker(new URL('./translator-worker.ts', import.meta.url),
+      { workerData, name: 'translator', transferList: ports });
     this.#translator.on('error', error => { throw error; });
     this.#translator.unref();
   }
 
   /**
    * Guests set their watchdogs in whole seconds. And frames that a busy pCPU or this thread has freed wake nobody, so
-   * that freeing costs nothing; here somebody sees that they are scrubbed.
+   * that freeing costs nothing; here somebody sees that they are scrubbed. Likewise memory for decoded code is touched in
+   * advance when it is quiet, and not while a guest is in a hurry.
    */
   #keepHouse(): void {
     const { hypercalls: { sched, domains }, heap, scheduling } = this.thread;
     for (const [id, domain] of this.domains) if (domain.state !== 'suspended') sched.checkWatchdogs(domains.record(id));
-    if (heap.hasIdleWork) scheduling.wakeIdlePcpus();
+    if (this.#decodeCache.wantAhead() || heap.hasIdleWork) scheduling.wakeIdlePcpus();
     this.images.keepHouse();
+    this.diskThread.keepHouse();
   }
 
   /** Hears what guests tell the host, until the host closes. */
@@ -280,7 +288,7 @@ export class HostCore {
   }
 
   /** Proves that every frame is accounted for exactly once, while no vCPU runs. */
-  audit(): AuditReport {
+  audit(readClean = false): AuditReport {
     let report: AuditReport | undefined;
     this.thread.safePoints.stopWorldAtRest(() => {
       const records = [this.thread.hypercalls.domains.record(0),
@@ -290,6 +298,7 @@ export class HostCore {
         roots: [...claims.flatMap(claim => [...claim.roots]), ...this.frozenRoots, ...this.caches.roots()],
         held: [...claims.flatMap(claim => [...claim.held]), ...this.images.inFlight()],
         pins: claims.flatMap(claim => [...claim.pins]),
+        readClean,
       });
     });
     return report!;
@@ -307,6 +316,6 @@ export class HostCore {
     this.thread.scheduling.close();
     this.ports.ring();
     await this.#workersEnded;
-    await this.#translator?.terminate();
+    await Promise.all([this.#translator?.terminate(), this.diskThread.close()]);
   }
 }

@@ -26,6 +26,7 @@ import { HostNetworks } from './networks.ts';
 import { parseSize } from './size.ts';
 import { warmUpLater } from './warm-up.ts';
 import type {
+  AuditOptions,
   Checkpoint, CreateOptions, Domain, DomainSpec, EventSubscription, Host as HostInterface, HostEvent, HostOptions,
   HostStats, HostStore, LoadOptions, RestoreOptions, StartHost, SubscribeOptions,
 } from './types.ts';
@@ -223,11 +224,11 @@ class RunningHost implements HostInterface {
     };
   }
 
-  async audit(): Promise<AuditReport> {
+  async audit({ readClean }: AuditOptions = {}): Promise<AuditReport> {
     this.#assertOpen();
     // Frames that are being filled are nobody's yet.
     await Promise.allSettled(this.#loads);
-    return this.#core.audit();
+    return this.#core.audit(readClean);
   }
 
   close(): Promise<void> {

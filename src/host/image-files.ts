@@ -9,7 +9,7 @@ import type { DomainState } from '../lifecycle/domain-state.ts';
 import { decodeState } from '../lifecycle/image-state.ts';
 import { outOfMemory } from '../lifecycle/restore.ts';
 import { saveFrozen } from '../lifecycle/save.ts';
-import { workingSetSections } from '../lifecycle/working-set.ts';
+import { workingSetOf } from '../lifecycle/working-set.ts';
 import { HOST_ACCOUNT } from '../memory/heap.ts';
 import { OUT_OF_FRAMES, PAGE_LOST } from '../memory/p2m.ts';
 import type { ConnectionState } from '../xenstore/connection.ts';
@@ -19,10 +19,11 @@ import type { StoreSnapshot } from '../xenstore/snapshot.ts';
 import type { DomainState as StoreDomainState } from '../xenstore/store.ts';
 import { checkName, checkUuid } from './domain-spec.ts';
 import type { CheckpointParts } from './checkpoint.ts';
-import { loadDisks, removeDisks, removeOldDisks, saveDisks } from './disk-images.ts';
+import { findOldDisks, loadDisks, removeDisks, removeOldDisks, saveDisks } from './disk-images.ts';
 import type { ImageDisk } from './disk-images.ts';
 import type { EmulatedState } from './emulated-machine.ts';
 import type { DeviceState, DomainIdentity } from './guest-devices.ts';
+import { releaseDisks } from './guest-disks.ts';
 import type { SavedDisk } from './guest-disks.ts';
 import { parseNicStates } from './guest-nics.ts';
 import type { NicState } from './guest-nics.ts';
@@ -34,8 +35,6 @@ import type { LoadOptions, SaveOptions, SaveStats } from './types.ts';
 
 const HISTORY_BYTES_MAX = 2 ** 20;
 const VIRTIO_HISTORY = 'devices/virtio-console-history';
-/** Where nodes of an image stand while they become a snapshot; nobody watches it. */
-const SCRATCH_PATH = '/zazen-restore';
 
 interface SavedDevices {
   readonly identity: DomainIdentity;
@@ -55,8 +54,8 @@ export interface SaveToParent extends Omit<SaveOptions, 'parent'> {
   readonly parent?: ParentImage | undefined;
   /** Of the checkpoint that was saved as the parent, if it is held; it must be until this is over. */
   readonly parentRoot?: number | undefined;
-  /** For those who only want to look at the guest's memory. */
-  readonly withoutDisks?: boolean | undefined;
+  /** For those who only want to look at the guest's memory: without its disks, and without what makes restoring it fast. */
+  readonly isDump?: boolean | undefined;
 }
 
 export interface Saved {
@@ -69,24 +68,30 @@ export async function saveCheckpoint(
   core: HostCore, parts: CheckpointParts, path: string, options: SaveToParent,
 ): Promise<Saved> {
   const { frozen, devices, origin, family } = parts;
-  await family.image?.completeFrozen(frozen.root, { signal: options.signal });
+  const { isDump = false, parent, parentRoot, onProgress, signal } = options;
+  await family.image?.completeFrozen(frozen.root, { signal });
   const { name, uuid, memoryBytes, vcpus } = origin;
   const { machine, heap } = core.thread;
+  const oldDisks = findOldDisks(path);
   let rehearsal: Rehearsal | undefined;
-  const workingSet = () => workingSetSections(machine, heap.frames, frozen,
-    { touched: rehearsal?.end() ?? [], inTlbs: parts.hotFrames ?? new Set() }, options.parent === undefined);
-  const disks = await saveDisks(path, devices.disks, options.withoutDisks ?? false);
+  const workingSet = () => workingSetOf(machine, heap.frames, frozen,
+    { touched: rehearsal?.end() ?? [], inTlbs: parts.hotFrames ?? new Set() }, parent === undefined);
+  const disks = await saveDisks(path, devices.disks, isDump);
+  const later = async () => {
+    const own = deviceSections(devices, origin, disks);
+    await new Promise(setImmediate);
+    if (isDump) return { sections: own };
+    const { sections, hotPages } = workingSet();
+    return { sections: [...own, ...sections], hotPages };
+  };
   try {
     const saving = saveFrozen(machine, {
-      path, frozen, sections: () => [...deviceSections(devices, origin, disks), ...workingSet()],
-      domain: { name, uuid, memoryBytes, vcpus },
-      parent: options.parent, parentRoot: options.parentRoot, onProgress: options.onProgress, signal: options.signal,
+      path, frozen, later, domain: { name, uuid, memoryBytes, vcpus }, parent, parentRoot, onProgress, signal,
     });
-    // While the file is being opened; an incremental image is to take no time, and stores nothing twice, and a dump is
-    // not for going on from.
-    if (options.parent === undefined && options.withoutDisks !== true) rehearsal = Rehearsal.begin(core, frozen);
+    // While the file is being opened; an incremental image is to take no time, and stores nothing twice.
+    if (parent === undefined && !isDump) rehearsal = Rehearsal.begin(core, frozen);
     const { reference, ...stats } = await saving;
-    await removeOldDisks(path, disks);
+    await removeOldDisks(await oldDisks, disks);
     return { reference, stats };
   } catch (error) {
     await removeDisks(path, disks);
@@ -165,14 +170,24 @@ export async function loadCheckpoint(core: HostCore, path: string, options: Load
   const done = (): void => image.leave(holder);
   try {
     const { state, devices, identity, disks: savedDisks } = contentsOf(core, image);
-    if (options.lazy === false) await image.complete(options);
-    readHeldPages(core, image, state);
-    options.signal?.throwIfAborted();
-    const root = core.thread.p2m.share(image.root, HOST_ACCOUNT);
-    if (root === 0) throw outOfMemory(path);
+    // Their files are opened while pages are read.
+    const disksLoading = loadDisks(path, savedDisks);
+    disksLoading.catch(() => {});
+    let root = 0;
+    try {
+      await image.hotPagesLoaded;
+      if (options.lazy === false) await image.complete(options);
+      readHeldPages(core, image, state);
+      options.signal?.throwIfAborted();
+      root = core.thread.p2m.share(image.root, HOST_ACCOUNT);
+      if (root === 0) throw outOfMemory(path);
+    } catch (error) {
+      await disksLoading.then(releaseDisks, () => {});
+      throw error;
+    }
     let disks: SavedDisk[];
     try {
-      disks = await loadDisks(path, savedDisks);
+      disks = await disksLoading;
     } catch (error) {
       core.releaseRoot(root);
       throw error;
@@ -211,6 +226,8 @@ function decodeDevices(core: HostCore, image: Image, isEmulated: boolean): Omit<
   const { identity, domainId, connection, storeDomain, domainNodes, vmNodes, disks } = saved;
   const nics = parseNicStates(saved.nics ?? []);
   const history = image.section('devices/console-history');
+  const snapshotOf = (dump: TreeDump | null | undefined) =>
+    dump === null || dump === undefined ? undefined : core.store.snapshotOf(dump);
   const isCount = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) > 0;
   if (typeof identity?.name !== 'string' || typeof identity.uuid !== 'string' || !isCount(identity.memoryBytes)
     || !isCount(identity.vcpus) || !isCount(domainId) || connection === undefined || storeDomain === undefined || nics === undefined
@@ -221,11 +238,11 @@ function decodeDevices(core: HostCore, image: Image, isEmulated: boolean): Omit<
   return {
     identity, disks,
     devices: {
-      domainId: domainId!, connection, storeDomain, connectionChanges: 0, ring: undefined,
+      domainId: domainId!, connection, storeDomain, connectionChanges: 0, ring: undefined, storeRoot: undefined,
       console: { history: history.slice() },
-      domainNodes: snapshotOf(core, domainNodes), vmNodes: snapshotOf(core, vmNodes),
+      domainNodes: snapshotOf(domainNodes), vmNodes: snapshotOf(vmNodes),
       emulated: saved.emulated && decodeEmulated(image, saved.emulated, unreadable),
-      disks: [], nics,
+      disks: [], nics, owesEvents: true,
     },
   };
 }
@@ -239,15 +256,4 @@ function decodeEmulated(image: Image, { slots }: Partial<EmulatedState>, unreada
     || !slots.every((slot) => isList(slot?.inFlight, VIRTIO_QUEUES_MAX)
       && slot.inFlight.every((heads) => isList(heads, VIRTIO_QUEUE_NUM_MAX) && heads.every(isHead)))) throw unreadable();
   return { slots, console: { history: history.slice() } };
-}
-
-/** Nodes as the store has them, made by putting them into it for a moment. */
-function snapshotOf({ store }: HostCore, dump: TreeDump | null | undefined): StoreSnapshot | undefined {
-  if (dump === null || dump === undefined) return undefined;
-  store.restore(SCRATCH_PATH, dump);
-  try {
-    return store.snapshot(SCRATCH_PATH);
-  } finally {
-    store.rm(SCRATCH_PATH);
-  }
 }

@@ -15,9 +15,9 @@ import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
 import { openImage } from '../image/image.ts';
 import type { Image } from '../image/image.ts';
-import { TemplateLoader, makeTemplate, outOfMemory, placePages } from '../lifecycle/restore.ts';
+import { HotPages, TemplateLoader, makeTemplate, outOfMemory } from '../lifecycle/restore.ts';
 import type { LoadOptions } from '../lifecycle/restore.ts';
-import { decodeWorkingSet, takeHotPages } from '../lifecycle/working-set.ts';
+import { decodeWorkingSet } from '../lifecycle/working-set.ts';
 import { HOST_ACCOUNT } from '../memory/heap.ts';
 import { resolveImageLeaves } from '../memory/image-leaves.ts';
 import type { ImagePages, ImageSource } from '../memory/image-pages.ts';
@@ -53,8 +53,7 @@ export class LoadedImage implements FrameCache {
   readonly #loader: TemplateLoader;
   readonly #counters = newCounters();
   readonly #workingSetPages: number;
-  /** Came when the file was opened. */
-  readonly #hotPages: number;
+  readonly #hotPages: HotPages;
   readonly #forget: () => void;
   #source: TouchedImage;
   #isWhole = false;
@@ -74,7 +73,7 @@ export class LoadedImage implements FrameCache {
     this.#forget = forget;
     const { thread } = core;
     this.root = makeTemplate(thread, image, number);
-    this.#hotPages = placePages(thread, this.root, takeHotPages(image));
+    this.#hotPages = new HotPages(thread, image, this.root);
     const workingSet = decodeWorkingSet(image);
     this.#workingSetPages = workingSet.reduce((sum, { count }) => sum + count, 0);
     this.#loader = new TemplateLoader(thread, () => this.image, this.root, workingSet,
@@ -93,7 +92,9 @@ export class LoadedImage implements FrameCache {
   get source(): ImageSource { return this.#source; }
   get isComplete(): boolean { return this.#loader.isComplete; }
   get isGone(): boolean { return this.#gone !== undefined; }
-  get inFlight(): Iterable<number> { return this.#loader.inFlight; }
+  /** Resolves when what a guest needs at once is there. */
+  get hotPagesLoaded(): Promise<void> { return this.#hotPages.done; }
+  get inFlight(): Iterable<number> { return [...this.#hotPages.inFlight, ...this.#loader.inFlight]; }
   get frames(): number { return this.#users.size === 0 ? this.#loader.pageCount : 0; }
 
   // ---- users
@@ -135,7 +136,7 @@ export class LoadedImage implements FrameCache {
     return this.#gone ??= this.#endLoading();
   }
   async #endLoading(): Promise<void> {
-    await this.#loader.stop();
+    await Promise.all([this.#hotPages.done, this.#loader.stop()]);
     // Until here, the audit has to know of the frames that were being read into.
     this.#forget();
     this.#core.caches.remove(this);
@@ -231,7 +232,7 @@ export class LoadedImage implements FrameCache {
   stats(): ImageLoadStats {
     const touchedPages = Atomics.load(this.#counters, TOUCH_COUNT.pages);
     const { pageCount, isComplete } = this.#loader;
-    const pagesRead = this.#loader.pagesRead + this.#hotPages;
+    const pagesRead = this.#loader.pagesRead + this.#hotPages.placed;
     return {
       path: this.path, pageCount, isComplete,
       pagesDone: isComplete ? pageCount : Math.min(pageCount, pagesRead + touchedPages),

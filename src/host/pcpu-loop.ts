@@ -29,7 +29,7 @@ import { PageLoader } from '../memory/image-pages.ts';
 import type { ImagePages } from '../memory/image-pages.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { PostedImages } from './image-source.ts';
-import { WarmDecoding, firstOf } from './warm-decoding.ts';
+import { SlotsAhead, WarmDecoding, firstOf } from './warm-decoding.ts';
 import { takeSample } from './sample.ts';
 
 export interface PCpuWorkerData {
@@ -90,7 +90,7 @@ export function assemblePcpu({ machine, pcpu, clock, interpreter, regions, image
       engine.decodeCache.renew();
     }),
     forgetFrame: (vcpu, mfn) => engine.forgetFrame(vcpu, mfn),
-    flushOthers: (domid, vcpu) => safePoints.flushTlbs(domid, vcpu.address),
+    flushOthers: (domid, vcpu, request, asid) => safePoints.flushTlbs(domid, { except: vcpu.address, request, asid }),
   });
   const engine = new Engine(machine, host, interpreter, { pcpu, ...(regions && { regions }) });
   /** No vCPU has an entry in its exec TLB for a slot that is given back: all of them flush before they run on. */
@@ -131,7 +131,8 @@ export function runPcpu(
   };
   new PCpu(engine, {
     pcpu, machine, scheduling, safePoints, timers, onRunstate, onSample, clock: systemClock,
-    idleWork: firstOf(new HeapIdleWork(thread.heap, scheduling, safePoints), new WarmDecoding(engine.decodeCache)),
+    idleWork: firstOf(new HeapIdleWork(thread.heap, scheduling, safePoints), new SlotsAhead(engine.decodeCache),
+      new WarmDecoding(engine.decodeCache)),
     stallReason: () => host.lostGfn === undefined ? STALL_OUT_OF_FRAMES : STALL_LOST_PAGE + host.lostGfn,
     onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
   }).runLoop();

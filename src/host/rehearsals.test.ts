@@ -68,7 +68,8 @@ test('a rehearsal tells which pages are touched and in which order, and leaves n
   scheduling.attach(vcpuAddresses[0]!);
   thread.timers.setTime(domain.domid, 0);
   scheduling.start(vcpuAddresses[0]!, () => thread.resetVcpu(vcpuAddresses[0]!, BigInt(CODE_GFN * FRAME_BYTES), 0n));
-  const frozen = freezeDomain(thread, domain)!;
+  const frozen = freezeDomain(thread, domain);
+  assert(typeof frozen === 'object');
   core.frozenRoots.add(frozen.root);
   const audited = (): void => {
     heap.tearDown.finish();

@@ -1,8 +1,8 @@
 // Entry of the worker thread that compiles hot code for all pCPUs.
 
-import { enableCompileCache } from 'node:module';
 import { workerData } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
+import { runTranslator } from './translator-loop.ts';
 
 export interface TranslatorWorkerData {
   readonly memory: WebAssembly.Memory;
@@ -10,6 +10,4 @@ export interface TranslatorWorkerData {
   readonly ports: readonly MessagePort[];
 }
 
-enableCompileCache();
-const { runTranslator } = await import('./translator-loop.ts');
 runTranslator(workerData);

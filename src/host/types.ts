@@ -116,6 +116,8 @@ export interface DiskStats {
   readonly notifications: number;
   readonly badIndices: number;
   readonly throttled: number;
+  /** Of the reads and writes, those that the disk thread has answered. */
+  readonly byDiskThread: number;
   readonly latencyMicrosMean: number;
   readonly latencyMicrosMax: number;
 }
@@ -532,9 +534,14 @@ export interface Host extends AsyncDisposable {
   events(options?: SubscribeOptions): EventSubscription<HostEvent>;
   stats(): HostStats;
   /** Accounts for every frame of the machine; stops all guests meanwhile. `problems` is empty when all is well. */
-  audit(): Promise<AuditReport>;
+  audit(options?: AuditOptions): Promise<AuditReport>;
   /** Destroys all domains and ends the workers; when it resolves, none is left. Closed twice is closed. */
   close(): Promise<void>;
+}
+
+export interface AuditOptions {
+  /** Also reads every frame that is said to be zero: a second or less for each GiB. */
+  readonly readClean?: boolean;
 }
 
 /** The one way to get a host. Errors: ZAZEN_HOST_MEMORY_SIZE, ZAZEN_HOST_MEMORY_UNAVAILABLE, ZAZEN_SPEC_*, _NETWORK_*. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { rows } from '../a64/table.ts';
-import { WarmDecoding, firstOf } from './warm-decoding.ts';
+import { SlotsAhead, WarmDecoding, firstOf } from './warm-decoding.ts';
 
 test('an instruction of each row is decoded, a row in each step, and then there is nothing to do', () => {
   const words: number[] = [];
@@ -26,4 +26,11 @@ test('of several works, the first that has something to do is done', () => {
   for (let i = 0; i < 3; i++) assert(both.isWaiting && both.step());
   assert(!both.isWaiting && !both.step());
   assert.deepEqual(done, ['a', 'a', 'b']);
+});
+
+test('a slot is touched in each step for as long as the cache wants it', () => {
+  let wanted = 3;
+  const ahead = new SlotsAhead({ get wantsTouching() { return wanted > 0; }, touchAhead: () => { wanted--; } });
+  for (let i = 0; i < 3; i++) assert(ahead.isWaiting && ahead.step());
+  assert(!ahead.isWaiting && !ahead.step());
 });

@@ -32,6 +32,26 @@ export class WarmDecoding implements IdleWork {
   }
 }
 
+/** Memory for code to be decoded into is touched before somebody waits for it. */
+export class SlotsAhead implements IdleWork {
+  readonly #cache: Pick<DecodeCache, 'wantsTouching' | 'touchAhead'>;
+
+  constructor(cache: Pick<DecodeCache, 'wantsTouching' | 'touchAhead'>) {
+    this.#cache = cache;
+  }
+
+  get isWaiting(): boolean {
+    return this.#cache.wantsTouching;
+  }
+
+  /** One slot, some microseconds. */
+  step(): boolean {
+    const isWaiting = this.isWaiting;
+    if (isWaiting) this.#cache.touchAhead();
+    return isWaiting;
+  }
+}
+
 /** The first of several that has something to do does a piece of it. */
 export function firstOf(...works: readonly IdleWork[]): IdleWork {
   return {

@@ -2,6 +2,8 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { forgetFrame } from '../cpu/tlb-requests.ts';
+import type { TlbRequest } from '../cpu/tlb-requests.ts';
 import type { VcpuState } from '../cpu/vcpu-state.ts';
 import { DomainCpuHost } from './cpu-host.ts';
 import type { CpuHostParts } from './cpu-host.ts';
@@ -26,15 +28,16 @@ for (const vcpus of [1, 2]) {
         frame = LATER;
       },
     };
-    let flushes = 0;
+    const asked: TlbRequest[] = [];
     const host = new DomainCpuHost({
-      environment: { p2m, stage2: { flush: () => { flushes++; } } },
+      environment: { p2m, stage2: { flush: () => assert.fail('only what leads to the frame has to go') } },
       gic: { domidOf: () => 1, vcpuCount: () => vcpus },
       hypercalls: { domains: { record: () => ({ get: () => 1 }) } },
+      flushOthers: (_domid: number, _vcpu: VcpuState, request: TlbRequest) => { asked.push(request); },
       forgetFrame: (_vcpu: VcpuState, mfn: number) => { forgotten.push(mfn); },
     } as unknown as CpuHostParts);
     assert.equal(host.frameForWrite({ address: 0 } as VcpuState, 5), LATER);
     assert.deepEqual(forgotten, [OLD], 'this thread goes on in the copy if it runs the page');
-    assert.equal(flushes, vcpus > 1 ? 1 : 0, 'a vCPU that is alone has nobody to wait for');
+    assert.deepEqual(asked, vcpus > 1 ? [forgetFrame(OLD)] : [], 'a vCPU that is alone has nobody to wait for');
   });
 }

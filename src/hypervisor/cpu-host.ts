@@ -7,6 +7,8 @@ import { ACTIVITY, vcpuRecord } from '../abi/vcpu.ts';
 import { XEN_HYPERCALL_TAG } from '../abi/xen.ts';
 import { NO_FRAME } from '../cpu/host.ts';
 import type { CpuHost } from '../cpu/host.ts';
+import { ANY_ASID, forgetFrame } from '../cpu/tlb-requests.ts';
+import type { TlbRequest } from '../cpu/tlb-requests.ts';
 import type { VcpuState } from '../cpu/vcpu-state.ts';
 import { OUT_OF_FRAMES, PAGE_LOST } from '../memory/p2m.ts';
 import type { EmulatedDevices } from './emulated-devices.ts';
@@ -34,8 +36,8 @@ export interface CpuHostParts {
   readonly flushDecodeCache: (regionEpoch?: number) => void;
   /** Stops all pCPUs for an action, and makes those that are in the middle of an instruction leave its code. */
   readonly stopCode: (action: () => void) => void;
-  /** Makes all vCPUs of a domain forget their translations, but the calling one, which has done so. */
-  readonly flushOthers: (domid: number, vcpu: VcpuState) => void;
+  /** Makes all vCPUs of a domain forget translations, but the calling one, which sees to itself. */
+  readonly flushOthers: (domid: number, vcpu: VcpuState, request: TlbRequest, asid: number) => void;
   /** Makes a vCPU of this thread forget translations to a frame. */
   readonly forgetFrame: (vcpu: VcpuState, mfn: number) => void;
 }
@@ -75,14 +77,15 @@ export class DomainCpuHost implements CpuHost {
     }
   }
 
-  /** A page that was shared has been copied: of a vCPU that is alone, only what was made from that page goes. */
+  /** A page that was shared has been copied: only what was made from that page goes. */
   #settle(vcpu: VcpuState): void {
-    const { environment, gic, forgetFrame } = this.#parts;
+    const { environment, gic, forgetFrame: forget, flushOthers } = this.#parts;
     const domid = gic.domidOf(vcpu.address);
     const replaced = environment.p2m.onlyStaleFrame;
-    if (replaced === 0 || gic.vcpuCount(domid) > 1) settleP2m(environment, domid);
-    else environment.p2m.releaseStale();
-    if (replaced !== 0) forgetFrame(vcpu, replaced);
+    if (replaced === 0) return settleP2m(environment, domid);
+    if (gic.vcpuCount(domid) > 1) flushOthers(domid, vcpu, forgetFrame(replaced), ANY_ASID);
+    environment.p2m.releaseStale();
+    forget(vcpu, replaced);
   }
 
   #noFrame(answer: number, guestFrame: number): number {
@@ -144,9 +147,9 @@ export class DomainCpuHost implements CpuHost {
     return caller;
   }
 
-  broadcastTlbInvalidate(vcpu: VcpuState): void {
+  broadcastTlbInvalidate(vcpu: VcpuState, request: TlbRequest, asid: number): void {
     const domid = this.#parts.gic.domidOf(vcpu.address);
-    if (this.#parts.gic.vcpuCount(domid) > 1) this.#parts.flushOthers(domid, vcpu);
+    if (this.#parts.gic.vcpuCount(domid) > 1) this.#parts.flushOthers(domid, vcpu, request, asid);
   }
   whileOthersStopped(vcpu: VcpuState, action: () => void): void {
     const { gic, stopCode } = this.#parts;

@@ -7,6 +7,7 @@ import { DOMAIN } from '../abi/domain-record.ts';
 import { EMULATED } from '../abi/emulated-devices.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { scratchOffset } from '../abi/vcpu.ts';
+import { assert } from '../base/assert.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { spinLock, spinUnlock } from '../memory/spin.ts';
 import type { DomainRecord, DomainTable } from './domain-record.ts';
@@ -47,6 +48,7 @@ export class DeviceFrame {
     return this.machine.u32[(this.#address + offset) / 4]!;
   }
   set(offset: number, value: number): void {
+    this.#assertHere();
     this.machine.u32[(this.#address + offset) / 4] = value;
   }
   count(offset: number): void {
@@ -54,10 +56,16 @@ export class DeviceFrame {
   }
 
   lock(offset: number): void {
+    this.#assertHere();
     spinLock(this.machine.u32, (this.#address + offset) / 4);
   }
   unlock(offset: number): void {
     spinUnlock(this.machine.u32, (this.#address + offset) / 4);
+  }
+
+  /** A rollback may give a domain another frame, and the one that it had is anybody's then. */
+  #assertHere(): void {
+    assert(this.#record!.get(DOMAIN.at.emulated) * FRAME_BYTES === this.#address, 'the devices\' registers have moved');
   }
 
   /** Drives an interrupt line. With the device's lock, so that the last word about it is the right one. */

@@ -1,7 +1,7 @@
 // From "an event happened on a port" to the interrupt: pending bits in the way the domain has chosen, the upcall flag
 // of the vCPU, interrupt PPI 31, and waking a vCPU that sleeps. For domain 0, the host itself, a bit and a doorbell.
 
-import { DOMAIN, EVENT_MODE, HELD_FRAME, HOST_EVENTS, PORT, VCPU_ENTRY } from '../abi/domain-record.ts';
+import { DOMAIN, EVENT_MODE, HELD_FRAME, HOST_EVENTS, HOST_LISTENER, PORT, VCPU_ENTRY } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { EVTCHN_2L_NR_CHANNELS, EVTCHN_FIFO_PENDING } from '../abi/xen-event-channel.ts';
 import { sharedInfo, vcpuInfo } from '../abi/xen-shared-info.ts';
@@ -168,6 +168,10 @@ function ringDoorbell(record: DomainRecord, events: number): void {
 function raiseHost(host: DomainRecord, port: number): void {
   const { u32 } = host.memory;
   const events = host.get(DOMAIN.at.hostEvents) * FRAME_BYTES;
+  if (host.memory.u16[(host.port(port) + PORT.at.vcpu) / 2] === HOST_LISTENER.diskThread) {
+    ringBell(host.memory.i32, (events + HOST_EVENTS.at.diskDoorbell) / 4);
+    return;
+  }
   if (setBit(u32, events + HOST_EVENTS.at.pending, port)) return;
   setBit(u32, events + HOST_EVENTS.at.selector, port >>> 5);
   ringDoorbell(host, events);

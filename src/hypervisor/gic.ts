@@ -12,7 +12,7 @@ import {
   GICD_CTLR, GICR_WAKER, GIC_DOMAIN, GIC_FIRST_SPI, GIC_INTIDS, GIC_NO_TARGET, GIC_SPURIOUS, GIC_VCPU, GIC_WORDS,
   ICC_CTLR, affinityOfVcpu, vcpuOfAffinity,
 } from '../abi/gic.ts';
-import { vcpuRecord } from '../abi/vcpu.ts';
+import { PENDING, vcpuRecord } from '../abi/vcpu.ts';
 import { GUEST_MAX_VCPUS } from '../abi/xen.ts';
 import { assert } from '../base/assert.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
@@ -228,7 +228,7 @@ export class Gic extends VcpuTable {
     const { u32 } = this.machine;
     const line = this.#signalled(vcpuAddress) === GIC_SPURIOUS ? 0 : 1;
     if (Atomics.exchange(u32, (vcpuAddress + vcpuRecord.at.irqLine) >>> 2, line) === line || line === 0) return;
-    Atomics.store(u32, (vcpuAddress + vcpuRecord.at.pending) >>> 2, 1);
+    Atomics.or(u32, (vcpuAddress + vcpuRecord.at.pending) >>> 2, PENDING.attend);
     this.#wake(vcpuAddress);
   }
   evaluateTarget(domain: number, intid: number): void {

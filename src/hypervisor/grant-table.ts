@@ -11,6 +11,7 @@ import {
   grantEntryV1,
 } from '../abi/xen-grant-table.ts';
 import { PAGE_LOST, READ_ONLY } from '../memory/p2m.ts';
+import { backOff } from '../memory/spin.ts';
 import type { DomainRecord, DomainTable } from './domain-record.ts';
 import { settleP2m } from './environment.ts';
 import type { Environment } from './environment.ts';
@@ -28,6 +29,8 @@ export interface GrantMapping {
 /** A guest that changes an entry more often than this while we look at it does not get the grant used. */
 const ENTRY_ATTEMPTS = 16;
 const USES_MAX = 0xffff;
+/** Some ten milliseconds: the other guest's thread may be off its core. */
+const UNUSED_ATTEMPTS = 400;
 
 export class GrantTables {
   readonly #environment: Environment;
@@ -83,19 +86,35 @@ export class GrantTables {
 
   /** How many grants of the domain are in use, counting each use. */
   usesOf(domain: DomainRecord): number {
-    return domain.locked(() => {
-      const { u32 } = this.#environment.memory;
-      let uses = 0;
-      for (let index = 0; index < domain.get(DOMAIN.at.grantFrames); index++) {
-        const first = domain.get(DOMAIN.at.activeFrames + 4 * index) * FRAME_WORDS;
-        // Readers and writers are one word.
-        for (let at = first; at < first + FRAME_WORDS; at += ACTIVE_GRANT.sizeBytes / 4) {
-          const word = u32[at + ACTIVE_GRANT.at.readers / 4]!;
-          uses += (word & 0xffff) + (word >>> 16);
-        }
+    return domain.locked(() => this.#usesOf(domain));
+  }
+
+  /**
+   * Runs `body` with the domain's lock, while no grant of the domain is in use. What other guests use, to copy, they give
+   * back within microseconds; that is waited for.
+   * @returns what it answers, or 'busy': a back end uses some
+   */
+  whileUnused<T>(domain: DomainRecord, body: () => T): T | 'busy' {
+    for (let attempt = 0; attempt < UNUSED_ATTEMPTS; attempt++) {
+      const done = domain.locked(() => (this.#usesOf(domain) === 0 ? { answer: body() } : undefined));
+      if (done !== undefined) return done.answer;
+      backOff(attempt);
+    }
+    return 'busy';
+  }
+
+  #usesOf(domain: DomainRecord): number {
+    const { u32 } = this.#environment.memory;
+    let uses = 0;
+    for (let index = 0; index < domain.get(DOMAIN.at.grantFrames); index++) {
+      const first = domain.get(DOMAIN.at.activeFrames + 4 * index) * FRAME_WORDS;
+      // Readers and writers are one word.
+      for (let at = first; at < first + FRAME_WORDS; at += ACTIVE_GRANT.sizeBytes / 4) {
+        const word = u32[at + ACTIVE_GRANT.at.readers / 4]!;
+        uses += (word & 0xffff) + (word >>> 16);
       }
-      return uses;
-    });
+    }
+    return uses;
   }
 
   /** Exchanges two entries that are not in use. With the lock. @returns GNTST */
@@ -111,14 +130,20 @@ export class GrantTables {
     return GNTST.okay;
   }
 
-  /** Frees a dying domain's tables. Mappings stay good. */
+  /** Frees the tables of a domain that is dying or put back. Mappings stay good, and are nobody's business but their own. */
   release(domain: DomainRecord): void {
+    this.forgetUses(domain);
     for (let index = 0; index < domain.get(DOMAIN.at.grantFrames); index++) {
       dropHeldFrame(this.#environment, this.frameAt(domain, index));
       this.#environment.heap.release(domain.get(DOMAIN.at.activeFrames + 4 * index));
       domain.set(DOMAIN.at.activeFrames + 4 * index, 0);
     }
     domain.set(DOMAIN.at.grantFrames, 0);
+  }
+
+  /** The domain's table of what is in use is about to go, or to be empty: what is in use now is not counted there. */
+  forgetUses(domain: DomainRecord): void {
+    domain.set(DOMAIN.at.incarnation, domain.get(DOMAIN.at.incarnation) + 1);
   }
 
   #limit(domain: DomainRecord): number {

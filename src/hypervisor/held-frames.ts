@@ -4,7 +4,7 @@
 // on to the same frame. At most one p2m entry maps a frame of the second kind: with two, a write would copy it.
 
 import { DOMAIN, HELD_FRAME, NO_GFN } from '../abi/domain-record.ts';
-import { FRAME, FRAME_MAPPING, GFN_LIMIT, P2M_KIND } from '../abi/machine-memory.ts';
+import { GFN_LIMIT, P2M_KIND } from '../abi/machine-memory.ts';
 import { ERRNO } from '../abi/xen.ts';
 import { assert } from '../base/assert.ts';
 import { OUT_OF_FRAMES, PAGE_LOST, entryKind, entryValue } from '../memory/p2m.ts';
@@ -69,7 +69,8 @@ export function mapHeldFrame(environment: Environment, record: DomainRecord, at:
   const before = memory.u32[(at + HELD_FRAME.at.gfn) / 4]!;
   if (before === gfn && isAt(gfn)) return 0;
   if (before !== NO_GFN && isAt(before) && !p2m.unmap(root, before)) return -ERRNO.ENOMEM;
-  addMapping(environment, mfn);
+  // A checkpoint may hold mappings of it, which whoever has time drops.
+  assert(heap.frames.retainPinned(mfn), 'a held frame is mapped too often');
   if (!p2m.mapFrame(root, gfn, mfn)) {
     heap.frames.mappingToPin(mfn);
     heap.unpin(mfn);
@@ -78,11 +79,4 @@ export function mapHeldFrame(environment: Environment, record: DomainRecord, at:
   }
   writeHeldFrame(environment, at, mfn, gfn);
   return 0;
-}
-
-/** One more mapping of a frame that is kept alive by a pin; a checkpoint may hold mappings of it, or nobody. */
-function addMapping({ memory, heap }: Environment, mfn: number): void {
-  if (heap.frames.mappings(mfn) === 0) {
-    Atomics.add(memory.u32, heap.frames.recordIndex(mfn) + FRAME.at.count / 4, FRAME_MAPPING);
-  } else assert(heap.frames.retain(mfn), 'a held frame is mapped too often');
 }

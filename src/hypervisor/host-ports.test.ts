@@ -20,3 +20,32 @@ test('an answer that is there when the host looks is delivered at once, an old r
   assert.deepEqual(machine.changedDomains, [guest.domid, guest.domid]);
   assert.ok(looks >= 2);
 });
+
+test('events of a port are for the main thread or for the disk thread, whichever it was last given to', () => {
+  const machine = new TestMachine();
+  const guest = machine.createGuest();
+  const { channels } = machine.hypercalls;
+  const guestPort = channels.allocUnbound(guest.made.domain, 0);
+  let heard = 0;
+  const port = machine.ports.bind(guest.domid, guestPort, () => { heard++; });
+  machine.ports.deliver();
+  const rung = (): number => machine.memory.i32[machine.ports.diskDoorbellIndex]!;
+  const counts = (): number[] => {
+    channels.send(guest.made.domain, guestPort);
+    machine.ports.deliver();
+    return [heard, rung()];
+  };
+  heard = 0;
+  assert.deepEqual(counts(), [1, 0]);
+  machine.ports.route(port, 'diskThread');
+  assert.deepEqual(counts(), [1, 1]);
+  machine.ports.route(port, 'main');
+  assert.deepEqual(counts(), [2, 1], 'and the one in between is not delivered late');
+  machine.ports.route(port, 'diskThread');
+  machine.ports.close(port);
+  const again = machine.ports.bind(guest.domid, guestPort, () => { heard++; });
+  assert.equal(again, port);
+  machine.ports.deliver();
+  heard = 0;
+  assert.deepEqual(counts(), [1, 1], 'a port that is used again is the main thread\'s');
+});

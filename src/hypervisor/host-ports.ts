@@ -1,7 +1,7 @@
 // The host's end of event channels: backends in the main thread bind a callback to a port of domain 0 and notify the
 // guest at the other end. Guests' events are bits in HOST_EVENTS; the main thread sleeps on its doorbell.
 
-import { DOMAIN, HOST_EVENTS, HOST_DOMAINS_MAX } from '../abi/domain-record.ts';
+import { DOMAIN, HOST_EVENTS, HOST_DOMAINS_MAX, HOST_LISTENER, PORT } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { assert } from '../base/assert.ts';
 import { canSleep, ringBell } from '../memory/spin.ts';
@@ -39,6 +39,20 @@ export class HostPorts {
   /** Tells the guest. */
   notify(port: number): void {
     this.#channels.send(this.#host, port);
+  }
+
+  /** Says which thread a port's events are for from now on. */
+  route(port: number, listener: keyof typeof HOST_LISTENER): void {
+    this.#host.memory.u16[(this.#host.port(port) + PORT.at.vcpu) / 2] = HOST_LISTENER[listener];
+  }
+
+  /** Wakes the disk thread, as the events do that are for it. */
+  ringDiskThread(): void {
+    ringBell(this.#host.memory.i32, this.diskDoorbellIndex);
+  }
+  /** What the disk thread sleeps on, an index into the memory's words. */
+  get diskDoorbellIndex(): number {
+    return (this.#host.get(DOMAIN.at.hostEvents) * FRAME_BYTES + HOST_EVENTS.at.diskDoorbell) / 4;
   }
 
   close(port: number): void {

@@ -1,11 +1,14 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { test } from 'node:test';
+import { Worker } from 'node:worker_threads';
 import { systemClock } from '../base/clock.ts';
 import { SafePoints } from './safe-points.ts';
 import { HeapIdleWork } from './idle-work.ts';
 import { PCPU, SCHEDULER } from '../abi/scheduler.ts';
 import { RAM_PAGES, TestMachine, page } from './test-domain.ts';
 import { VcpuScheduling } from './scheduler.ts';
+import { DISK_THREAD, MAIN_THREAD } from './thread.ts';
 
 const MILLIS = 1e6;
 
@@ -83,4 +86,24 @@ test('a pCPU with other work does not fall asleep, and who makes work wakes it',
   scheduling.wakeIdlePcpus();
   assert.deepEqual([0, 1, 40].map(bell), [before[0], before[1]! + 1, before[2]! + 1]);
   assert.deepEqual([...machine.memory.u32.subarray(idle, idle + 2)], [0, 0]);
+});
+
+test('who stops the world waits for the disk thread, too', async () => {
+  const { machine } = setUp();
+  const { memory } = machine;
+  const inCode = (memory.pcpuAddress(DISK_THREAD) + PCPU.at.inCode) / 4;
+  new SafePoints(memory, DISK_THREAD).enterIdleWork();
+  assert.equal(memory.u32[inCode], 1);
+  // Goes on with its work until it is asked for, and then says so.
+  const thread = new Worker(`
+    const { workerData: { memory, inCode, owner } } = require('node:worker_threads');
+    const words = new Uint32Array(memory.buffer);
+    while (Atomics.load(words, owner) === 0);
+    Atomics.store(words, inCode, 0);`,
+    { eval: true, workerData: { memory: memory.memory, inCode, owner: (memory.region('scheduler').offsetBytes + SCHEDULER.at.worldOwner) / 4 } });
+  await once(thread, 'online');
+  let isOut = false;
+  new SafePoints(memory, MAIN_THREAD).stopWorld(() => { isOut = memory.u32[inCode] === 0; });
+  assert.ok(isOut);
+  await once(thread, 'exit');
 });

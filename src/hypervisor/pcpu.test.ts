@@ -25,6 +25,7 @@ class PcpuRig extends InterruptRig implements VcpuRunner {
   idleNanos = 0;
   idleRounds = 0;
   exitRequests = 0;
+  onIdle = (): void => {};
 
   constructor(vcpuCount: number) {
     super(vcpuCount);
@@ -36,6 +37,7 @@ class PcpuRig extends InterruptRig implements VcpuRunner {
         isWaiting: true,
         step: () => {
           this.clock.nanos += this.idleNanos;
+          this.onIdle();
           if (this.idleRounds-- === 0) this.scheduling.close();
           return true;
         },
@@ -87,6 +89,59 @@ test('a vCPU that spins on YIELD or WFE gives its turn away if somebody waits, o
   };
   rig.pcpu.runLoop();
   assert.deepEqual(rig.runs, [0, 1, 0, 0]);
+});
+
+test('a vCPU that spins for long rests while nobody waits, until an interrupt or for 50 µs', () => {
+  const rig = new PcpuRig(1).start();
+  rig.idleNanos = 10_000;
+  rig.idleRounds = 1000;
+  const times: number[] = [];
+  rig.behave = index => {
+    times.push(rig.clock.nanos);
+    // Whoever does something in between, however short, is not one that spins.
+    rig.retire(index, rig.runs.length === 10 ? 1000 : 10, 2000);
+    if (rig.runs.length === 60) rig.scheduling.close();
+    return 'slice';
+  };
+  rig.pcpu.runLoop();
+  const rests = times.flatMap((time, i) => time - (times[i - 1] ?? time) > 40_000 ? [i] : []);
+  assert.deepEqual(rests, [27, 32, 37, 42, 47, 52, 57], 'seventeen after the tenth, and then five at a time');
+  for (const i of rests) assert.ok(times[i]! - times[i - 1]! < 70_000, `${times[i]! - times[i - 1]!} ns`);
+});
+
+test('an interrupt ends the rest of a vCPU that spins', () => {
+  const rig = new PcpuRig(1).start();
+  rig.idleRounds = 3;
+  rig.behave = index => {
+    rig.retire(index, 10, 2000);
+    if (rig.irq()) rig.scheduling.close();
+    return 'slice';
+  };
+  const { scheduling } = rig;
+  rig.onIdle = () => {
+    assert.equal(scheduling.isStopped(rig.domid), true);
+    rig.raise(20);
+    for (const vcpu of rig.woken.splice(0)) scheduling.interrupted(vcpu);
+  };
+  rig.pcpu.runLoop();
+  assert.equal(rig.irq(), true);
+  assert.equal(rig.runs.length, 18);
+});
+
+test('one slice in which the thread was off its core does not change the budget much; a second one is believed', () => {
+  const rig = new PcpuRig(1).start();
+  const budgets: number[] = [];
+  const SLOW = [80, 90, 91];
+  rig.behave = (index, instructions) => {
+    budgets.push(instructions);
+    rig.retire(index, instructions, instructions / 0.4 * (SLOW.includes(rig.runs.length) ? 20 : 1));
+    if (rig.runs.length === 100) rig.scheduling.close();
+    return 'slice';
+  };
+  rig.pcpu.runLoop();
+  const usual = budgets[78]!;
+  assert.ok(budgets[80]! > 0.8 * usual, `${budgets[80]} instead of ${usual}`);
+  assert.ok(budgets[91]! < 0.1 * usual, `${budgets[91]} instead of ${usual}`);
 });
 
 test('the budget follows the rate, and ends at the next timer', () => {
@@ -289,7 +344,7 @@ test('stopping the world and flushing TLBs from inside a call return at once whe
   let stopped = 0;
   rig.behave = () => {
     rig.safePoints.stopWorld(() => stopped++);
-    rig.safePoints.flushTlbs(rig.domid, rig.vcpus[0]);
+    rig.safePoints.flushTlbs(rig.domid, { except: rig.vcpus[0] });
     return 'wfi';
   };
   rig.pcpu.runLoop();

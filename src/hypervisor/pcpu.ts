@@ -10,26 +10,36 @@ import { PCPU, VCPU_REQUEST, VCPU_SCHEDULE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { RUNSTATE } from '../abi/xen-shared-info.ts';
 import type { Clock } from '../base/clock.ts';
+import { tuning } from '../base/tuning.ts';
 import type { ExitReason } from '../cpu/host.ts';
 import type { VcpuState } from '../cpu/vcpu-state.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { Deadlines } from './deadlines.ts';
 import type { SafePoints } from './safe-points.ts';
-import { TURN_NANOS } from './scheduler.ts';
+import { TURN_NANOS } from './run-queue.ts';
 import type { VcpuScheduling } from './scheduler.ts';
 import type { Timers } from './timer.ts';
 
 /** What is left of a turn after a slice is not worth another one if it is shorter. */
 const TURN_REST_NANOS = TURN_NANOS / 16;
-const SLICE_MIN_INSTRUCTIONS = 2000;
 /** Of a vCPU that has never run here: nothing that it needs is at hand yet, and whoever looks soon sees that it runs. */
 const FIRST_SLICE_INSTRUCTIONS = 64;
 /** Fuel has 28 bits for instructions, one of them the sign. */
-const SLICE_MAX_INSTRUCTIONS = 4_000_000;
+const SLICE_MAX_INSTRUCTIONS = tuning.sliceInstructions ?? 4_000_000;
+const SLICE_MIN_INSTRUCTIONS = Math.min(2000, SLICE_MAX_INSTRUCTIONS);
 /** Guess of the first slice. */
 const FIRST_INSTRUCTIONS_PER_NANO = 0.1;
 /** Weight of the newest slice in the rate. */
 const RATE_WEIGHT = 1 / 8;
+/** Between two YIELDs or WFEs of a vCPU that does nothing but wait there are fewer instructions than this. */
+const SPIN_INSTRUCTIONS = 200;
+/**
+ * After so many of them in a row, some 50 µs, the vCPU rests for a while: whoever it waits for takes long, perhaps for
+ * want of a core, and that may be this one. If it still has to wait then, it looks a few times only.
+ */
+const SPINS_MAX = 16;
+const SPINS_AFTER_REST = 4;
+const REST_NANOS = 50_000;
 const NANOS_PER_MILLI = 1e6;
 const NANOS_PER_MICRO = 1000;
 /** A sleep this long costs nothing, and a clock that goes slow is noticed. */
@@ -82,6 +92,10 @@ export class PCpu {
   readonly #engine: VcpuRunner;
   readonly #deadlines: Deadlines;
   #instructionsPerNano = FIRST_INSTRUCTIONS_PER_NANO;
+  /** Of the last slice that was long enough to tell. */
+  #lastRate = 0;
+  /** How often in a row a vCPU has been seen to spin. */
+  readonly #spinning = { vcpuAddress: 0, spins: 0 };
   /** Until the next sample; and time since the last one. */
   readonly #sampling = { instructions: 0, nanos: 0 };
 
@@ -153,6 +167,7 @@ export class PCpu {
       // One that spins gives way to the one that it waits for.
       if (turnEnd - now > TURN_REST_NANOS && reason !== 'yield') continue;
       if (scheduling.hasWaiting) return this.#putBack(vcpuAddress, reason === 'yield');
+      if (this.#spinning.spins > SPINS_MAX) return this.#rest(vcpuAddress, now);
       turnEnd = now + TURN_NANOS;
     }
   }
@@ -192,7 +207,15 @@ export class PCpu {
     this.#account(address, now - start, retired);
     this.#sample(vcpu, now - start, retired);
     const yielded = reason === 'slice' && retired < budget && !scheduling.isKicked(address);
+    this.#noteSpin(address, yielded && retired < SPIN_INSTRUCTIONS);
     return yielded ? 'yield' : reason;
+  }
+
+  #noteSpin(vcpuAddress: number, spins: boolean): void {
+    const spinning = this.#spinning;
+    if (!spins || spinning.vcpuAddress !== vcpuAddress) spinning.spins = 0;
+    spinning.vcpuAddress = vcpuAddress;
+    if (spins) spinning.spins++;
   }
 
   /** A slice ends where a sample is due: what it says must not depend on what else ends slices. */
@@ -233,8 +256,11 @@ export class PCpu {
     const { scheduling, machine, pcpu } = this.#options;
     if (instructions >= SLICE_MIN_INSTRUCTIONS && nanos > 0) {
       const rate = instructions / nanos;
-      // Compiled code is ten times as fast as interpreted code: what becomes slow must not overrun its slices for long.
-      this.#instructionsPerNano = Math.min(rate, this.#instructionsPerNano + (rate - this.#instructionsPerNano) * RATE_WEIGHT);
+      // Compiled code is ten times as fast as interpreted code: what becomes slow must not overrun its slices for long. But
+      // a single slow slice may be one in which the thread was off its core.
+      const believed = Math.max(rate, this.#lastRate);
+      this.#lastRate = rate;
+      this.#instructionsPerNano = Math.min(believed, this.#instructionsPerNano + (rate - this.#instructionsPerNano) * RATE_WEIGHT);
     }
     const { runNanos } = VCPU_SCHEDULE.at;
     scheduling.setNanos(vcpuAddress, runNanos, scheduling.getNanos(vcpuAddress, runNanos) + nanos);
@@ -274,12 +300,17 @@ export class PCpu {
     this.#deadlines.add({ nanos: untilNanos, vcpuAddress, generation });
   }
 
-  #block(vcpuAddress: number, untilAsked: boolean): void {
+  #block(vcpuAddress: number, untilAsked: boolean, until = Infinity): void {
     const { scheduling, timers } = this.#options;
     this.#tellRunstate(vcpuAddress, RUNSTATE.blocked);
     const timer = timers.nextDeadlineNanos(vcpuAddress);
-    const asked = untilAsked ? scheduling.getNanos(vcpuAddress, VCPU_SCHEDULE.at.blockUntil) : Infinity;
+    const asked = untilAsked ? scheduling.getNanos(vcpuAddress, VCPU_SCHEDULE.at.blockUntil) : until;
     const generation = scheduling.blockRunning(vcpuAddress, untilAsked);
     this.#deadlines.add({ nanos: Math.min(timer, asked), vcpuAddress, generation });
+  }
+  /** One that spins, and nobody else waits. */
+  #rest(vcpuAddress: number, now: number): void {
+    this.#spinning.spins = SPINS_MAX - SPINS_AFTER_REST;
+    this.#block(vcpuAddress, false, now + REST_NANOS);
   }
 }

@@ -8,14 +8,25 @@
 // counts as out of code itself, so that two that wait for each other both go on. It must hold no lock that a vCPU in
 // code could wait for.
 
-import { PCPU_MAX } from '../abi/machine-memory.ts';
+import { THREAD_MAX } from '../abi/machine-memory.ts';
 import { PCPU, SCHEDULER, VCPU_SCHEDULE } from '../abi/scheduler.ts';
-import { vcpuRecord } from '../abi/vcpu.ts';
+import { PENDING, vcpuRecord } from '../abi/vcpu.ts';
+import { ANY_ASID, FORGET_EVERYTHING, isObeyed, mustHear, postTlbRequest } from '../cpu/tlb-requests.ts';
+import type { TlbRequest } from '../cpu/tlb-requests.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { backOff } from '../memory/spin.ts';
 import { VcpuTable } from './vcpu-table.ts';
 
 const at = vcpuRecord.at;
+
+/** Which entries are to go, of which vCPUs; by default all. */
+export interface TlbFlush {
+  /** A vCPU that has looked after itself. */
+  readonly except?: number;
+  readonly request?: TlbRequest;
+  /** As for `mustHear`. */
+  readonly asid?: number;
+}
 
 export class SafePoints {
   readonly #machine: MachineMemory;
@@ -28,7 +39,7 @@ export class SafePoints {
   /** Does for the vCPU that this thread runs what its flush requests ask. */
   #obey: (vcpuAddress: number) => void = () => {};
 
-  /** @param thread number of the pCPU, or PCPU_MAX for a thread that is none */
+  /** @param thread number of the pCPU, or of a thread of the host's own behind them */
   constructor(machine: MachineMemory, thread: number) {
     this.#machine = machine;
     this.#table = new VcpuTable(machine);
@@ -58,7 +69,10 @@ export class SafePoints {
     this.#current = 0;
   }
 
-  /** Idle work counts as code, so that nothing changes under the eyes of who has stopped the world. */
+  /**
+   * Idle work counts as code, so that nothing changes under the eyes of who has stopped the world; so does what the disk
+   * thread does with the machine's memory.
+   */
   enterIdleWork(): void {
     this.enter(0);
   }
@@ -96,32 +110,34 @@ export class SafePoints {
   }
 
   /**
-   * Returns when no vCPU of the domain uses a TLB entry older than this call; the vCPU that this thread runs included.
-   * @param except a vCPU that has looked after itself
+   * Returns when no vCPU of the domain uses a TLB entry older than this call, of those that are meant; the vCPU that this
+   * thread runs included, unless it is the one that has looked after itself.
    */
-  flushTlbs(domid: number, except = 0): void {
-    const { u32 } = this.#machine;
+  flushTlbs(domid: number, { except = 0, request = FORGET_EVERYTHING, asid = ANY_ASID }: TlbFlush = {}): void {
     const count = this.#table.vcpuCount(domid);
-    const targets: { vcpu: number; request: number }[] = [];
+    const targets: { vcpu: number; number: number }[] = [];
     for (let index = 0; index < count; index++) {
       const vcpu = this.#table.vcpuOf(domid, index);
-      if (vcpu === except) continue;
-      targets.push({ vcpu, request: Atomics.add(u32, (vcpu + at.tlbFlushRequest) >>> 2, 1) + 1 });
+      if (vcpu === except || !mustHear(this.#machine, vcpu, request, asid)) continue;
+      targets.push({ vcpu, number: postTlbRequest(this.#machine, vcpu, request) });
     }
-    this.#aside(() => {
-      for (const { vcpu, request } of targets) {
-        for (let attempt = 0; vcpu !== this.#current && this.#usesOldEntries(vcpu, request); attempt++) {
-          Atomics.store(u32, (vcpu + at.pending) >>> 2, 1);
-          backOff(attempt);
-        }
+    if (targets.some(({ vcpu, number }) => vcpu === this.#current || this.#usesOldEntries(vcpu, number))) {
+      this.#aside(() => this.#waitForFlush(targets));
+    }
+  }
+  #waitForFlush(targets: readonly { vcpu: number; number: number }[]): void {
+    for (const { vcpu, number } of targets) {
+      for (let attempt = 0; vcpu !== this.#current && this.#usesOldEntries(vcpu, number); attempt++) {
+        Atomics.or(this.#machine.u32, (vcpu + at.pending) >>> 2, PENDING.attend);
+        backOff(attempt);
       }
-    });
+    }
   }
 
   /** A vCPU that is not in code obeys when it enters the next time. */
-  #usesOldEntries(vcpu: number, request: number): boolean {
+  #usesOldEntries(vcpu: number, number: number): boolean {
     const { u32 } = this.#machine;
-    if (((Atomics.load(u32, (vcpu + at.tlbFlushDone) >>> 2) - request) | 0) >= 0) return false;
+    if (isObeyed(this.#machine, vcpu, number)) return false;
     const schedule = this.#schedules + this.#table.numberOf(vcpu) * VCPU_SCHEDULE.sizeBytes;
     const pcpu = Atomics.load(u32, (schedule + VCPU_SCHEDULE.at.pcpu) >>> 2);
     return Atomics.load(u32, this.#pcpuIndex(pcpu, 'vcpu')) === vcpu
@@ -139,7 +155,7 @@ export class SafePoints {
         backOff(attempt);
       }
       try {
-        for (let pcpu = 0; pcpu < PCPU_MAX; pcpu++) this.#waitOutOfCode(pcpu);
+        for (let thread = 0; thread < THREAD_MAX; thread++) this.#waitOutOfCode(thread);
         action();
       } finally {
         Atomics.store(u32, this.#worldOwner, 0);
@@ -154,7 +170,7 @@ export class SafePoints {
   #tryAtRest(action: () => void): boolean {
     let isAtRest = true;
     this.stopWorld(() => {
-      for (let pcpu = 0; pcpu < PCPU_MAX; pcpu++) {
+      for (let pcpu = 0; pcpu < THREAD_MAX; pcpu++) {
         isAtRest &&= Atomics.load(this.#machine.u32, this.#pcpuIndex(pcpu, 'aside')) === 0;
       }
       if (isAtRest) action();
@@ -166,7 +182,7 @@ export class SafePoints {
     const { u32 } = this.#machine;
     for (let attempt = 0; Atomics.load(u32, this.#pcpuIndex(pcpu, 'inCode')) !== 0; attempt++) {
       const vcpu = Atomics.load(u32, this.#pcpuIndex(pcpu, 'vcpu'));
-      if (vcpu !== 0) Atomics.store(u32, (vcpu + at.pending) >>> 2, 1);
+      if (vcpu !== 0) Atomics.store(u32, (vcpu + at.pending) >>> 2, PENDING.leave);
       backOff(attempt);
     }
   }

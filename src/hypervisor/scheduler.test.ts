@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { SCHEDULER, VCPU_SCHEDULE } from '../abi/scheduler.ts';
-import { TURN_NANOS } from './scheduler.ts';
+import { TURN_NANOS } from './run-queue.ts';
 import type { VcpuScheduling } from './scheduler.ts';
 import { CAP_PERIOD_NANOS, nextPeriod } from './shares.ts';
 import { InterruptRig, smallMachine } from './test-interrupts.ts';

@@ -1,4 +1,4 @@
-// What domains may have of the pCPUs: weights, which the run queue's order follows (scheduler.ts), and caps, which are
+// What domains may have of the pCPUs: weights, which the run queue's order follows (run-queue.ts), and caps, which are
 // kept by periods:
 //
 //   used  ▁▃▅▇▇▇▇│▁▃▅▇▇▇  what runs over is taken off the next period

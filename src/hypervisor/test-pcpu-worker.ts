@@ -47,7 +47,7 @@ function serve(vcpu: VcpuState): void {
     Atomics.notify(new Int32Array(task.counters), COUNTERS.hops);
     gic.sendSgi(vcpu.address, (intid << 24) | (1 << ((index + 1) % gic.vcpuCount(domid))), 0);
     if (task.flushEvery !== 0 && Atomics.add(counters, COUNTERS.served, 1) % task.flushEvery === 0) {
-      safePoints.flushTlbs(domid, vcpu.address);
+      safePoints.flushTlbs(domid, { except: vcpu.address });
     }
   }
   gic.endOfInterrupt(vcpu.address, intid);

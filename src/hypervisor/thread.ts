@@ -1,7 +1,7 @@
 // The hypervisor of one thread: all its parts over the machine memory, put together. Each pCPU worker has one, and so
 // has the main thread, which makes no hypercalls but builds and ends domains and is the far end of event channels.
 
-import { PCPU_MAX } from '../abi/machine-memory.ts';
+import { PCPU_MAX, THREAD_MAX } from '../abi/machine-memory.ts';
 import { affinityOfVcpu } from '../abi/gic.ts';
 import { GUEST_EVTCHN_PPI } from '../abi/xen.ts';
 import { unreachable } from '../base/assert.ts';
@@ -21,6 +21,8 @@ import { Timers } from './timer.ts';
 
 /** Number of the main thread among those that use the heap and stop the world: the first that is no pCPU. */
 export const MAIN_THREAD = PCPU_MAX;
+/** Number of the thread that looks after disks' rings (devices/block/lane-server.ts). */
+export const DISK_THREAD = THREAD_MAX - 1;
 
 const noGuestAccess: GuestAccess = {
   copyFromGuest: () => unreachable('a hypercall outside a pCPU'),
@@ -41,7 +43,7 @@ export class HypervisorThread {
   readonly hypercalls: Hypercalls;
 
   /**
-   * @param thread number of the pCPU, or MAIN_THREAD. The heap is initialized.
+   * @param thread number of the pCPU, MAIN_THREAD or DISK_THREAD. The heap is initialized.
    * @param guest how hypercalls reach guest memory; left out where none are made
    */
   constructor(machine: MachineMemory, thread: number, clock: Clock, guest: GuestAccess = noGuestAccess) {

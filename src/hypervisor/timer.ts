@@ -5,7 +5,7 @@
 import { sysreg } from '../a64/system-registers.ts';
 import { GIC_DOMAIN } from '../abi/gic.ts';
 import { VCPU_SCHEDULE } from '../abi/scheduler.ts';
-import { vcpuRecord } from '../abi/vcpu.ts';
+import { PENDING, vcpuRecord } from '../abi/vcpu.ts';
 import { GUEST_TIMER_PHYS_NS_PPI, GUEST_TIMER_VIRT_PPI } from '../abi/xen.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Gic } from './gic.ts';
@@ -185,7 +185,7 @@ export class Timers {
     this.#drive(vcpuAddress, timer, this.counter(vcpuAddress));
     const sliceEnd = this.#scheduling.getNanos(vcpuAddress, VCPU_SCHEDULE.at.sliceEnd);
     if (this.nextDeadlineNanos(vcpuAddress) < sliceEnd) {
-      Atomics.store(this.#gic.machine.u32, (vcpuAddress + at.pending) >>> 2, 1);
+      Atomics.store(this.#gic.machine.u32, (vcpuAddress + at.pending) >>> 2, PENDING.leave);
     }
     return true;
   }

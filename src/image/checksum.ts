@@ -44,7 +44,7 @@ export class PageHasher {
 
   constructor({ memory, parameters }: PageMemory) {
     const instance = new WebAssembly.Instance(hashModule(parameters.addressType), {
-      env: { memory, table: new WebAssembly.Table({ element: 'anyfunc', initial: 0 }), emit: this.#emit },
+      env: { memory, emit: this.#emit },
     });
     this.#exports = instance.exports as unknown as Exports;
   }

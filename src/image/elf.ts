@@ -5,7 +5,9 @@ import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { array, struct, u16, u32, u64, u8 } from '../abi/struct.ts';
 import { assert } from '../base/assert.ts';
 import type { Digest } from './checksum.ts';
-import { BANKS_MAX, BLOCK_BYTES, IMAGE_MAGIC, findBankFault, findWindowFault, layoutImage } from './format.ts';
+import {
+  BANKS_MAX, BLOCK_BYTES, HOT_PAGES_MAX, HOT_PAGES_VERSION, IMAGE_MAGIC, findBankFault, findWindowFault, layoutImage,
+} from './format.ts';
 import type { Bank, KernelWindow, VcpuRegisters } from './format.ts';
 
 const EHDR = struct('Elf64_Ehdr', {
@@ -34,6 +36,8 @@ export interface Head {
   readonly banks: readonly Bank[];
   /** Not in images of version 1. */
   readonly kernelWindow?: KernelWindow | undefined;
+  /** Number of pages stored twice. */
+  readonly hotPages: number;
   /** Before padding to a whole block. */
   readonly notesBytes: number;
   readonly notesDigest: Digest;
@@ -43,8 +47,8 @@ const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffse
 
 /** Fills a zeroed block, all but the head's own digest. */
 export function encodeHead(block: Uint8Array, head: Head, version: number, fileBytes: number): void {
-  const { banks, kernelWindow } = head;
-  const { bankOffsets, notesOffset } = layoutImage(banks);
+  const { banks, kernelWindow, hotPages } = head;
+  const { bankOffsets, notesOffset } = layoutImage(banks, hotPages);
   const view = viewOf(block);
   block.set(ELF_IDENT);
   view.setUint16(EHDR.at.type, ET_CORE, true);
@@ -123,16 +127,18 @@ export function decodeSuperblock(block: Uint8Array): Superblock | undefined {
 }
 
 /**
- * The banks, and the window to the kernel, that the program headers of a head name. The head is right if it is, bit
- * for bit, the one that the writer makes of what was read: so nothing in it goes unchecked.
+ * The banks, and the window to the kernel, that the program headers of a head name, and how many pages are stored twice.
+ * The head is right if it is, bit for bit, the one that the writer makes of what was read: so nothing in it goes
+ * unchecked.
  */
 export function decodeBanks(block: Uint8Array, superblock: Superblock): {
-  banks: readonly Bank[]; kernelWindow?: KernelWindow | undefined; fault?: string;
+  banks: readonly Bank[]; hotPages: number; kernelWindow?: KernelWindow | undefined; fault?: string;
 } {
-  const { version, fileBytes, notesBytes, notesDigest, headDigest } = superblock;
+  const { version, fileBytes, notesOffset, notesBytes, notesDigest, headDigest } = superblock;
+  const faulty = (fault: string) => ({ banks: [], hotPages: 0, fault });
   const view = viewOf(block);
   const segments = view.getUint16(EHDR.at.phnum, true);
-  if (segments < 1 || segments > BANKS_MAX + 2) return { banks: [], fault: 'its number of segments is out of range' };
+  if (segments < 1 || segments > BANKS_MAX + 2) return faulty('its number of segments is out of range');
   const loads = Array.from({ length: segments - 1 }, (_, i) => {
     const base = EHDR.sizeBytes + (i + 1) * PHDR.sizeBytes;
     const wide = (field: 'vaddr' | 'paddr' | 'filesz') => view.getBigUint64(base + PHDR.at[field], true);
@@ -143,12 +149,16 @@ export function decodeBanks(block: Uint8Array, superblock: Superblock): {
   const kernelWindow = hasWindow ? loads.pop() : undefined;
   const banks = loads.map(({ guestAddress, sizeBytes }) => ({ guestAddress, sizeBytes }));
   const fault = findBankFault(banks) ?? (kernelWindow && findWindowFault(kernelWindow, banks));
-  if (fault !== undefined) return { banks: [], fault };
+  if (fault !== undefined) return faulty(fault);
+  const hotPages = (notesOffset - layoutImage(banks).hotOffset) / FRAME_BYTES;
+  if (!(hotPages >= 0 && hotPages <= (version < HOT_PAGES_VERSION ? 0 : HOT_PAGES_MAX))) {
+    return faulty('its number of hot pages is out of range');
+  }
   const again = new Uint8Array(BLOCK_BYTES);
-  encodeHead(again, { banks, kernelWindow, notesBytes, notesDigest }, version, fileBytes);
+  encodeHead(again, { banks, kernelWindow, hotPages, notesBytes, notesDigest }, version, fileBytes);
   setHeadDigest(again, headDigest);
   const isRight = Buffer.compare(again, block) === 0;
-  return isRight ? { banks, kernelWindow } : { banks: [], fault: 'its head contradicts itself' };
+  return isRight ? { banks, hotPages, kernelWindow } : faulty('its head contradicts itself');
 }
 
 export interface Note {

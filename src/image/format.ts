@@ -5,18 +5,23 @@
 //     4096 ├────────────────────┤
 //          │ pages of bank 0    │ page n of the bank at 4096 + n × 4096; holes where pages are zero or the parent's
 //          │ pages of bank 1 …  │
+//          ├────────────────────┤ hotOffset
+//          │ hot pages          │ some of them once more, one after the other: those that a restored guest needs first
 //          ├────────────────────┤ notesOffset
 //          │ notes              │ registers, VMCOREINFO, header, state sections, page map, page checksums
 //          └────────────────────┘ fileBytes, a multiple of 4096
 //
-// There is one layout for given banks and notes, and a reader accepts no other: no byte of a file is unaccounted for.
+// There is one layout for given banks, hot pages and notes, and a reader accepts no other: no byte of a file is
+// unaccounted for.
 
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
 
 export const BLOCK_BYTES = FRAME_BYTES;
 /** Raised by every change that an older reader must not overlook; readers take this version and all before it. */
-export const IMAGE_VERSION = 2;
+export const IMAGE_VERSION = 3;
+/** The first one with hot pages. */
+export const HOT_PAGES_VERSION = 3;
 export const IMAGE_MAGIC = 'ZAZENIMG';
 
 // Limits, so that no file can make its reader allocate without measure.
@@ -24,6 +29,8 @@ export const BANKS_MAX = 32;
 /** 64 GiB of guest memory. */
 export const PAGES_MAX = 2 ** 24;
 export const VCPUS_MAX = 512;
+/** 4 MiB, what one request reads. */
+export const HOT_PAGES_MAX = 1024;
 export const HEADER_BYTES_MAX = 2 ** 20;
 export const SECTION_BYTES_MAX = 2 ** 26;
 export const SECTIONS_MAX = 4096;
@@ -122,17 +129,20 @@ export interface ImageLayout {
   /** File offset of each bank's first page. */
   readonly bankOffsets: readonly number[];
   readonly pageCount: number;
+  /** Behind the last page. */
+  readonly hotOffset: number;
   readonly notesOffset: number;
 }
 
-export function layoutImage(banks: readonly Bank[]): ImageLayout {
+export function layoutImage(banks: readonly Bank[], hotPages = 0): ImageLayout {
   const bankOffsets: number[] = [];
   let offset = BLOCK_BYTES;
   for (const { sizeBytes } of banks) {
     bankOffsets.push(offset);
     offset += sizeBytes;
   }
-  return { bankOffsets, pageCount: (offset - BLOCK_BYTES) / FRAME_BYTES, notesOffset: offset };
+  const notesOffset = offset + hotPages * FRAME_BYTES;
+  return { bankOffsets, pageCount: (offset - BLOCK_BYTES) / FRAME_BYTES, hotOffset: offset, notesOffset };
 }
 
 /** Says what is wrong with banks, or undefined. They lie in ascending order and do not overlap. */

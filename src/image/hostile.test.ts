@@ -11,7 +11,7 @@ import { ZazenError } from '../base/errors.ts';
 import { PageHasher } from './checksum.ts';
 import { decodeNotes, decodeSuperblock, encodeHead, encodeNotes, setHeadDigest } from './elf.ts';
 import type { Head, Note } from './elf.ts';
-import { BLOCK_BYTES, IMAGE_VERSION, alignToBlock, layoutImage } from './format.ts';
+import { BLOCK_BYTES, HOT_PAGES_VERSION, IMAGE_VERSION, alignToBlock, layoutImage } from './format.ts';
 import { openImage } from './image.ts';
 import { NOTES_MAX, ZAZEN_NOTE } from './notes.ts';
 import { BASE_GFN, bankOf, fillFrame, makeFolder, makeMachine, makeRequest, makeVcpu, runsOf } from './test-images.ts';
@@ -29,7 +29,9 @@ await writeImage(makeRequest({
   path: template, machine: guest, banks: [bankOf(3), bankOf(PAGES - 3, BASE_GFN + 10)], vcpus: [makeVcpu(1, true)],
   pages: runsOf([1, undefined, 1]), sections: [{ name: 'a', bytes: Uint8Array.of(1, 2, 3, 4, 5) }],
   vmcoreinfo: Uint8Array.of(65, 10), kernelWindow: WINDOW,
+  later: async () => ({ sections: [], hotPages: [{ gfn: BASE_GFN + 2, mfn: 1 }, { gfn: BASE_GFN, mfn: 1 }] }),
 }));
+const HOT_PAGES = 2;
 const good = readFileSync(template);
 const superblock = decodeSuperblock(good.subarray(0, BLOCK_BYTES))!;
 const notesArea = good.subarray(superblock.notesOffset, superblock.notesOffset + superblock.notesBytes);
@@ -53,12 +55,12 @@ function notesDigest(notes: Uint8Array) {
 }
 
 /** A file with these notes, all else right. */
-function forge(path: string, notes: Uint8Array, head: Partial<Head> = {}): void {
+function forge(path: string, notes: Uint8Array, head: Partial<Head> = {}, version = IMAGE_VERSION): void {
   const block = new Uint8Array(BLOCK_BYTES);
-  const layout = layoutImage(head.banks ?? banks);
+  const layout = layoutImage(head.banks ?? banks, head.hotPages ?? HOT_PAGES);
   const fileBytes = layout.notesOffset + alignToBlock(notes.length);
-  encodeHead(block, { banks, notesBytes: notes.length, notesDigest: notesDigest(notes), ...head },
-    IMAGE_VERSION, fileBytes);
+  encodeHead(block, { banks, hotPages: HOT_PAGES, notesBytes: notes.length, notesDigest: notesDigest(notes), ...head },
+    version, fileBytes);
   seal(path, block, good.subarray(BLOCK_BYTES, superblock.notesOffset), notes);
 }
 
@@ -72,6 +74,7 @@ async function exercise(path: string): Promise<string> {
       const mfns = Uint32Array.from({ length: Math.min(16, sizeBytes / FRAME_BYTES) }, (_, k) => 100 + k);
       await image.readPages(machine, guestAddress / FRAME_BYTES, mfns);
     }
+    await image.readHotPages(machine, Uint32Array.from(image.hotGfns, (_, k) => 100 + k));
     await image.verify();
     return 'accepted';
   } catch (error) {
@@ -192,4 +195,27 @@ test('headers that are not what they should be', async () => {
     forge(path, encodeNotes(withHeader(text)));
     assert.equal(await exercise(path), 'ZAZEN_IMAGE_FORMAT');
   }
+});
+
+test('lists of hot pages that no writer makes', async () => {
+  const notes = decodeNotes(notesArea, NOTES_MAX)!;
+  const withList = (gfns: readonly number[]): Uint8Array => encodeNotes(notes.map((note) =>
+    note.name === 'Zazen' && note.type === ZAZEN_NOTE.type.hotPages
+      ? { ...note, bytes: new Uint8Array(Uint32Array.from(gfns).buffer) } : note));
+  forge(path, withList([BASE_GFN, BASE_GFN + 2]));
+  assert.equal(await exercise(path), 'accepted');
+  // Too few, too many, one of them twice, zero, beyond the guest's memory
+  const wrong = [[], [BASE_GFN], [BASE_GFN, BASE_GFN + 2, BASE_GFN], [BASE_GFN, BASE_GFN], [BASE_GFN, BASE_GFN + 1],
+    [BASE_GFN, BASE_GFN + 5], [BASE_GFN, 0xffff_ffff]];
+  for (const gfns of wrong) {
+    forge(path, withList(gfns));
+    assert.equal(await exercise(path), 'ZAZEN_IMAGE_FORMAT', String(gfns));
+  }
+  forge(path, encodeNotes(notes.filter(({ type }) => type !== ZAZEN_NOTE.type.hotPages)));
+  assert.equal(await exercise(path), 'ZAZEN_IMAGE_FORMAT');
+});
+
+test('an image of a version without hot pages has none', async () => {
+  forge(path, notesArea, {}, HOT_PAGES_VERSION - 1);
+  assert.equal(await exercise(path), 'ZAZEN_IMAGE_FORMAT');
 });

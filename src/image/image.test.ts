@@ -131,8 +131,8 @@ test('large and scattered memories are split into requests', async () => {
     path, machine, banks: [bankOf(pages)], pages: runs, onProgress: ({ pagesDone }) => progress.push(pagesDone),
   }));
   assert.equal(written.pagesWritten, pages);
-  assert.equal(written.requests, 5 + 2); // 1024 pages each, notes, head
-  assert.deepEqual(progress, [1024, 2048, 3072, 4096, 5000]);
+  assert.equal(written.requests, 7 + 2); // 64 pages, 256, 1024 each, notes, head
+  assert.deepEqual(progress, [64, 320, 1344, 2368, 3392, 4416, 5000]);
   await using image = await openImage(path);
   const back = await readBack(image, machine, pages, BASE_GFN, pages);
   for (let k = 0; k < pages; k++) assert.equal(back[k * FRAME_BYTES], 1 + (frameAt(k) % 255));
@@ -382,6 +382,49 @@ test('a save that fails at any step leaves the name as it was and nothing else',
       assert.deepEqual(readdirSync(home), existsSync(path) ? ['guest.core'] : [], log[step]!);
     }
   }
+});
+
+test('notes and head are on their way before the pages are written', async () => {
+  const { request } = await makeSmall(join(folder, 'template.core'));
+  const headWritten = Promise.withResolvers<void>();
+  const open = async (...args: Parameters<typeof nodeFiles.open>) => {
+    const handle = await nodeFiles.open(...args);
+    const writev = async (buffers: NodeJS.ArrayBufferView[], offset: number) => {
+      // The pages, which come first and lie between head and notes, wait for the head.
+      if (offset === FRAME_BYTES) await headWritten.promise;
+      if (offset === 0) headWritten.resolve();
+      return nodeFilesWritev(buffers, offset);
+    };
+    const nodeFilesWritev = handle.writev.bind(handle);
+    return Object.assign(handle, { writev });
+  };
+  const path = join(folder, 'beside.core');
+  await writeImage({ ...request, path, files: { ...nodeFiles, open: open as typeof nodeFiles.open } });
+  assert.equal(await judge(path), undefined);
+});
+
+test('a file that is replaced is held until the name of the new one is durable', async () => {
+  const path = join(folder, 'replaced.core');
+  const { request } = await makeSmall(path);
+  const log: string[] = [];
+  const closed = Promise.withResolvers<void>();
+  const open = async (...args: Parameters<typeof nodeFiles.open>) => {
+    const handle = await nodeFiles.open(...args);
+    const name = args[0] === path ? 'old' : args[0] === folder ? 'folder' : 'new';
+    const [sync, close] = [handle.sync.bind(handle), handle.close.bind(handle)];
+    return Object.assign(handle, {
+      sync: async () => { await sync(); log.push(`${name} durable`); },
+      close: async () => {
+        log.push(`${name} closed`);
+        await close();
+        if (name === 'old') closed.resolve();
+      },
+    });
+  };
+  await writeImage({ ...request, path, files: { ...nodeFiles, open: open as typeof nodeFiles.open } });
+  await closed.promise;
+  const inOrder = ['new durable', 'folder durable', 'old closed'];
+  assert.deepEqual(log.filter((line) => inOrder.includes(line)), inOrder);
 });
 
 test('a process killed in a save leaves the name as it was, and the next save cleans up', async () => {

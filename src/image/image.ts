@@ -5,6 +5,7 @@
 import type { BigIntStats } from 'node:fs';
 import * as nodeFiles from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { PageMemory } from './checksum.ts';
 import { RequestQueue } from './direct-file.ts';
@@ -105,6 +106,8 @@ export class Image {
   get digest(): string { return this.#file.digest; }
   /** False where the file system refused O_DIRECT. */
   get direct(): boolean { return this.#file.file.isDirect; }
+  /** Guest pages that are stored twice, because a restored guest needs them first, in the order of their second copies. */
+  get hotGfns(): Uint32Array { return this.#file.content.hotGfns; }
   /** For an incremental image that names this one as its parent. */
   get reference(): ParentReference {
     return { path: resolve(this.path), id: this.header.id, digest: this.digest };
@@ -114,14 +117,6 @@ export class Image {
   section(name: string): Uint8Array {
     const bytes = this.sections.get(name);
     if (bytes === undefined) throw imageError('FORMAT', this.path, `has no state of ${name}`);
-    return bytes;
-  }
-
-  /** A section that is large and wanted once: the image forgets it. */
-  takeSection(name: string): Uint8Array | undefined {
-    const { sections } = this.#file.content;
-    const bytes = sections.get(name);
-    sections.delete(name);
     return bytes;
   }
 
@@ -161,6 +156,21 @@ export class Image {
     } finally {
       await queue.settle();
     }
+  }
+
+  /**
+   * Reads the second copies of the first `mfns.length` hot pages, by one request.
+   * @param mfns frames, of which long stretches should follow each other
+   * @returns GFNs of those that are not what was written
+   * @throws ZazenError ZAZEN_IMAGE_READ, _TRUNCATED
+   */
+  async readHotPages(machine: PageMemory, mfns: Uint32Array): Promise<Set<number>> {
+    const { file, layout } = this.#file;
+    const gfns = this.hotGfns.subarray(0, mfns.length);
+    const bytesRead = await file.read(buffersOf(machine, { mfns }), layout.hotOffset)
+      .catch((cause: unknown) => this.pages.readFailed(gfns[0]!, cause));
+    if (bytesRead < mfns.length * FRAME_BYTES) throw imageError('TRUNCATED', this.path, 'is cut short in its hot pages');
+    return this.pages.findAltered(machine, gfns, mfns);
   }
 
   /** As `readPages`, without leaving the calling thread. */

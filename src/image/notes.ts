@@ -1,4 +1,4 @@
-// Zazen's own notes: the header, state sections, the page map and the page checksums.
+// Zazen's own notes: the header, state sections, the page map, the page checksums, and which pages are stored twice.
 //
 // A reader refuses types that it does not know, unless their top bit says that it may overlook them.
 
@@ -6,7 +6,7 @@ import { assert } from '../base/assert.ts';
 import { decodeVcpus } from './elf.ts';
 import type { Note } from './elf.ts';
 import {
-  HEADER_BYTES_MAX, SECTIONS_MAX, SECTION_BYTES_MAX, VCPUS_MAX, VMCOREINFO_BYTES_MAX,
+  HEADER_BYTES_MAX, HOT_PAGES_MAX, SECTIONS_MAX, SECTION_BYTES_MAX, VCPUS_MAX, VMCOREINFO_BYTES_MAX,
 } from './format.ts';
 import type { ImageHeader, ParentReference, StateSection, VcpuRegisters } from './format.ts';
 import { PageMap } from './page-map.ts';
@@ -14,7 +14,7 @@ import { PageMap } from './page-map.ts';
 export const ZAZEN_NOTE = {
   name: 'Zazen',
   /** 'ZZ' and a number: readers of core files take small types for Linux's whatever the name says. */
-  type: { header: 0x5a5a0001, section: 0x5a5a0002, pageMap: 0x5a5a0003, checksums: 0x5a5a0004 },
+  type: { header: 0x5a5a0001, section: 0x5a5a0002, pageMap: 0x5a5a0003, checksums: 0x5a5a0004, hotPages: 0x5a5a0005 },
   /** Types from here on may be overlooked. */
   optional: 0x80000000,
 } as const;
@@ -29,7 +29,7 @@ const NOTE_OVERHEAD_BYTES = 192; // header, names, padding
 /** No image with this many pages has more bytes of notes. */
 export function notesBytesMax(pageCount: number): number {
   return HEADER_BYTES_MAX + SECTION_BYTES_MAX + VMCOREINFO_BYTES_MAX + VCPUS_MAX * 1024
-    + NOTES_MAX * NOTE_OVERHEAD_BYTES + PageMap.sizeBytes(pageCount) + 8 * pageCount;
+    + NOTES_MAX * NOTE_OVERHEAD_BYTES + PageMap.sizeBytes(pageCount) + 8 * pageCount + 4 * HOT_PAGES_MAX;
 }
 
 /** The name, padded to 64 bytes with zeros, then the bytes. */
@@ -57,10 +57,12 @@ export interface NotesContent {
   readonly pageMap: Uint8Array;
   /** Two words for each stored page, low first. */
   readonly checksums: Uint32Array;
+  /** GFNs of the pages that are stored twice, in the order of the second copies. */
+  readonly hotGfns: Uint32Array;
 }
 
 /** @returns what the notes say, or what is wrong with them */
-export function decodeContent(notes: readonly Note[], pageCount: number): NotesContent | { fault: string } {
+export function decodeContent(notes: readonly Note[], pageCount: number, hotPages: number): NotesContent | { fault: string } {
   const vcpus = decodeVcpus(notes);
   if (vcpus === undefined || vcpus.length > VCPUS_MAX) return { fault: 'its registers of vCPUs are malformed' };
   const { type } = ZAZEN_NOTE;
@@ -84,11 +86,14 @@ export function decodeContent(notes: readonly Note[], pageCount: number): NotesC
   if (pageMap?.length !== PageMap.sizeBytes(pageCount)) return { fault: 'its page map is malformed' };
   const checksums = only(type.checksums);
   if (checksums === undefined || checksums.length % 8 !== 0) return { fault: 'its page checksums are malformed' };
+  const hotGfns = own.some((note) => note.type === type.hotPages) ? only(type.hotPages) : new Uint8Array(0);
+  if (hotGfns?.length !== 4 * hotPages) return { fault: 'its list of hot pages is malformed' };
   return {
     header, vcpus, sections,
     vmcoreinfo: notes.find(({ name }) => name === 'VMCOREINFO')?.bytes.slice(),
     pageMap: pageMap.slice(),
     checksums: new Uint32Array(checksums.slice().buffer),
+    hotGfns: new Uint32Array(hotGfns.slice().buffer),
   };
 }
 

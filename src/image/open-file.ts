@@ -1,5 +1,8 @@
 // Opens one image file and takes in all but its pages. Everything read is hostile until it is checked: sizes against
 // the limits of the format and the length of the file, areas against their digests, then each note for itself.
+//
+// What it takes to open a usual image is at its two ends, which are read side by side: the notes of a guest of 400 MiB
+// are a quarter of a megabyte. How long they are is in the head; where they are longer, they are read after it.
 
 import { constants } from 'node:fs';
 import type { BigIntStats } from 'node:fs';
@@ -14,6 +17,11 @@ import type { Superblock } from './elf.ts';
 import { NOTES_MAX, decodeContent, notesBytesMax } from './notes.ts';
 import type { NotesContent } from './notes.ts';
 import { PageMap } from './page-map.ts';
+
+/** Of the end of a file, read before it is known how much of it the notes are. */
+const TAIL_BYTES = 384 * 1024;
+/** In the scratch memory: the head's block, then the tail. */
+const TAIL_BLOCK = 1;
 
 export interface ImageFile {
   readonly path: string;
@@ -49,9 +57,10 @@ export async function openImageFile(path: string, files: FileSystem): Promise<Im
 
 /** Head and notes of a file, checked; also to find out whether they are still what they were. */
 export async function readAreas(path: string, file: DirectFile, sizeBytes: number, scratch: Scratch) {
-  const { superblock, banks, kernelWindow, digest } = await readHead(path, file, scratch);
+  const tail = readTail(file, sizeBytes, scratch);
+  const { superblock, banks, hotPages, kernelWindow, digest } = await readHead(path, file, scratch).finally(() => tail);
   const { version, fileBytes } = superblock;
-  const layout = layoutImage(banks);
+  const layout = layoutImage(banks, hotPages);
   if (superblock.notesBytes > notesBytesMax(layout.pageCount)
     || fileBytes !== layout.notesOffset + alignToBlock(superblock.notesBytes)) {
     throw imageError('FORMAT', path, 'its head contradicts itself');
@@ -60,13 +69,18 @@ export async function readAreas(path: string, file: DirectFile, sizeBytes: numbe
     throw imageError('TRUNCATED', path, `is cut short: ${sizeBytes} bytes of ${fileBytes}`, { hint: 'copy it again' });
   }
   if (sizeBytes > fileBytes) throw imageError('FORMAT', path, `has ${sizeBytes - fileBytes} bytes too many at its end`);
-  const area = await readNotes(path, file, layout, superblock, scratch);
+  const area = await readNotes(path, file, layout, superblock, scratch, await tail);
   const notes = decodeNotes(area, NOTES_MAX);
-  const content = notes === undefined ? { fault: 'its notes are malformed' } : decodeContent(notes, layout.pageCount);
+  const content = notes === undefined ? { fault: 'its notes are malformed' }
+    : decodeContent(notes, layout.pageCount, hotPages);
   if ('fault' in content) throw imageError('FORMAT', path, content.fault);
   const map = new PageMap(banks, content.pageMap);
   if (!map.isWellFormed() || map.rank(map.pageCount) * 2 !== content.checksums.length) {
     throw imageError('FORMAT', path, 'its page map is malformed');
+  }
+  const { hotGfns } = content;
+  if (new Set(hotGfns).size < hotGfns.length || hotGfns.some((gfn) => map.state(gfn) !== 'stored')) {
+    throw imageError('FORMAT', path, 'its list of hot pages is malformed');
   }
   return { version, fileBytes, digest: formatDigest(digest), banks, kernelWindow, layout, content, map };
 }
@@ -78,8 +92,17 @@ const readError = (path: string, what: string) => (cause: NodeJS.ErrnoException)
 const altered = (path: string, what: string) =>
   imageError('CHECKSUM', path, `${what} is not what was written`, { hint: 'the file was altered, or its disk fails' });
 
+/** @returns the last blocks of the file, or none: what cannot be read is read again, and told, when it is needed */
+async function readTail(file: DirectFile, sizeBytes: number, scratch: Scratch): Promise<Uint8Array> {
+  const end = Math.floor(sizeBytes / BLOCK_BYTES);
+  const blocks = Math.min(TAIL_BYTES / BLOCK_BYTES, end);
+  const tail = scratch.blocks(TAIL_BLOCK, blocks);
+  const bytesRead = blocks === 0 ? 0 : await file.read([tail], (end - blocks) * BLOCK_BYTES).catch(() => 0);
+  return tail.subarray(0, bytesRead === tail.length ? tail.length : 0);
+}
+
 async function readHead(path: string, file: DirectFile, scratch: Scratch): Promise<{
-  superblock: Superblock; banks: readonly Bank[]; kernelWindow?: KernelWindow | undefined; digest: Digest;
+  superblock: Superblock; banks: readonly Bank[]; hotPages: number; kernelWindow?: KernelWindow | undefined; digest: Digest;
 }> {
   const shared = scratch.blocks(0, 1);
   const bytesRead = await file.read([shared], 0).catch(readError(path, 'its head'));
@@ -95,9 +118,9 @@ async function readHead(path: string, file: DirectFile, scratch: Scratch): Promi
   const digest = scratch.hasher.digest(0, 1);
   if (digest.low !== headDigest.low || digest.high !== headDigest.high) throw altered(path, 'its head');
   if (version < 1) throw imageError('FORMAT', path, 'has no format version');
-  const { banks, kernelWindow, fault } = decodeBanks(block, superblock);
+  const { banks, hotPages, kernelWindow, fault } = decodeBanks(block, superblock);
   if (fault !== undefined) throw imageError('FORMAT', path, fault);
-  return { superblock, banks, kernelWindow, digest };
+  return { superblock, banks, hotPages, kernelWindow, digest };
 }
 
 /** The head's own digest, the last eight bytes of it, was zero when it was taken. */
@@ -105,20 +128,28 @@ function setDigestToZero(block: Uint8Array): void {
   block.fill(0, BLOCK_BYTES - 8);
 }
 
+/** @param tail the last blocks of the file */
 async function readNotes(
-  path: string, file: DirectFile, { notesOffset }: ImageLayout, superblock: Superblock, scratch: Scratch,
+  path: string, file: DirectFile, { notesOffset }: ImageLayout, superblock: Superblock, scratch: Scratch, tail: Uint8Array,
 ): Promise<Uint8Array> {
   const { notesBytes, notesDigest } = superblock;
   const area = new Uint8Array(notesBytes);
+  const areaBytes = alignToBlock(notesBytes);
   let digest = EMPTY_DIGEST;
-  for (let at = 0; at < notesBytes; at += Scratch.sizeBytes) {
-    const partBytes = Math.min(Scratch.sizeBytes, notesBytes - at);
-    const blocks = alignToBlock(partBytes) / BLOCK_BYTES;
-    const part = scratch.blocks(0, blocks);
-    const bytesRead = await file.read([part], notesOffset + at).catch(readError(path, 'its notes'));
-    if (bytesRead < part.length) throw imageError('TRUNCATED', path, 'is cut short in its notes');
-    digest = scratch.hasher.digest(0, blocks, digest);
-    area.set(part.subarray(0, partBytes), at);
+  const take = (firstBlock: number, blocks: number, at: number): void => {
+    digest = scratch.hasher.digest(firstBlock, blocks, digest);
+    area.set(scratch.blocks(firstBlock, blocks).subarray(0, notesBytes - at), at);
+  };
+  if (areaBytes <= tail.length) {
+    const blocks = areaBytes / BLOCK_BYTES;
+    take(TAIL_BLOCK + tail.length / BLOCK_BYTES - blocks, blocks, 0);
+  } else {
+    for (let at = 0; at < areaBytes; at += Scratch.sizeBytes) {
+      const blocks = Math.min(Scratch.sizeBytes, areaBytes - at) / BLOCK_BYTES;
+      const bytesRead = await file.read([scratch.blocks(0, blocks)], notesOffset + at).catch(readError(path, 'its notes'));
+      if (bytesRead < blocks * BLOCK_BYTES) throw imageError('TRUNCATED', path, 'is cut short in its notes');
+      take(0, blocks, at);
+    }
   }
   if (digest.low !== notesDigest.low || digest.high !== notesDigest.high) throw altered(path, 'its description');
   return area;

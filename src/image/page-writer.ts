@@ -34,6 +34,12 @@ export interface PageRun {
   readonly mfn: number | 'parent';
 }
 
+/** A guest page and the machine frame that holds it. */
+export interface PageFrame {
+  readonly gfn: number;
+  readonly mfn: number;
+}
+
 /** Knows pages of the parent by their checksums. */
 export interface ParentPages {
   /** The files of its chain, its own first. */
@@ -51,6 +57,7 @@ export interface WriteProgress {
 
 export interface PageWriterOptions {
   readonly file: DirectFile;
+  readonly queue: RequestQueue;
   readonly machine: PageMemory;
   readonly banks: readonly Bank[];
   /** Pages that it has are left to it. */
@@ -60,6 +67,9 @@ export interface PageWriterOptions {
 }
 
 const CHUNK_PAGES = Scratch.sizeBytes / FRAME_BYTES;
+/** The first ones are small, so that the disk has something to do at once. */
+const FIRST_CHUNK_PAGES = 64;
+const CHUNK_GROWTH = 4;
 /** One is filled while the others are on their way. */
 const CHUNKS = REQUESTS_IN_FLIGHT + 1;
 /** Copied and hashed at a time, so that they are hashed out of the caches. */
@@ -88,9 +98,10 @@ export class PageWriter {
   readonly #options: PageWriterOptions;
   /** In ascending order of the stored pages, packed. */
   readonly #checksums: Uint32Array;
-  readonly #queue = new RequestQueue();
   readonly #chunks: Chunk[] = [];
   #chunksFilled = 0;
+  /** Pages that the next chunk takes. */
+  #room = FIRST_CHUNK_PAGES;
   /** What goes into the next chunk: the first page of all pages, and for each page behind it GFN and MFN. */
   #firstPage = 0;
   #pages = 0;
@@ -114,21 +125,17 @@ export class PageWriter {
     return this.#checksums.subarray(0, 2 * this.pagesWritten);
   }
 
-  /** All pages; to be called once. When it is over, also by throwing, no request is under way any more. */
-  async write(runs: Iterable<PageRun>): Promise<void> {
-    try {
-      await this.#writeRuns(runs);
-    } finally {
-      try {
-        await this.#queue.settle();
-      } finally {
-        for (const { scratch } of this.#chunks) Scratch.give(scratch);
-      }
-    }
+  /** When the queue has settled. */
+  finish(): void {
     if (this.#pagesReported < this.map.pageCount) this.#report(this.map.pageCount);
   }
+  /** When no request is under way any more, however it ended. */
+  release(): void {
+    for (const { scratch } of this.#chunks) Scratch.give(scratch);
+  }
 
-  async #writeRuns(runs: Iterable<PageRun>): Promise<void> {
+  /** Puts all pages on their way; to be called once. What is known of them is complete when it is over. */
+  async write(runs: Iterable<PageRun>): Promise<void> {
     let nextGfn = 0;
     for (const { gfn, count, mfn } of runs) {
       assert(gfn >= nextGfn && count > 0, 'runs of pages are out of order');
@@ -148,16 +155,24 @@ export class PageWriter {
     this.parentPages++;
   }
 
+  /** Puts pages on their way once more, one after the other, at most a chunk's; when `write` is over. */
+  async writeCopies(pages: readonly PageFrame[], offset: number): Promise<void> {
+    if (pages.length === 0) return;
+    const chunk = await this.#nextChunk();
+    pages.forEach(({ mfn }, page) => chunk.copy(mfn, 1, page));
+    await this.#submitBlocks(chunk, chunk.scratch.blocks(0, pages.length), offset);
+  }
+
   async #addFrames(page: number, gfn: number, mfn: number, count: number): Promise<void> {
     for (let done = 0; done < count;) {
       const gap = page + done - this.#firstPage - this.#pages;
-      if (this.#pages > 0 && (gap > BRIDGE_PAGES || this.#pages + gap >= CHUNK_PAGES)) await this.#flush();
+      if (this.#pages > 0 && (gap > BRIDGE_PAGES || this.#pages + gap >= this.#room)) await this.#flush();
       if (this.#pages === 0) this.#firstPage = page + done;
       else {
         this.#mfns.fill(GAP, this.#pages, this.#pages + gap);
         this.#pages += gap;
       }
-      const fitting = Math.min(count - done, CHUNK_PAGES - this.#pages);
+      const fitting = Math.min(count - done, this.#room - this.#pages);
       for (const end = done + fitting; done < end; done++) {
         this.#gfns[this.#pages] = gfn + done;
         this.#mfns[this.#pages++] = mfn + done;
@@ -173,6 +188,7 @@ export class PageWriter {
     const isStored = this.#fill(chunk);
     const end = this.#pages;
     this.#pages = 0;
+    this.#room = Math.min(CHUNK_GROWTH * this.#room, CHUNK_PAGES);
     let from = 0;
     let to = 0;
     for (let k = 0; k < end; k++) {
@@ -250,10 +266,12 @@ export class PageWriter {
   }
 
   async #submit(chunk: Chunk, from: number, to: number): Promise<void> {
-    const pages = chunk.scratch.blocks(from, to - from);
     const offset = BLOCK_BYTES + (this.#firstPage + from) * FRAME_BYTES;
-    await this.#queue.add(() => {
-      const request = this.#request(pages, offset);
+    await this.#submitBlocks(chunk, chunk.scratch.blocks(from, to - from), offset);
+  }
+  async #submitBlocks(chunk: Chunk, blocks: Uint8Array, offset: number): Promise<void> {
+    await this.#options.queue.add(() => {
+      const request = this.#request(blocks, offset);
       chunk.requests.push(request);
       return request;
     });
@@ -302,7 +320,7 @@ function copyModule(addressType: AddressType): WebAssembly.Module {
 function makeChunk({ memory, parameters }: PageMemory): Chunk {
   const scratch = Scratch.take();
   const { exports } = new WebAssembly.Instance(copyModule(parameters.addressType), {
-    env: { memory, memory1: scratch.memory, table: new WebAssembly.Table({ element: 'anyfunc', initial: 0 }) },
+    env: { memory, memory1: scratch.memory },
   });
   return { scratch, copy: exports['copy'] as Chunk['copy'], requests: [] };
 }

@@ -10,7 +10,7 @@ import { REQUEST_BYTES, readSync } from './direct-file.ts';
 import { BRIDGE_PAGES, imageError, layoutImage } from './format.ts';
 import type { Bank, PageStretch } from './format.ts';
 import { PageMap } from './page-map.ts';
-import { findAlteredPages } from './verify.ts';
+import { findAlteredCopies, findAlteredPages } from './verify.ts';
 
 /** What can be posted to another thread; tables in shared memory. Good for as long as the image is open. */
 export interface PagesDescription {
@@ -61,7 +61,7 @@ export class StoredPages {
   readonly parent: StoredPages | undefined;
   readonly #fd: () => number;
   readonly #banks: readonly Bank[];
-  readonly #notesOffset: number;
+  readonly #endOffset: number;
   readonly #checksums: Uint32Array;
 
   /** @param fd asked anew for each request: a file may be opened again */
@@ -74,7 +74,7 @@ export class StoredPages {
     this.parent = parent;
     this.#fd = fd;
     this.#banks = banks;
-    this.#notesOffset = layoutImage(banks).notesOffset;
+    this.#endOffset = layoutImage(banks).hotOffset;
     this.#checksums = checksums;
   }
 
@@ -156,13 +156,22 @@ export class StoredPages {
 
   /** Place of a page in the file. */
   offsetOf(gfn: number): number {
-    return this.#notesOffset - (this.map.pageCount - this.map.pageOf(gfn)) * FRAME_BYTES;
+    return this.#endOffset - (this.map.pageCount - this.map.pageOf(gfn)) * FRAME_BYTES;
   }
 
   readFailed(gfn: number, cause: unknown): never {
     const { code } = cause as NodeJS.ErrnoException;
     if (code === undefined) throw cause;
     throw imageError('READ', this.path, `page ${gfn} cannot be read (${code})`, { cause });
+  }
+
+  /**
+   * @param gfns pages that this file stores
+   * @param mfns frames that they were read into
+   * @returns GFNs of those that are not what was written
+   */
+  findAltered(machine: PageMemory, gfns: Uint32Array, mfns: Uint32Array): Set<number> {
+    return new Set(findAlteredCopies({ map: this.map, checksums: this.#checksums }, hasherOf(machine), gfns, mfns));
   }
 
   /** @throws ZazenError ZAZEN_IMAGE_TRUNCATED, _CHECKSUM */

@@ -1,5 +1,6 @@
-// Reads all of one image file again: head and notes against their digests, stored pages against their checksums, and
-// the places of all other pages, which must be zero. As a reader accepts one layout only, that is every byte of it.
+// Reads all of one image file again: head and notes against their digests, stored pages against their checksums, those
+// that are stored twice both times, and the places of all other pages, which must be zero. As a reader accepts one
+// layout only, that is every byte of it.
 
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import type { PageHasher } from './checksum.ts';
@@ -48,13 +49,17 @@ export async function verifyPages(image: ImageFile, options: VerifyOptions): Pro
       for (let gfn = guestAddress / FRAME_BYTES; gfn < endGfn; gfn += CHUNK_PAGES) {
         options.signal?.throwIfAborted();
         const count = Math.min(CHUNK_PAGES, endGfn - gfn);
-        await readChunk(image, page, count, scratch);
+        await readChunk(image, BLOCK_BYTES * (page + 1), count, scratch);
         for (const bad of findAlteredPages(tables, scratch.hasher, gfn, 0, count)) {
           if (problemCount++ < PROBLEMS_MAX) problems.push({ path, gfn: bad, message: describeProblem(image, bad) });
         }
         page += count;
         options.onProgress?.({ path, bytesDone: BLOCK_BYTES * (page + 1), fileBytes });
       }
+    }
+    for (const bad of await findAlteredHotPages(image, scratch)) {
+      const message = `the second copy of page ${bad} is not what was written`;
+      if (problemCount++ < PROBLEMS_MAX) problems.push({ path, gfn: bad, message });
     }
     return { bytesRead: fileBytes, pagesChecked: map.pageCount, problemCount, problems };
   });
@@ -63,12 +68,38 @@ export async function verifyPages(image: ImageFile, options: VerifyOptions): Pro
 const describeProblem = ({ map }: ImageFile, gfn: number) => map.state(gfn) === 'stored'
   ? `page ${gfn} is not what was written` : `page ${gfn} is not stored here, but its place is not empty`;
 
-async function readChunk({ path, file }: ImageFile, page: number, count: number, scratch: Scratch): Promise<void> {
+async function findAlteredHotPages(image: ImageFile, scratch: Scratch): Promise<number[]> {
+  const { map, layout, content: { checksums, hotGfns } } = image;
+  if (hotGfns.length === 0) return [];
+  await readChunk(image, layout.hotOffset, hotGfns.length, scratch);
+  return [...findAlteredCopies({ map, checksums }, scratch.hasher, hotGfns, hotGfns.keys())];
+}
+
+async function readChunk({ path, file }: ImageFile, offset: number, count: number, scratch: Scratch): Promise<void> {
   const buffer = scratch.blocks(0, count);
-  const bytesRead = await file.read([buffer], BLOCK_BYTES * (page + 1)).catch((cause: NodeJS.ErrnoException) => {
+  const bytesRead = await file.read([buffer], offset).catch((cause: NodeJS.ErrnoException) => {
     throw imageError('READ', path, `cannot be read (${cause.code})`, { cause });
   });
   if (bytesRead < buffer.length) throw imageError('TRUNCATED', path, 'is cut short among its pages');
+}
+
+interface PageTables {
+  readonly map: PageMap;
+  readonly checksums: Uint32Array;
+}
+
+/** GFNs of those stored pages that are not as they were written, of which each was read into a frame of its own. */
+export function* findAlteredCopies(
+  { map, checksums }: PageTables, hasher: PageHasher, gfns: Uint32Array, mfns: Iterable<number>,
+): Generator<number> {
+  const found = new Uint32Array(2);
+  let i = 0;
+  for (const mfn of mfns) {
+    const gfn = gfns[i++]!;
+    hasher.hashPages(mfn, 1, gfn, found, 0);
+    const rank = map.rank(map.pageOf(gfn));
+    if (found[0] !== checksums[2 * rank] || found[1] !== checksums[2 * rank + 1]) yield gfn;
+  }
 }
 
 /**
@@ -76,7 +107,7 @@ async function readChunk({ path, file }: ImageFile, page: number, count: number,
  * consecutive frames: stored pages by their checksums; the places of all others are zero.
  */
 export function* findAlteredPages(
-  { map, checksums }: { readonly map: PageMap; readonly checksums: Uint32Array }, hasher: PageHasher, gfn: number, mfn: number, count: number,
+  { map, checksums }: PageTables, hasher: PageHasher, gfn: number, mfn: number, count: number,
 ): Generator<number> {
   const found = new Uint32Array(2 * count);
   const zeroPages = hasher.hashPages(mfn, count, gfn, found, 0);

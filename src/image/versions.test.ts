@@ -29,6 +29,15 @@ const VERSION_2 = (
   + '1TF+z3TC3cT4Zq8dm4ODdHyupNeZnXe/G3aTv5kb3Km0XSedF7J2czofFNLtbP+9p1tvvzfffWOGBwAAADK/AG9/xEwAUAAA'
 );
 
+const VERSION_3 = (
+  'H4sIAAAAAAACA+3cS2sTURjG8XdyaWK9xXu9l4PLBpImZmxASCmpFk1buqgyK4fMFIJpAjYrQ9GdrgT3LvRL6Efws7hyJ+4qmbwnk7QuBHFh+v9tnjmT'
+  + 'OWcumTMwZ+C8qj9eTTiOWCn5InFJpCZH1eSeJEfbq035rZ+pybItDvaRGSzkjuxqmAUt2cwdqjc/qpeV1wcHktN6dv38ZD0AAAAAAKaBt+zV19caD5L2'
+  + 'nffZ5Hu5fQ//8O3jpzdztf7nzUdfg4fdJ1w5AAAAAACmnwcAAAAAAKYeIyAAAAAAAPD9HwAAAAAA/P/SIvLWGc6rt7KxVf+TMQPnH41F2HYTmofnGExr'
+  + 'zmhmNLOaJzRnNU9qntI8rXlG86ymnSLwnOZ5zQuaFzUvaV7WvKI5p3lV85rmdc0bmjc1b2neltEB1MbPzxk731xieD3sf5PBseaM9Q97j9v+sd0Y3CVr'
+  + '66sbIsv3i7ODftKM7ifP8/yXYUdE+qYVmKoJC8VKIVzcyZfKrpsvL+24+aVmZTFfKgflSulu0w3cwCyY5ovQ74VBo9Vut/ZMtegWYgsm6O76rY6p9k3H'
+  + '3w1N1XTbgdnfj/rnSnSc8X73en4v/JtnQyIZtetEz4W43ZQ+D7LRcrz+zvOn735svf8+o9ukx35zJMXALwAAAI6lXxJb0fkAYAAA'
+);
+
 async function readOld(version: number, contents: string): Promise<void> {
   const path = join(folder, `version-${version}.core`);
   writeFileSync(path, gunzipSync(Buffer.from(contents, 'base64')));
@@ -45,9 +54,11 @@ async function readOld(version: number, contents: string): Promise<void> {
   const pages = await readBack(image, makeMachine(65536), 4, 0x40000, 3);
   assert.ok(pages.equals(Buffer.concat([Buffer.alloc(4096), Buffer.alloc(4096, 0x5a), Buffer.alloc(4096)])));
   assert.equal((await image.verify()).problemCount, 0);
+  assert.deepEqual([...image.hotGfns], version < 3 ? [] : [0x40001]);
   assert.deepEqual(image.kernelWindow, version === 1 ? undefined
     : { virtualAddress: 0xffff_8000_0800_0000n, guestAddress: 0x4000_1000, sizeBytes: 8192 });
 }
 
 test('version 1', () => readOld(1, VERSION_1));
 test('version 2: the window to the kernel', () => readOld(2, VERSION_2));
+test('version 3: hot pages', () => readOld(3, VERSION_3));

@@ -1,5 +1,5 @@
-// Writes an image: guest pages in large requests, several of them in flight (page-writer.ts); then the notes; then the
-// head, without which a file is no image; then the name.
+// Writes an image: guest pages in large requests, several of them in flight (page-writer.ts), behind them the notes and
+// the head; then the name.
 
 import * as nodeFiles from 'node:fs/promises';
 import { randomUUID } from 'node:crypto';
@@ -8,11 +8,11 @@ import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
 import { EMPTY_DIGEST, formatDigest } from './checksum.ts';
 import type { Digest, PageMemory } from './checksum.ts';
-import { Scratch } from './direct-file.ts';
+import { RequestQueue, Scratch } from './direct-file.ts';
 import type { DirectFile, FileSystem } from './direct-file.ts';
 import { encodeHead, encodeNotes, encodeVcpu, setHeadDigest } from './elf.ts';
 import {
-  BLOCK_BYTES, IMAGE_VERSION, VCPUS_MAX, alignToBlock, findBankFault, findWindowFault, imageError,
+  BLOCK_BYTES, HOT_PAGES_MAX, IMAGE_VERSION, VCPUS_MAX, alignToBlock, findBankFault, findWindowFault, imageError,
   layoutImage,
 } from './format.ts';
 import type {
@@ -20,11 +20,13 @@ import type {
 } from './format.ts';
 import { ZAZEN_NOTE, encodeSection, notesBytesMax } from './notes.ts';
 import { PageWriter } from './page-writer.ts';
-import type { PageRun, ParentPages, WriteProgress } from './page-writer.ts';
+import type { PageFrame, PageRun, ParentPages, WriteProgress } from './page-writer.ts';
 import { PartialFile } from './partial-file.ts';
 
 export interface LaterContent extends Pick<WriteImageRequest, 'vmcoreinfo' | 'kernelWindow'> {
   readonly sections: readonly StateSection[];
+  /** What a restored guest needs first, in that order: as many of them as an image may are stored twice. */
+  readonly hotPages?: readonly PageFrame[];
 }
 
 export interface WriteImageRequest {
@@ -44,7 +46,7 @@ export interface WriteImageRequest {
   readonly kernelWindow?: KernelWindow | undefined;
   readonly sections: readonly StateSection[];
   /** What takes time to find, beside the above: asked for once, while pages are on their way to the disk. */
-  readonly later?: () => LaterContent;
+  readonly later?: () => Promise<LaterContent>;
   /** `Image.reference` of the parent, or `ImageWritten.reference`; needed if any run says 'parent'. */
   readonly parent?: ParentReference | undefined;
   /** Pages that the parent has like this are left to it, beside those of runs that say so. */
@@ -86,11 +88,13 @@ export async function writeImage(request: WriteImageRequest): Promise<ImageWritt
   const started = performance.now();
   const header = await makeHeader(request);
   // Renaming over a device would put a file in its place, and over a folder would fail after all the work.
-  const isOther = await files.stat(path).then((status) => !status.isFile(), () => false);
-  if (isOther) throw imageError('CREATE', path, 'there is something else than a file of this name');
-  const partial = await PartialFile.create(files, path).catch((cause: unknown) => {
-    throw asImageError(path, cause, 'CREATE');
-  });
+  const looking = files.stat(path).then((status) => !status.isFile(), () => false);
+  const creating = PartialFile.create(files, path);
+  if (await looking) {
+    await creating.then((unwanted) => unwanted.discard(), () => {});
+    throw imageError('CREATE', path, 'there is something else than a file of this name');
+  }
+  const partial = await creating.catch((cause: unknown) => { throw asImageError(path, cause, 'CREATE'); });
   try {
     const writing = new ImageWriting(request, partial.file, header);
     const digest = await writing.run();
@@ -139,11 +143,15 @@ async function makeHeader(request: WriteImageRequest): Promise<ImageHeader> {
   return { ...header, parent: { ...parent, path: relativePath } };
 }
 
+/** Of the memory for notes and head, the last block is the head's. */
+const NOTES_PART_BYTES = Scratch.sizeBytes - BLOCK_BYTES;
+
 class ImageWriting {
   readonly #request: WriteImageRequest;
+  readonly #queue = new RequestQueue();
   readonly #file: DirectFile;
   readonly #header: ImageHeader;
-  readonly #layout: ImageLayout;
+  #layout: ImageLayout;
   readonly #pages: PageWriter;
   #stateBytes = 0;
   #stateRequests = 0;
@@ -155,24 +163,43 @@ class ImageWriting {
     this.#header = header;
     this.#layout = layoutImage(request.banks);
     const { machine, banks, parentPages, onProgress, signal } = request;
-    this.#pages = new PageWriter({ file, machine, banks, parent: parentPages, onProgress, signal });
+    this.#pages = new PageWriter({ file, queue: this.#queue, machine, banks, parent: parentPages, onProgress, signal });
   }
 
   /** @returns the digest of the head */
   async run(): Promise<Digest> {
-    await this.#file.handle.truncate(this.#layout.notesOffset); // so that no page's write has to move the end
-    const content = await this.#writePages();
+    const scratch = Scratch.take();
+    try {
+      const digest = await this.#submitAll(scratch);
+      await this.#queue.settle();
+      this.#pages.finish();
+      return digest;
+    } finally {
+      // The memory is in use until then.
+      await this.#queue.settle().finally(() => {
+        this.#pages.release();
+        Scratch.give(scratch);
+      });
+    }
+  }
+
+  /** Nothing waits for its turn but for memory and for a place in the queue: the file has no name yet. */
+  async #submitAll(scratch: Scratch): Promise<Digest> {
+    // So that no page's write has to move the end; whichever of them comes first, the file is as long in the end.
+    const growing = this.#file.handle.truncate(this.#layout.hotOffset);
+    growing.catch(() => {});
+    const content = await this.#submitPages();
     assert(this.#pages.parentPages === 0 || this.#request.parent !== undefined, 'pages of a parent that was not named');
-    return Scratch.use(async (scratch) => {
-      const notes = encodeNotes(this.#notes(content));
-      assert(notes.length <= notesBytesMax(this.#layout.pageCount), 'more state than an image can hold');
-      const notesDigest = await this.#writeNotes(notes, scratch);
-      const { banks } = this.#request;
-      const { kernelWindow } = content;
-      assert(kernelWindow === undefined || findWindowFault(kernelWindow, banks) === undefined,
-        'a window to what is not there');
-      return this.#writeHead({ banks, kernelWindow, notesBytes: notes.length, notesDigest }, scratch);
-    });
+    const hotPages = await this.#submitHotPages(content.hotPages ?? []);
+    const notes = encodeNotes(this.#notes(content, hotPages));
+    assert(notes.length <= notesBytesMax(this.#layout.pageCount), 'more state than an image can hold');
+    await growing;
+    const notesDigest = await this.#submitNotes(notes, scratch);
+    const { banks } = this.#request;
+    const { kernelWindow } = content;
+    assert(kernelWindow === undefined || findWindowFault(kernelWindow, banks) === undefined,
+      'a window to what is not there');
+    return this.#submitHead({ banks, kernelWindow, hotPages: hotPages.length, notesBytes: notes.length, notesDigest }, scratch);
   }
 
   counts() {
@@ -186,13 +213,13 @@ class ImageWriting {
     };
   }
 
-  async #write(block: Uint8Array, offset: number): Promise<void> {
-    await this.#file.write([block], offset);
-    this.#stateBytes += block.length;
+  async #submit(blocks: Uint8Array, offset: number): Promise<void> {
+    await this.#queue.add(() => this.#file.write([blocks], offset));
+    this.#stateBytes += blocks.length;
     this.#stateRequests++;
   }
 
-  async #writePages(): Promise<LaterContent> {
+  async #submitPages(): Promise<LaterContent> {
     const { pages, later, vmcoreinfo, kernelWindow, sections } = this.#request;
     const writing = this.#pages.write(pages);
     // Its failure is told below; meanwhile it is nobody's.
@@ -200,14 +227,23 @@ class ImageWriting {
     let found: LaterContent | undefined;
     try {
       await new Promise(setImmediate);
-      found = later?.();
+      found = await later?.();
     } finally {
       await writing;
     }
     return { vmcoreinfo, kernelWindow, ...found, sections: [...sections, ...found?.sections ?? []] };
   }
 
-  #notes({ vmcoreinfo, sections }: LaterContent) {
+  /** @returns those that are stored: others are zero */
+  async #submitHotPages(wanted: readonly PageFrame[]): Promise<readonly PageFrame[]> {
+    const { map } = this.#pages;
+    const stored = wanted.filter(({ gfn }) => map.state(gfn) === 'stored').slice(0, HOT_PAGES_MAX);
+    this.#layout = layoutImage(this.#request.banks, stored.length);
+    await this.#pages.writeCopies(stored, this.#layout.hotOffset);
+    return stored;
+  }
+
+  #notes({ vmcoreinfo, sections }: LaterContent, hotPages: readonly PageFrame[]) {
     const { vcpus } = this.#request;
     const { name, type } = ZAZEN_NOTE;
     const own = (kind: keyof typeof type, bytes: Uint8Array) => ({ name, type: type[kind], bytes });
@@ -219,32 +255,35 @@ class ImageWriting {
       ...sections.map((section) => own('section', encodeSection(section))),
       own('pageMap', map.bytes),
       own('checksums', new Uint8Array(checksums.buffer, 0, checksums.byteLength)),
+      own('hotPages', new Uint8Array(Uint32Array.from(hotPages, ({ gfn }) => gfn).buffer)),
     ];
   }
 
-  async #writeNotes(notes: Uint8Array, scratch: Scratch): Promise<Digest> {
+  async #submitNotes(notes: Uint8Array, scratch: Scratch): Promise<Digest> {
     const { notesOffset } = this.#layout;
     let digest = EMPTY_DIGEST;
-    for (let at = 0; at < notes.length; at += Scratch.sizeBytes) {
-      const part = notes.subarray(at, at + Scratch.sizeBytes);
+    for (let at = 0; at < notes.length; at += NOTES_PART_BYTES) {
+      if (at > 0) await this.#queue.settle(); // the part before lies where this one is to lie
+      const part = notes.subarray(at, at + NOTES_PART_BYTES);
       const blocks = alignToBlock(part.length) / BLOCK_BYTES;
       scratch.u8.set(part);
       scratch.u8.fill(0, part.length, blocks * BLOCK_BYTES);
       digest = scratch.hasher.digest(0, blocks, digest);
-      await this.#write(scratch.blocks(0, blocks), notesOffset + at);
+      await this.#submit(scratch.blocks(0, blocks), notesOffset + at);
       this.#request.signal?.throwIfAborted();
     }
     this.#fileBytes = notesOffset + alignToBlock(notes.length);
     return digest;
   }
 
-  async #writeHead(head: Parameters<typeof encodeHead>[1], scratch: Scratch): Promise<Digest> {
-    const block = scratch.blocks(0, 1);
+  async #submitHead(head: Parameters<typeof encodeHead>[1], scratch: Scratch): Promise<Digest> {
+    const number = NOTES_PART_BYTES / BLOCK_BYTES;
+    const block = scratch.blocks(number, 1);
     block.fill(0);
     encodeHead(block, head, IMAGE_VERSION, this.#fileBytes);
-    const digest = scratch.hasher.digest(0, 1);
+    const digest = scratch.hasher.digest(number, 1);
     setHeadDigest(block, digest);
-    await this.#write(block, 0);
+    await this.#submit(block, 0);
     return digest;
   }
 }

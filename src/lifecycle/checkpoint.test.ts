@@ -8,11 +8,13 @@ import { FRAME_BYTES, FRAME_WORDS } from '../abi/machine-memory.ts';
 import { VCPU_STATE } from '../abi/scheduler.ts';
 import { VCPU_BYTES, vcpuRecord, xOffset } from '../abi/vcpu.ts';
 import { EVTCHNSTAT } from '../abi/xen-event-channel.ts';
+import { GTF_PERMIT_ACCESS } from '../abi/xen-grant-table.ts';
 import { GUEST_CONSOLE_GFN, GUEST_RAM0_BASE, HVM_PARAM } from '../abi/xen.ts';
 import { DomainBuilder } from '../hypervisor/domain.ts';
 import type { NewDomain } from '../hypervisor/domain.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
-import { mapHeldFrame } from '../hypervisor/held-frames.ts';
+import type { GrantMapping } from '../hypervisor/grant-table.ts';
+import { heldMfn, mapHeldFrame } from '../hypervisor/held-frames.ts';
 import { getHvmParam } from '../hypervisor/hvm-params.ts';
 import { HypervisorThread, MAIN_THREAD } from '../hypervisor/thread.ts';
 import { audit } from '../memory/audit.ts';
@@ -25,6 +27,8 @@ import { rollBackDomain } from './rollback.ts';
 
 const RAM_GFN = GUEST_RAM0_BASE / FRAME_BYTES;
 const RAM_PAGES = 4096;
+/** Not one of those that the guest has in use for itself. */
+const GRANT = 40;
 const HANDLE = new Uint8Array(16).fill(7);
 
 class Machine {
@@ -67,7 +71,8 @@ class Machine {
   }
   freeze(record: DomainRecord): FrozenDomain | undefined {
     const frozen = freezeDomain(this.thread, record);
-    if (frozen !== undefined) this.frozen.push(frozen);
+    if (typeof frozen !== 'object') return undefined;
+    this.frozen.push(frozen);
     return frozen;
   }
   drop(frozen: FrozenDomain): void {
@@ -75,9 +80,10 @@ class Machine {
     this.thread.p2m.release(frozen.root);
   }
   rollBack(record: DomainRecord, frozen: FrozenDomain): boolean {
-    const old = rollBackDomain(this.thread, this.builder, record, frozen);
-    if (old !== undefined && old !== 0) this.thread.p2m.release(old);
-    return old !== undefined;
+    const rolledBack = rollBackDomain(this.thread, this.builder, record, frozen);
+    if (rolledBack === undefined) return false;
+    if (rolledBack.oldRoot !== 0) this.thread.p2m.release(rolledBack.oldRoot);
+    return true;
   }
   fork(frozen: FrozenDomain, vcpuAddresses = this.vcpuAddresses(frozen.state.vcpus.length)): DomainRecord | undefined {
     const record = forkDomain(this.thread, this.builder, frozen, vcpuAddresses, new Uint8Array(16).fill(9));
@@ -241,6 +247,42 @@ test('time stands still between checkpoint and what is made of it', () => {
   timers.startTime(domain.domid);
   assert.equal(timers.time(domain.domid), 4e6);
   machine.drop(frozen);
+});
+
+test('grants in use: no checkpoint, and a rollback that they outlive', () => {
+  const machine = new Machine(64 * 2 ** 20);
+  const { domain } = machine.create();
+  const { thread } = machine;
+  const { grants } = thread.hypercalls;
+  const { u32, u8 } = thread.machine;
+  const table = heldMfn(thread.environment, domain.address + DOMAIN.at.grants) * FRAME_WORDS;
+  u32[table + 2 * GRANT + 1] = RAM_GFN + 5;
+  u32[table + 2 * GRANT] = GTF_PERMIT_ACCESS;
+  machine.write(domain, RAM_GFN + 5, 5);
+  const use = (): GrantMapping => {
+    const mapping = grants.map(domain.domid, GRANT, true);
+    assert(typeof mapping === 'object');
+    return mapping;
+  };
+  const used = use();
+  assert.equal(freezeDomain(thread, domain), 'busy');
+  grants.unmap(used);
+  const frozen = machine.freeze(domain)!;
+  for (const dirtied of [50, 3000]) {
+    for (let page = 0; page < dirtied; page++) machine.write(domain, RAM_GFN + page, 2);
+    const mapping = use();
+    assert(machine.rollBack(domain, frozen));
+    assert.equal(machine.read(domain, RAM_GFN + 5), 5);
+    assert.equal(grants.usesOf(domain), 0);
+    const header = u8.slice(0, FRAME_BYTES);
+    grants.unmap(mapping);
+    assert.equal(grants.usesOf(domain), 0);
+    assert.deepEqual(u8.slice(0, FRAME_BYTES), header);
+    machine.audit();
+  }
+  machine.drop(frozen);
+  machine.destroy(domain);
+  machine.audit();
 });
 
 test('whenever frames run out, the domain is as before and none is lost', () => {

@@ -19,20 +19,28 @@ export interface FrozenDomain {
   readonly state: DomainState;
 }
 
+/**
+ * Takes the state of a domain that runs on, for nothing but to have it, and the code that takes it, in the processor's caches
+ * when the domain is stopped: copying what comes from memory takes five times as long. What is read half-way in a change
+ * goes nowhere.
+ */
+export function lookOver(thread: HypervisorThread, record: DomainRecord): void {
+  record.locked(() => saveDomain(thread, record));
+}
 
 /**
- * Of a domain that is stopped, its virtual time included, and of whose grants none is in use.
- * @returns undefined when out of frames; the domain is as before
+ * Of a domain that is stopped, its virtual time included. Whoever uses a grant of it would go on writing to what is frozen.
+ * @returns undefined when out of frames, 'busy' when a back end uses grants; the domain is as before
  */
-export function freezeDomain(thread: HypervisorThread, record: DomainRecord): FrozenDomain | undefined {
-  const { p2m } = thread;
-  const frozen = record.locked(() => {
+export function freezeDomain(thread: HypervisorThread, record: DomainRecord): FrozenDomain | 'busy' | undefined {
+  const { p2m, hypercalls: { grants } } = thread;
+  const frozen = grants.whileUnused(record, () => {
     const state = saveDomain(thread, record);
     const root = p2m.share(record.get(DOMAIN.at.p2mRoot), HOST_ACCOUNT);
     if (root === 0) return undefined;
     return { state, root, isComplete: holdExclusively(thread, record, state) };
   });
-  if (frozen === undefined) return undefined;
+  if (frozen === undefined || frozen === 'busy') return frozen;
   // Write translations are stale even if no frame was exchanged: what they lead to is shared now.
   thread.safePoints.flushTlbs(record.domid);
   p2m.releaseStale();

@@ -83,7 +83,8 @@ function forEachHeld(
   for (const field of [at.sharedInfo, at.console, at.xenstore]) inRecord(field);
   const fifoPages = Math.min(record.get(at.fifoPages), FIFO_PAGES_MAX);
   for (let i = 0; i < fifoPages; i++) inRecord(at.fifoArray + i * HELD_FRAME.sizeBytes);
-  for (let i = 0; i < record.get(at.grantFrames); i++) inRecord(at.grants + i * HELD_FRAME.sizeBytes);
+  const grantFrames = record.get(at.grantFrames);
+  for (let i = 0; i < grantFrames; i++) inRecord(at.grants + i * HELD_FRAME.sizeBytes);
   for (let vcpuId = 0; vcpuId < record.vcpuCount; vcpuId++) {
     const entry = record.vcpuEntry(vcpuId);
     for (const field of [VCPU_ENTRY.at.info, VCPU_ENTRY.at.control]) look(vcpuId, field, entry + field);
@@ -296,7 +297,10 @@ export function revertDomain(
 /** What a domain has, if it has exactly what the state needs. */
 function tablesOf(record: DomainRecord, state: DomainState): Omit<PreparedDomain, 'isConnected'> | undefined {
   const { at } = DOMAIN;
-  const tables = (field: number, count: number) => Array.from({ length: count }, (_, i) => record.get(field + 4 * i));
+  const tables = (field: number, count: number) => {
+    const first = (record.address + field) / 4;
+    return [...record.memory.u32.subarray(first, first + count)];
+  };
   const portFrames = portFramesOf(record);
   const held: number[] = [];
   let matches = portFrames.length === state.ports.length
@@ -359,8 +363,8 @@ export function restoreDomain(
 }
 
 function restoreRecord(
-  { machine }: HypervisorThread, record: DomainRecord, state: DomainState, prepared: PreparedDomain,
-  handle: Uint8Array,
+  { machine, hypercalls: { grants } }: HypervisorThread, record: DomainRecord, state: DomainState,
+  prepared: PreparedDomain, handle: Uint8Array,
 ): void {
   const { at } = DOMAIN;
   const kept = KEPT_FIELDS.map((field) => record.get(at[field]));
@@ -368,6 +372,8 @@ function restoreRecord(
   machine.u8.set(state.record.subarray(at.state), record.address + at.state);
   KEPT_FIELDS.forEach((field, i) => { if (field !== 'lock') record.set(at[field], kept[i]!); });
   machine.u8.set(handle, record.address + at.handle);
+  // The tables of grants in use are empty from now on.
+  grants.forgetUses(record);
   record.set(at.p2mRoot, prepared.root);
   record.set(at.consoleLog, prepared.consoleLog);
   machine.u8.set(state.consoleLog, prepared.consoleLog * FRAME_BYTES);

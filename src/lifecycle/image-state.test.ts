@@ -41,7 +41,9 @@ function setUp(hasEmulatedDevices = false) {
   for (const address of vcpuAddresses) {
     thread.scheduling.start(address, () => thread.resetVcpu(address, 0x4008_0000n, 0n));
   }
-  return { thread, builder, machine, frozen: freezeDomain(thread, domain)! };
+  const frozen = freezeDomain(thread, domain);
+  assert(typeof frozen === 'object');
+  return { thread, builder, machine, frozen };
 }
 
 type Sections = Map<string, Uint8Array>;

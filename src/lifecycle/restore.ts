@@ -8,6 +8,7 @@ import { ZazenError } from '../base/errors.ts';
 import type { HypervisorThread } from '../hypervisor/thread.ts';
 import type { Image } from '../image/image.ts';
 import { HOST_ACCOUNT } from '../memory/heap.ts';
+import type { Heap } from '../memory/heap.ts';
 import { placeInTemplate } from '../memory/image-pages.ts';
 import type { PageStretch } from '../memory/image-pages.ts';
 import { entryKind } from '../memory/p2m.ts';
@@ -63,26 +64,57 @@ export function outOfMemory(path: string): ZazenError {
     { hint: 'destroy a domain or a checkpoint, or start the host with more memory' });
 }
 
-/**
- * Puts pages into a template that nobody uses yet, as far as there are frames and the image has such pages.
- * @returns how many
- */
-export function placePages(
-  { heap, p2m, machine }: HypervisorThread, root: number, pages: Iterable<{ gfn: number; bytes: Uint8Array }>,
-): number {
-  let placed = 0;
-  for (const { gfn, bytes } of pages) {
-    if (entryKind(p2m.lookup(root, gfn)) !== P2M_KIND.image) continue;
-    const mfn = heap.allocate(HOST_ACCOUNT, true);
-    if (mfn === 0) break;
-    machine.frameBytes(mfn).set(bytes);
-    if (!placeInTemplate(heap, p2m, root, gfn, mfn)) {
-      heap.release(mfn);
-      break;
-    }
-    placed++;
+/** The hot pages of an image on their way into its template: they are one after the other in the file. */
+export class HotPages {
+  /** How many are in the template by now. */
+  placed = 0;
+  /** Resolves when all are there that can be: of the others, who touches one is told what is wrong. */
+  readonly done: Promise<void>;
+  /** Frames that nobody has yet. */
+  readonly #inFlight = new Set<number>();
+
+  constructor(thread: HypervisorThread, image: Image, root: number) {
+    this.done = this.#read(thread, image, root);
   }
-  return placed;
+
+  get inFlight(): Iterable<number> { return this.#inFlight; }
+
+  async #read({ heap, p2m, machine }: HypervisorThread, image: Image, root: number): Promise<void> {
+    const gfns = image.hotGfns;
+    const mfns = allocateFrames(heap, gfns.length);
+    if (mfns.length === 0) return;
+    for (const mfn of mfns) this.#inFlight.add(mfn);
+    try {
+      const altered = await image.readHotPages(machine, mfns);
+      for (const [i, mfn] of mfns.entries()) {
+        if (altered.has(gfns[i]!)) continue;
+        if (!placeInTemplate(heap, p2m, root, gfns[i]!, mfn)) break;
+        this.#inFlight.delete(mfn);
+        this.placed++;
+      }
+    } catch (error) {
+      if (!(error instanceof ZazenError)) throw error;
+    } finally {
+      for (const mfn of this.#inFlight) heap.release(mfn);
+      this.#inFlight.clear();
+    }
+  }
+}
+
+/** A quarter of a mebibyte: few pieces to a request, and found in any memory that is not very full. */
+const BLOCK_ORDER = 6;
+
+/** Frames in blocks as long as there are such; fewer than asked for when there are no more. */
+function allocateFrames(heap: Heap, count: number): Uint32Array {
+  const mfns: number[] = [];
+  for (let order = BLOCK_ORDER; mfns.length < count;) {
+    if (count - mfns.length < 2 ** order) order = 0;
+    const first = heap.allocateBlock(HOST_ACCOUNT, order, true);
+    if (first !== 0) for (let i = 0; i < 2 ** order; i++) mfns.push(first + i);
+    else if (order > 0) order = 0;
+    else break;
+  }
+  return Uint32Array.from(mfns);
 }
 
 /** Reads all of an image into its template, in the main thread, beside whoever touches pages first. */
@@ -224,7 +256,7 @@ export class TemplateLoader {
     return this.#waiting.size > 0 && [...this.#waiting].every(({ signal }) => signal?.aborted === true);
   }
   get #mustSpare(): boolean {
-    if (this.#waiting.size > 0) return false;
+    if (this.#waiting.size > 0 || this.#thread.heap.listedFrames >= SPARED_FRAMES) return false;
     const { total, used } = this.#thread.heap.stats();
     return total - used < SPARED_FRAMES;
   }

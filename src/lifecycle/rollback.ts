@@ -17,15 +17,21 @@ import { prepareDomain, restoreDomain, revertDomain } from './domain-state.ts';
 
 const HANDLE_BYTES = 16;
 
+export interface RolledBack {
+  /** Of the p2m that the domain had and has not any more; 0: none. */
+  readonly oldRoot: number;
+  /** Its channels to console and store are as they were; otherwise they wait for their other ends. */
+  readonly isConnected: boolean;
+}
+
 /**
  * @param record of a domain that is stopped, its virtual time included, with as many vCPUs as the state has, of whose
  *   grants none is in use
- * @returns the root of the p2m that it had and has not any more, 0: none; undefined when out of frames, and then the
- *   domain is as before
+ * @returns undefined when out of frames, and then the domain is as before
  */
 export function rollBackDomain(
   thread: HypervisorThread, builder: DomainBuilder, record: DomainRecord, { state, root }: FrozenDomain,
-): number | undefined {
+): RolledBack | undefined {
   const vcpuAddresses = Array.from({ length: record.vcpuCount }, (_, vcpuId) => record.vcpuAddress(vcpuId));
   const handleAt = record.address + DOMAIN.at.handle;
   const handle = thread.machine.u8.slice(handleAt, handleAt + HANDLE_BYTES);
@@ -33,11 +39,11 @@ export function rollBackDomain(
   if (reverted !== undefined) {
     restoreDomain(thread, record, state, reverted, vcpuAddresses, handle);
     thread.p2m.releaseStale();
-    return 0;
+    return { oldRoot: 0, isConnected: reverted.isConnected };
   }
   const prepared = prepareDomain(thread, record.domid, state, root);
   if (prepared === undefined) return undefined;
-  const old = builder.emptyDomain(record);
+  const oldRoot = builder.emptyDomain(record);
   restoreDomain(thread, record, state, prepared, vcpuAddresses, handle);
-  return old;
+  return { oldRoot, isConnected: false };
 }

@@ -5,13 +5,13 @@ import { vcpuRecord } from '../abi/vcpu.ts';
 import { pstate } from '../cpu/exceptions.ts';
 import { VcpuState } from '../cpu/vcpu-state.ts';
 import { writeImage } from '../image/writer.ts';
-import type { ImageWritten } from '../image/writer.ts';
+import type { ImageWritten, LaterContent } from '../image/writer.ts';
 import type { ParentImage } from '../image/parent-image.ts';
 import type { PageRun, WriteProgress } from '../image/page-writer.ts';
 import { BANKS_MAX, imageError } from '../image/format.ts';
-import type { Bank, JsonValue, StateSection, VcpuRegisters } from '../image/format.ts';
+import type { Bank, JsonValue, VcpuRegisters } from '../image/format.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
-import { p2mRanges } from '../memory/p2m-ranges.ts';
+import { mappedStretches, p2mRanges } from '../memory/p2m-ranges.ts';
 import type { FrozenDomain } from './checkpoint.ts';
 import { stateSections } from './image-state.ts';
 import { findVmcoreinfo } from './vmcoreinfo.ts';
@@ -21,8 +21,8 @@ export interface SaveRequest {
   readonly frozen: FrozenDomain;
   /** Told by `zazen image info`. */
   readonly domain: { readonly [key: string]: JsonValue };
-  /** Beside those of the domain's own state. */
-  readonly sections: () => readonly StateSection[];
+  /** Sections beside the domain's own state, and what to store twice; asked for while pages are being written. */
+  readonly later: () => Promise<Pick<LaterContent, 'sections' | 'hotPages'>>;
   /** An incremental image, which leaves unchanged pages to this one. */
   readonly parent?: ParentImage | undefined;
   /** Root of a tree that still is what was saved as the parent: then nothing but what differs from it is looked at. */
@@ -36,7 +36,7 @@ export interface SaveRequest {
  * @throws ZazenError as `writeImage`
  */
 export function saveFrozen(machine: MachineMemory, request: SaveRequest): Promise<ImageWritten> {
-  const { path, frozen, domain, sections, parent, parentRoot, onProgress, signal } = request;
+  const { path, frozen, domain, later, parent, parentRoot, onProgress, signal } = request;
   const banks = banksOf(path, machine, frozen.root);
   return writeImage({
     path, machine, domain, onProgress, signal, parent: parent?.reference, parentPages: parent,
@@ -44,20 +44,20 @@ export function saveFrozen(machine: MachineMemory, request: SaveRequest): Promis
     pages: pageRuns(machine, frozen.root, parentRoot),
     vcpus: frozen.state.vcpus.map(({ registers }) => registersOf(registers)),
     sections: [],
-    later: () => ({
-      ...findVmcoreinfo(machine, frozen, banks), sections: [...stateSections(frozen.state), ...sections()],
-    }),
+    // In turns of a millisecond or two, lest the disk run out of requests.
+    later: async () => {
+      const notes = findVmcoreinfo(machine, frozen, banks);
+      await new Promise(setImmediate);
+      const { sections, ...others } = await later();
+      return { ...notes, ...others, sections: [...stateSections(frozen.state), ...sections] };
+    },
   });
 }
 
 /** Where the guest has memory: RAM, and the pages that it shares with the hypervisor. */
 function banksOf(path: string, machine: MachineMemory, root: number): Bank[] {
-  const banks: { guestAddress: number; sizeBytes: number }[] = [];
-  for (const { gfn, count } of p2mRanges(machine, root)) {
-    const last = banks.at(-1);
-    if (last !== undefined && last.guestAddress + last.sizeBytes === gfn * FRAME_BYTES) last.sizeBytes += count * FRAME_BYTES;
-    else banks.push({ guestAddress: gfn * FRAME_BYTES, sizeBytes: count * FRAME_BYTES });
-  }
+  const banks = mappedStretches(machine, root)
+    .map(({ gfn, count }) => ({ guestAddress: gfn * FRAME_BYTES, sizeBytes: count * FRAME_BYTES }));
   if (banks.length > BANKS_MAX) {
     throw imageError('CREATE', path, `cannot hold a guest whose memory lies in ${banks.length} pieces`,
       { hint: `an image holds at most ${BANKS_MAX}` });

@@ -1,24 +1,24 @@
-// The working set: which pages a guest was using when it was saved, as two sections of its image, so that a guest that is
-// restored need not wait for them one by one. The pages that it needs at once are stored a second time, one after the
-// other, and so are there when the image has been opened; the others are read before the rest of the image.
+// The working set: which pages a guest was using when it was saved, so that a guest that is restored need not wait for them
+// one by one. The pages that it needs at once are the image's hot pages, stored a second time, one after the other; the
+// others are listed in a section, and are read before the rest of the image.
 //
 //   section "working-set":        gfn u32 │ count u32   for each stretch of pages, in the order of reading
-//   section "working-set/pages":  count u32 │ gfn u32 × count │ page × count
 //
-//   1  pages that the hypervisor holds: of the console, the store, …  at the state that is saved           both sections
-//   2  what a rehearsal has touched (rehearsal.ts), in its order      from that state on                   both sections
-//   3  what the vCPUs' TLBs led to: code, data                        just before the guest was stopped    if 2 has few, both
-//   4  page tables that lead to these, from TTBR0_EL1 and TTBR1_EL1   at the state that is saved           if 2 has few, both
-//   5  the other page tables; code that has run since the decode cache was last emptied                    the first one
+//   1  pages that the hypervisor holds: of the console, the store, …  at the state that is saved           hot
+//   2  what a rehearsal has touched (rehearsal.ts), in its order      from that state on                   hot
+//   3  what the vCPUs' TLBs led to: code, data                        just before the guest was stopped    hot if 2 has few
+//   4  page tables that lead to these, from TTBR0_EL1 and TTBR1_EL1   at the state that is saved           hot if 2 has few
+//   5  the other page tables; code that has run since the decode cache was last emptied                    listed
 //
-// An incremental image has the first section alone. A reader may overlook both, and believes the first in nothing but the
-// order.
+// The hot ones are listed as well. An incremental image has the section alone. A reader may overlook it, and believes it
+// in nothing but the order.
 
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
 import { DecodeCache } from '../cpu/decode-cache.ts';
 import type { Image } from '../image/image.ts';
 import type { StateSection } from '../image/format.ts';
+import type { PageFrame } from '../image/page-writer.ts';
 import type { FrameTable } from '../memory/frame-table.ts';
 import type { PageStretch } from '../memory/image-pages.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
@@ -26,12 +26,9 @@ import { p2mRanges } from '../memory/p2m-ranges.ts';
 import type { FrozenDomain } from './checkpoint.ts';
 
 const SECTION = 'working-set';
-const PAGES_SECTION = 'working-set/pages';
 /** 32 MiB of guest memory. */
 const PAGES_MAX = 8192;
 const TABLES_MAX = 1024;
-/** Stored twice: 4 MiB, what one request reads. */
-export const HOT_PAGES_MAX = 1024;
 /** A guest that has touched fewer was waiting, or had no time: what it used before may tell more. */
 const HOT_PAGES_ENOUGH = 200;
 const STRETCH_BYTES = 8;
@@ -69,12 +66,12 @@ export function framesInTlbs(machine: MachineMemory, vcpuAddresses: readonly num
 
 /**
  * @param hot pages that a rehearsal has touched (rehearsal.ts), and what `framesInTlbs` found before the domain was stopped
- * @param withPages false for an image that is to hold only what has changed: the first section alone
+ * @param withPages false for an image that is to hold only what has changed: the section alone
  */
-export function workingSetSections(
+export function workingSetOf(
   machine: MachineMemory, frames: FrameTable, frozen: FrozenDomain,
   hot: { readonly touched: readonly number[]; readonly inTlbs: ReadonlySet<number> }, withPages: boolean,
-): StateSection[] {
+): { sections: StateSection[]; hotPages: PageFrame[] } {
   const mfns = mapOfFrames(machine, frozen.root);
   const held = frozen.state.held.flatMap(({ gfn, bytes }) => (bytes === undefined && mfns.has(gfn) ? [gfn] : []));
   const inTlbs: number[] = [];
@@ -93,7 +90,7 @@ export function workingSetSections(
   };
   for (const gfns of [held, hot.touched.filter((gfn) => mfns.has(gfn))]) choose(gfns);
   if (chosen.size < HOT_PAGES_ENOUGH) for (const gfns of [inTlbs, tables.hot]) choose(gfns);
-  const hotPages = [...chosen].slice(0, HOT_PAGES_MAX);
+  const hotPages = Array.from(chosen, (gfn) => ({ gfn, mfn: mfns.get(gfn)! }));
   for (const gfns of [inTlbs, tables.hot, tables.other, code]) choose(gfns);
   const bytes = new Uint8Array(stretches.length * STRETCH_BYTES);
   const view = new DataView(bytes.buffer);
@@ -101,25 +98,7 @@ export function workingSetSections(
     view.setUint32(i * STRETCH_BYTES, gfn, true);
     view.setUint32(i * STRETCH_BYTES + 4, count, true);
   });
-  const sections: StateSection[] = [{ name: SECTION, bytes }];
-  if (withPages) {
-    const pages = encodePages(hotPages, (gfn) => machine.frameBytes(mfns.get(gfn)!));
-    sections.push({ name: PAGES_SECTION, bytes: pages });
-  }
-  return sections;
-}
-
-/** @param pageOf 4 KiB each */
-export function encodePages(gfns: readonly number[], pageOf: (gfn: number) => Uint8Array): Uint8Array {
-  const firstPage = 4 * (gfns.length + 1);
-  const bytes = new Uint8Array(firstPage + gfns.length * FRAME_BYTES);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, gfns.length, true);
-  gfns.forEach((gfn, i) => {
-    view.setUint32(4 * (i + 1), gfn, true);
-    bytes.set(pageOf(gfn), firstPage + i * FRAME_BYTES);
-  });
-  return bytes;
+  return { sections: [{ name: SECTION, bytes }], hotPages: withPages ? hotPages : [] };
 }
 
 function mapOfFrames(machine: MachineMemory, root: number): Map<number, number> {
@@ -177,23 +156,6 @@ function joined(gfns: readonly number[]): PageStretch[] {
     else stretches.push({ gfn, count: 1 });
   }
   return stretches;
-}
-
-/**
- * Pages that came with the image when it was opened, in the order in which they are needed; to be asked for once. None if
- * the section is malformed.
- */
-export function* takeHotPages(image: Pick<Image, 'takeSection'>): Generator<{ gfn: number; bytes: Uint8Array }> {
-  const section = image.takeSection(PAGES_SECTION);
-  if (section === undefined || section.length < 4) return;
-  const view = new DataView(section.buffer, section.byteOffset, section.length);
-  const count = view.getUint32(0, true);
-  const firstPage = 4 * (count + 1);
-  if (count > HOT_PAGES_MAX || section.length !== firstPage + count * FRAME_BYTES) return;
-  for (let i = 0; i < count; i++) {
-    const at = firstPage + i * FRAME_BYTES;
-    yield { gfn: view.getUint32(4 * (i + 1), true), bytes: section.subarray(at, at + FRAME_BYTES) };
-  }
 }
 
 /** @returns stretches that are stored, in the order in which they are to be read */

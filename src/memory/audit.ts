@@ -2,7 +2,7 @@
 // exactly once: free in one place, or in use by exactly the references that can be found. A leak, a double free and a
 // wrong count all show. To be called while nothing changes: no worker in the heap, nothing stale unreleased.
 
-import { FRAME_STATE, FRAME_WORDS, HEAP_ORDER_MAX, P2M_ENTRIES, P2M_KIND } from '../abi/machine-memory.ts';
+import { FRAME_BYTES, FRAME_STATE, FRAME_WORDS, HEAP_ORDER_MAX, P2M_ENTRIES, P2M_KIND } from '../abi/machine-memory.ts';
 import { CLEAN, DIRTY } from './free-lists.ts';
 import type { Kind } from './free-lists.ts';
 import type { Heap } from './heap.ts';
@@ -92,9 +92,10 @@ class Audit {
   #foundFree(mfn: number, readClean: boolean): void {
     if (!this.#isFrame(mfn, 'the heap')) return;
     this.#free[mfn]!++;
-    if (readClean && !this.#heap.memory.frameBytes(mfn).every((byte) => byte === 0)) {
-      this.#problem(`clean frame ${mfn} is not zero`);
-    }
+    if (!readClean) return;
+    const { memory, zeroMfn } = this.#heap;
+    const at = memory.nextDifference(mfn, zeroMfn, 0);
+    if (at < FRAME_BYTES) this.#problem(`clean frame ${mfn} is not zero from byte ${at} on`);
   }
 
   #walkLists(kind: Kind, readClean: boolean): void {

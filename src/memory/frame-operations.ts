@@ -74,6 +74,5 @@ function emitNextDifference(f: FunctionBuilder, address: (mfn: I32) => Address):
 }
 
 export function frameOperations(memory: WebAssembly.Memory, addressType: AddressType): FrameOperations {
-  const table = new WebAssembly.Table({ element: 'anyfunc', initial: 0 });
-  return new WebAssembly.Instance(compile(addressType), { env: { memory, table } }).exports as unknown as FrameOperations;
+  return new WebAssembly.Instance(compile(addressType), { env: { memory } }).exports as unknown as FrameOperations;
 }

@@ -8,16 +8,15 @@
 // functions here only count, memory/heap.ts frees.
 
 import {
-  FRAME, FRAME_COUNT_FREE, FRAME_MAPPING, FRAME_MAPPING_MASK, FRAME_PIN, HEAP,
+  FRAME, FRAME_COUNT_FREE, FRAME_MAPPING, FRAME_MAPPING_MASK, FRAME_PIN, FRAME_STATE, FRAME_STATE_MASK, HEAP,
 } from '../abi/machine-memory.ts';
-import { assert } from '../base/assert.ts';
+import { unreachable } from '../base/assert.ts';
 import type { MachineMemory } from './machine-memory.ts';
 
 const RECORD_WORDS = FRAME.sizeBytes / 4;
 const OWNER = FRAME.at.owner / 4;
 const COUNT = FRAME.at.count / 4;
 const DECODE = FRAME.at.decode / 4;
-const STATE_MASK = 0xf;
 const ORDER_SHIFT = 4;
 const ORDER_MASK = 0xf;
 /** Pins by callers stop at half of what the field holds, so that a mapping can always be turned into a pin. */
@@ -29,6 +28,7 @@ export const MAPPINGS_NEARLY_FULL = FRAME_MAPPING_MASK - 128;
 export const mappingsOf = (count: number): number => count & FRAME_MAPPING_MASK;
 const pinsOf = (count: number) => count >>> 16;
 const isFree = (count: number) => count === 0 || count >= FRAME_COUNT_FREE;
+const isMapped = (count: number) => mappingsOf(count) > 0 && count < FRAME_COUNT_FREE;
 
 export class FrameTable {
   readonly #words: Uint32Array;
@@ -52,7 +52,7 @@ export class FrameTable {
 
   /** One of FRAME_STATE. */
   state(mfn: number): number {
-    return Atomics.load(this.#words, this.recordIndex(mfn)) & STATE_MASK;
+    return Atomics.load(this.#words, this.recordIndex(mfn)) & FRAME_STATE_MASK;
   }
 
   /** Of the first frame of a free block. */
@@ -112,11 +112,20 @@ export class FrameTable {
    * @returns false when the count is full; the caller must copy instead
    */
   retain(mfn: number): boolean {
+    return this.#retain(mfn, 1, 'retain of a frame without a mapping');
+  }
+
+  /** As `retain`, where a pin of the caller's keeps the frame: the last mapping of it may be dropped at any moment. */
+  retainPinned(mfn: number): boolean {
+    return this.#retain(mfn, 0, 'retain of a frame without a pin');
+  }
+
+  #retain(mfn: number, mappingsMin: 0 | 1, complaint: string): boolean {
     const index = this.recordIndex(mfn) + COUNT;
     for (;;) {
       const count = Atomics.load(this.#words, index);
       const mappings = mappingsOf(count);
-      assert(mappings > 0 && count < FRAME_COUNT_FREE, 'retain of a frame without a mapping');
+      if (isFree(count) || mappings < mappingsMin) this.#fail(complaint, mfn, count);
       if (mappings === FRAME_MAPPING_MASK) return false;
       if (Atomics.compareExchange(this.#words, index, count, count + FRAME_MAPPING) !== count) continue;
       if (mappings === 1) Atomics.add(this.#words, this.#shared, 1);
@@ -130,7 +139,7 @@ export class FrameTable {
    */
   addMapping(mfn: number): number {
     const before = Atomics.add(this.#words, this.#base + mfn * RECORD_WORDS + COUNT, FRAME_MAPPING);
-    assert(mappingsOf(before) > 0 && before < FRAME_COUNT_FREE, 'retain of a frame without a mapping');
+    if (!isMapped(before)) this.#fail('retain of a frame without a mapping', mfn, before);
     return mappingsOf(before);
   }
   noteShared(frames: number): void {
@@ -140,7 +149,7 @@ export class FrameTable {
   /** @returns true when that was the last use: the caller must give the frame to the heap */
   dropMapping(mfn: number): boolean {
     const before = Atomics.sub(this.#words, this.recordIndex(mfn) + COUNT, FRAME_MAPPING);
-    assert(mappingsOf(before) > 0 && before < FRAME_COUNT_FREE, 'release of a frame without a mapping');
+    if (!isMapped(before)) this.#fail('release of a frame without a mapping', mfn, before);
     this.#noteDrop(before);
     return before === FRAME_MAPPING;
   }
@@ -157,7 +166,7 @@ export class FrameTable {
 
   mappingToPin(mfn: number): void {
     const before = Atomics.add(this.#words, this.recordIndex(mfn) + COUNT, FRAME_PIN - FRAME_MAPPING);
-    assert(mappingsOf(before) > 0 && before < FRAME_COUNT_FREE, 'unmapping of a frame without a mapping');
+    if (!isMapped(before)) this.#fail('unmapping of a frame without a mapping', mfn, before);
     this.#noteDrop(before);
   }
 
@@ -177,12 +186,18 @@ export class FrameTable {
   /** @returns true when that was the last use: the caller must give the frame to the heap */
   dropPin(mfn: number): boolean {
     const before = Atomics.sub(this.#words, this.recordIndex(mfn) + COUNT, FRAME_PIN);
-    assert(!isFree(before) && pinsOf(before) > 0, 'unpin of a frame without a pin');
+    if (isFree(before) || pinsOf(before) === 0) this.#fail('unpin of a frame without a pin', mfn, before);
     return before === FRAME_PIN;
   }
 
   #count(mfn: number): number {
     return Atomics.load(this.#words, this.recordIndex(mfn) + COUNT);
+  }
+
+  /** Our bug: says what there is to be known of the frame, since what went wrong with it was earlier and elsewhere. */
+  #fail(what: string, mfn: number, count: number): never {
+    const state = Object.keys(FRAME_STATE)[this.state(mfn)];
+    unreachable(`${what}: frame ${mfn}, ${state}, of account ${this.owner(mfn)}, count ${count.toString(16)}`);
   }
 
   #noteDrop(before: number): void {
@@ -193,7 +208,7 @@ export class FrameTable {
     const index = this.recordIndex(mfn) + COUNT;
     for (;;) {
       const count = Atomics.load(this.#words, index);
-      assert(mappingsOf(count) > 0 && count < FRAME_COUNT_FREE, 'release of a frame without a mapping');
+      if (!isMapped(count)) this.#fail('release of a frame without a mapping', mfn, count);
       if (mappingsOf(count) === 1) return false;
       if (Atomics.compareExchange(this.#words, index, count, count + change) !== count) continue;
       this.#noteDrop(count);

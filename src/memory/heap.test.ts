@@ -35,6 +35,24 @@ test('every frame can be had once, and then none', () => {
   assertAudit(heap, { roots: [] });
 });
 
+test('a pin keeps a frame whose mappings come and go; one too many given back says which frame it was', () => {
+  const memory = createMachine();
+  const heap = new Heap(memory, 0);
+  const mfn = heap.allocate(3);
+  assert.ok(heap.pin(mfn));
+  heap.release(mfn);
+  assert.throws(() => heap.frames.retain(mfn), { message: `retain of a frame without a mapping: frame ${mfn}, used, of account 3, count 10000` });
+  for (const mappings of [1, 2]) {
+    assert.ok(heap.frames.retainPinned(mfn));
+    assert.equal(heap.frames.mappings(mfn), mappings);
+  }
+  assertAudit(heap, { roots: [], held: [mfn, mfn], pins: [mfn] });
+  for (let i = 0; i < 2; i++) heap.release(mfn);
+  heap.unpin(mfn);
+  assert.throws(() => heap.frames.retainPinned(mfn), /retain of a frame without a pin/);
+  assert.throws(() => heap.release(mfn), /release of a frame without a mapping/);
+});
+
 test('freed frames come back scrubbed, or as they are to who promises to overwrite them', () => {
   const memory = createMachine();
   const heap = new Heap(memory, 0);

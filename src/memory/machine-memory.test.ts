@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FRAME_BYTES, PCPU_MAX, layoutMachine, defaultMachineParameters } from '../abi/machine-memory.ts';
+import { FRAME_BYTES, THREAD_MAX, layoutMachine, defaultMachineParameters } from '../abi/machine-memory.ts';
 import type { MachineRegions } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
 import { Heap } from './heap.ts';
@@ -39,7 +39,7 @@ test('a worker finds everything from the header', () => {
   }
   assert.equal(attached.firstFrame * FRAME_BYTES, attached.region('frames').offsetBytes);
   assert.equal(attached.frameEnd * FRAME_BYTES, attached.parameters.sizeBytes);
-  assert.equal(attached.pcpuAddress(PCPU_MAX), attached.region('domains').offsetBytes);
+  assert.ok(attached.pcpuAddress(THREAD_MAX) <= attached.region('domains').offsetBytes, 'each thread has its record');
   assert.throws(() => MachineMemory.attach(new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true })));
 });
 

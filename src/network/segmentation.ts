@@ -87,6 +87,24 @@ export class Segmenter {
   }
 }
 
+/** Where in a frame its TCP or UDP segment begins, the segment's checksum, and its payload. */
+export interface SegmentPlaces {
+  readonly segment: number;
+  readonly checksum: number;
+  readonly payload: number;
+}
+
+/**
+ * Of a frame whose checksum is blank: puts the sum of the pseudo-header there, for a card that adds the rest.
+ * @returns undefined, with nothing done, if it is no TCP or UDP packet
+ */
+export function beginChecksum(frame: Uint8Array): SegmentPlaces | undefined {
+  const layout = findLayout(frame);
+  if (layout === undefined) return undefined;
+  fillPseudoSum(frame, layout, layout.end);
+  return { segment: layout.transport, checksum: checksumOffset(layout), payload: layout.payload };
+}
+
 /** Fragments, IPv6 extension headers and VLAN tags never carry partial checksums here. */
 function findLayout(frame: Uint8Array): Layout | undefined {
   if (frame.length < ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES) return undefined;

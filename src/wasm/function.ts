@@ -1,7 +1,7 @@
 // A function under construction: statements are emitted in the order of the calls, expressions where they are used.
 
 import { Code, valTypeCode } from './code.ts';
-import { Expr } from './types.ts';
+import { Expr, withSum } from './types.ts';
 import type { I32, ValType } from './types.ts';
 import type { Statement } from './scalar.ts';
 
@@ -50,6 +50,10 @@ export class FunctionBuilder implements Callable {
     this.#scope?.push(local);
     return local;
   }
+  /** One that no scope gives up. */
+  lastingLocal<T extends ValType>(type: T): Expr<T> {
+    return this.#newLocal(type);
+  }
   #newLocal<T extends ValType>(type: T): Expr<T> {
     this.#locals.push(type);
     return this.#localExpr(this.signature.params.length + this.#locals.length - 1, type);
@@ -64,7 +68,8 @@ export class FunctionBuilder implements Callable {
     const made: Expr[] = this.#scope = [];
     return kept => {
       this.#scope = outer;
-      for (const local of made) if (!kept.has(local)) (this.#free[local.type] ??= []).push(local);
+      const numbers = new Set([...kept].map(({ local }) => local));
+      for (const local of made) if (!numbers.has(local.local)) (this.#free[local.type] ??= []).push(local);
     };
   }
 
@@ -77,6 +82,7 @@ export class FunctionBuilder implements Callable {
 
   /** `local.set`. The first argument is what `local` or `param` gave. */
   set<T extends ValType>(local: Expr<T>, value: Expr<T>): void {
+    if (local.sum !== undefined) throw new Error('a local of which it is known what it holds is changed');
     value.emit(this.code);
     this.code.byte(0x21);
     this.code.unsigned(local.local!);
@@ -87,7 +93,7 @@ export class FunctionBuilder implements Callable {
     if (value.constant !== undefined) return value;
     const local = this.local(value.type);
     this.set(local, value);
-    return local;
+    return withSum(local, value.sum);
   }
 
   do(statement: Statement): void {

@@ -1,7 +1,9 @@
-// The module writer: imports (one memory or two, one table, functions), functions, exports, and an element segment that puts
-// functions into the imported table when the module is instantiated.
+// The module writer: imports (one memory or two, perhaps a table, functions), functions, exports, and element segments that
+// put functions into the table when the module is instantiated.
 //
-// Type 0 is the type of table functions (see FunctionBuilder.returnCallIndirect). Imports come first, so their
+// Type 0 is the type of table functions (see FunctionBuilder.returnCallIndirect). The table holds nothing else, it has no
+// empty place, and its size is fixed: so a call through it looks at neither type nor emptiness of what it calls. Modules
+// that say the same of a table can share it. Imports come first, so their
 // indices are known when they are declared; functions get theirs when they are added, before their bodies need them.
 
 import { Code, valTypeCode } from './code.ts';
@@ -23,6 +25,7 @@ export class ModuleBuilder {
   readonly #functions: FunctionBuilder[] = [];
   readonly #exports: { name: string; target: Callable }[] = [];
   readonly #elements: { tableIndex: number; target: Callable }[] = [];
+  #table: { size: number; initial?: Callable } | undefined;
 
   /** @param secondMemory imported as `memory1`; only `bulkMemory.copyToSecond` reaches it */
   constructor(tableSignature: Signature, memory: MemoryImport, secondMemory?: MemoryImport) {
@@ -46,6 +49,15 @@ export class ModuleBuilder {
     return { signature, index: this.#imports.length - 1 };
   }
 
+  /** Has the module use a table of another module's, imported as `table`. */
+  importTable(size: number): void {
+    this.#table = { size };
+  }
+  /** Makes a table, exported as `table`. @param initial of type 0: stands at all places at first */
+  defineTable(size: number, initial: Callable): void {
+    this.#table = { size, initial };
+  }
+
   /** A new function; the builder may be filled later, in any order. */
   function(signature: Signature): FunctionBuilder {
     const builder = new FunctionBuilder(signature, this.addressType);
@@ -63,7 +75,7 @@ export class ModuleBuilder {
     this.#exports.push({ name, target });
   }
 
-  /** Puts a function into the imported table at instantiation. */
+  /** Puts a function of type 0 into the table at instantiation. */
   place(tableIndex: number, target: Callable): void {
     this.#elements.push({ tableIndex, target });
   }
@@ -81,14 +93,24 @@ export class ModuleBuilder {
     });
     this.#encodeImports(out);
     section(out, 3, functionTypes, (s, type) => s.unsigned(type));
-    section(out, 7, this.#exports, (s, item) => { s.name(item.name); s.byte(0); s.unsigned(item.target.index); });
+    const { size = 0, initial } = this.#table ?? {};
+    section(out, 4, initial === undefined ? [] : [initial], (s, target) => {
+      s.raw([0x40, 0x00]);
+      tableType(s, size);
+      functionReference(s, target);
+    });
+    section<(s: Code) => void>(out, 7, [
+      ...this.#exports.map(item => (s: Code) => { s.name(item.name); s.byte(0); s.unsigned(item.target.index); }),
+      ...(initial === undefined ? [] : [(s: Code) => { s.name('table'); s.byte(1); s.unsigned(0); }]),
+    ], (s, write) => write(s));
     section(out, 9, this.#elementRuns(), (s, run) => {
-      s.byte(0);
+      s.raw([6, 0]);
       s.byte(0x41);
       s.signed32(run.start);
       s.byte(0x0b);
+      s.raw(TABLE_FUNCTION);
       s.unsigned(run.targets.length);
-      for (const target of run.targets) s.unsigned(target.index);
+      for (const target of run.targets) functionReference(s, target);
     });
     const code = new Code();
     const hints: BranchHints[] = [];
@@ -108,7 +130,8 @@ export class ModuleBuilder {
     const writers: ((s: Code) => void)[] = [
       memory('memory', this.#memory),
       ...(this.#secondMemory === undefined ? [] : [memory('memory1', this.#secondMemory)]),
-      s => { s.name('table'); s.byte(1); s.byte(0x70); s.byte(0); s.unsigned(0); },
+      ...(this.#table === undefined || this.#table.initial !== undefined ? []
+        : [(s: Code) => { s.name('table'); s.byte(1); tableType(s, this.#table!.size); }]),
       ...this.#imports.map(item => (s: Code) => { s.name(item.name); s.byte(0); s.unsigned(item.type); }),
     ];
     section(out, 2, writers, (s, write) => { s.name('env'); write(s); });
@@ -124,6 +147,21 @@ export class ModuleBuilder {
     }
     return runs;
   }
+}
+
+/** What a place of the table holds: a reference to a function of type 0, never null. */
+const TABLE_FUNCTION = [0x64, 0];
+
+function tableType(s: Code, size: number): void {
+  s.raw(TABLE_FUNCTION);
+  s.byte(1);
+  s.unsigned(size);
+  s.unsigned(size);
+}
+function functionReference(s: Code, target: Callable): void {
+  s.byte(0xd2);
+  s.unsigned(target.index);
+  s.byte(0x0b);
 }
 
 interface BranchHints {

@@ -18,8 +18,7 @@ function probe(): boolean {
   const bytes = module.encode();
   if (!WebAssembly.validate(bytes)) return false;
   const memory = new WebAssembly.Memory({ initial: 0, maximum: 1, shared: true });
-  const table = new WebAssembly.Table({ element: 'anyfunc', initial: 0 });
-  const { exports } = new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory, table } });
+  const { exports } = new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } });
   const isFused = (name: string, precision: number): boolean => {
     const step = 2 ** -precision;
     const multiplyAdd = exports[name] as (a: number, b: number, c: number) => number;

@@ -2,7 +2,7 @@
 // computed here, so that a definition written for operands in general costs nothing when an operand is known.
 
 import type { Code } from './code.ts';
-import { Expr } from './types.ts';
+import { Expr, withSum } from './types.ts';
 import type { Address, F32, F64, I32, I64, ValType } from './types.ts';
 
 export function operation<T extends ValType>(type: T, code: number, ...args: Expr[]): Expr<T> {
@@ -34,6 +34,15 @@ function folded64(code: number, fold: (a: bigint, b: bigint) => bigint, identity
       if (a.constant !== undefined) return constant64(fold(a.constant as bigint, b.constant as bigint));
     }
     return operation('i64', code, a, b);
+  };
+}
+
+/** Of 64-bit values, where the right operand is a constant. @param sign of that operand */
+function summed(op: (a: I64, b: I64) => I64, sign: 1n | -1n) {
+  return (a: I64, b: I64): I64 => {
+    const result = op(a, b);
+    if (a.sum === undefined || b.constant === undefined || result === a) return result;
+    return withSum(result, { of: a.sum.of, plus: a.sum.plus + sign * (b.constant as bigint) });
   };
 }
 
@@ -149,7 +158,7 @@ export const i32 = {
 export const i64 = {
   const: constant64,
   clz: unary('i64', 0x79, 'i64'), ctz: unary('i64', 0x7a, 'i64'), popcnt: unary('i64', 0x7b, 'i64'),
-  add: folded64(0x7c, (a, b) => a + b, 0n), sub: folded64(0x7d, (a, b) => a - b, 0n),
+  add: summed(folded64(0x7c, (a, b) => a + b, 0n), 1n), sub: summed(folded64(0x7d, (a, b) => a - b, 0n), -1n),
   mul: folded64(0x7e, (a, b) => a * b, 1n),
   divS: binary('i64', 0x7f, 'i64'), divU: binary('i64', 0x80, 'i64'),
   remS: binary('i64', 0x81, 'i64'), remU: binary('i64', 0x82, 'i64'),

@@ -8,6 +8,12 @@ import type { Code } from './code.ts';
 
 export type ValType = 'i32' | 'i64' | 'f32' | 'f64' | 'v128';
 
+/** A value that is known to be another one, told by a number, plus a constant; modulo 2^64. */
+export interface Sum {
+  readonly of: number;
+  readonly plus: bigint;
+}
+
 export class Expr<T extends ValType = ValType> {
   readonly type: T;
   readonly emit: (code: Code) => void;
@@ -15,13 +21,22 @@ export class Expr<T extends ValType = ValType> {
   readonly constant: number | bigint | undefined;
   /** The index, if the expression reads a local. */
   readonly local: number | undefined;
+  /** Additions of constants keep it up to date. */
+  readonly sum: Sum | undefined;
 
-  constructor(type: T, emit: (code: Code) => void, known: { constant?: number | bigint; local?: number } = {}) {
+  constructor(type: T, emit: (code: Code) => void, known: { constant?: number | bigint; local?: number; sum?: Sum } = {}) {
     this.type = type;
     this.emit = emit;
     this.constant = known.constant;
     this.local = known.local;
+    this.sum = known.sum;
   }
+}
+
+/** The same expression, of which it is known what sum it is. */
+export function withSum<T extends ValType>(value: Expr<T>, sum: Sum | undefined): Expr<T> {
+  const { type, emit, local } = value;
+  return sum === undefined ? value : new Expr(type, emit, { ...(local === undefined ? {} : { local }), sum });
 }
 
 export type I32 = Expr<'i32'>;

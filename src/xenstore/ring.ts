@@ -74,6 +74,11 @@ export class XenstoreRing {
     this.connection.close();
   }
 
+  /** Whether the guest is still to be signalled for what has been done. */
+  get owesEvent(): boolean {
+    return this.#serving || this.#signalDue;
+  }
+
   #receive(): boolean {
     for (let budgetBytes = SERVICE_BYTES; this.connection.wantsInput; ) {
       this.#map();

@@ -147,6 +147,26 @@ test('a dump takes the place of all that was there', () => {
   assert.deepEqual(store.audit(), []);
 });
 
+test('a snapshot is made of a dump beside the tree, of which nobody hears', () => {
+  const store = new Store();
+  homes(store, 5);
+  store.write('/local/domain/5/data/x', 'value');
+  store.setPerms('/local/domain/5/data/x', ['n5', 'r7']);
+  const dump = store.dump('/local/domain/5')!;
+  const all = store.dump('/');
+  const heard: string[] = [];
+  store.watch('/', (path) => heard.push(path));
+  heard.length = 0;
+  const owned = store.ownedNodes(5);
+  const snapshot = store.snapshotOf(dump)!;
+  assert.deepEqual([heard, store.dump('/'), store.ownedNodes(5)], [[], all, owned]);
+  store.rm('/local/domain/5');
+  store.restoreSnapshot('/local/domain/5', snapshot);
+  assert.deepEqual(store.dump('/local/domain/5'), dump);
+  assert.equal(store.snapshotOf([]), undefined);
+  assert.deepEqual(store.audit(), []);
+});
+
 test('a dump that is none changes nothing', () => {
   const store = new Store();
   store.write('/a', 'kept');
@@ -159,6 +179,9 @@ test('a dump that is none changes nothing', () => {
     [{ path: '', value: '\u{100}', permissions: ['n0'] }],
   ];
   for (const dump of bad) assert.throws(() => store.restore('/a', dump), { code: 'ZAZEN_STORE_EINVAL' });
+  for (const dump of [...bad, 'nonsense', null, {}]) {
+    assert.throws(() => store.snapshotOf(dump as never), { code: 'ZAZEN_STORE_EINVAL' });
+  }
   for (const dump of ['nonsense', null, {}]) {
     assert.throws(() => store.restore('/a', dump as never), { code: 'ZAZEN_STORE_EINVAL' });
   }

@@ -8,12 +8,14 @@ import type { StoreHooks, StoreStats } from './core.ts';
 import { dumpNodes, dumpToChanges } from './dump.ts';
 import type { TreeDump } from './dump.ts';
 import { XsError } from './errors.ts';
+import { applyToTree } from './operations.ts';
 import { parentPath } from './path.ts';
 import { isQuotaName } from './quota.ts';
 import type { Quota } from './quota.ts';
 import { Session } from './session.ts';
 import { changesToSnapshot } from './snapshot.ts';
 import type { StoreSnapshot } from './snapshot.ts';
+import { Tree } from './tree.ts';
 import { refusing, StoreView } from './view.ts';
 import type { Watch } from './watches.ts';
 
@@ -34,6 +36,8 @@ export interface DomainState {
 export type WatchCallback = (path: string) => void;
 
 const TOOLSTACK_DOMAIN_ID = 0;
+/** Where a snapshot is put together, in a tree that nobody sees. */
+const BESIDE = '/snapshot';
 
 export class Store extends StoreView {
   readonly #core: StoreCore;
@@ -175,6 +179,18 @@ export class Store extends StoreView {
     return refusing(path, () => {
       this.#core.tree.freeze();
       return this.#core.tree.get(this.#session.path(path));
+    });
+  }
+
+  /** A snapshot with what a dump has, made beside the tree. @throws ZazenError ZAZEN_STORE_EINVAL: it is none */
+  snapshotOf(dump: TreeDump): StoreSnapshot | undefined {
+    return refusing('dump', () => {
+      const { permissions } = this.#core.tree.get('/')!;
+      const tree = new Tree(Tree.emptyRoot(permissions), this.#core.generations, () => {});
+      const canonical = (given: string) => this.#session.path(given);
+      for (const change of dumpToChanges(dump, BESIDE, canonical, new Map())) applyToTree(tree, change);
+      tree.freeze();
+      return tree.get(BESIDE);
     });
   }
 

@@ -10,8 +10,9 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import type { TestContext } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { HolePuncher } from '../../src/devices/block/hole-puncher.ts';
-import type { Domain } from '../../src/host/index.ts';
+import type { DiskStats, Domain } from '../../src/host/index.ts';
 import { FAST_BOOT, collect, runSections, testHost } from './guests.ts';
 
 const host = await testHost({ memory: '1GiB', pcpus: 1 });
@@ -133,6 +134,9 @@ test('checkpoint, rollback, fork, save and restore take the disk along', { skip:
   assert.deepEqual((await readdir(folder)).filter((name) => name.startsWith('disk')), ['disk.img'], 'layers have gone into the disk');
   // Bring the image's files to nothing else: the layer can be opened once more.
   await (await host.restore(image)).destroy();
+  for (const name of await readdir(folder)) if (name.endsWith('.layer')) await rm(join(folder, name));
+  await assert.rejects(host.restore(image), { code: 'ZAZEN_DISK_MISSING' });
+  assert.deepEqual((await host.audit()).problems, [], 'what was begun beside has been given back');
 });
 
 test('checksums stay right across many checkpoints and rollbacks', async (t) => {
@@ -158,6 +162,17 @@ test('checksums stay right across many checkpoints and rollbacks', async (t) => 
   }
   await checkpoint.destroy();
   assert.ok(domain.stats().disks![0]!.layers.length <= 2, 'layers that nobody needs go');
+  // The ring is taken from the disk thread, and lent to it again, while requests are under way.
+  await shell.run('head -c 1048576 /dev/urandom >/tmp/r');
+  await shell.run(`while [ ! -e /tmp/stop ]; do dd if=/tmp/r of=/dev/xvda bs=16k oflag=direct conv=notrunc 2>/dev/null &&
+    dd if=/dev/xvda bs=64k count=16 iflag=direct 2>/dev/null | cmp - /tmp/r || echo bad >>/tmp/bad; done & echo`);
+  const disk = (): DiskStats => domain.stats().disks![0]!;
+  for (let taken = 0; taken < 10; taken++) {
+    for (const before = disk().byDiskThread; disk().byDiskThread < before + 10; await delay(1));
+    await (await domain.checkpoint()).destroy();
+  }
+  await shell.run('touch /tmp/stop; wait; [ ! -e /tmp/bad ]');
+  await shell.run('head -c 1048576 /dev/xvda | cmp - /tmp/r');
   await domain.destroy();
   assert.deepEqual(await readdir(folder), ['disk.img']);
 });
@@ -174,6 +189,7 @@ test('disks come, grow and go while the guest runs', async (t) => {
   const sum = (await shell.run('sha256sum </dev/xvda')).split(' ')[0]!;
   await assert.rejects(domain.attachDisk({ path, format: 'raw' }), { code: 'ZAZEN_DISK_LOCKED' });
   await assert.rejects(domain.detachDisk('xvdb'), { code: 'ZAZEN_DISK_NOT_ATTACHED' });
+  assert.ok(domain.stats().disks![0]!.byDiskThread > 0, 'the disk thread has looked after it');
   await domain.detachDisk('xvda');
   await shell.run('while [ -b /dev/xvda ]; do :; done');
   assert.equal(execFileSync('sha256sum', [path]).toString().split(' ')[0], sum);

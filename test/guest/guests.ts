@@ -23,8 +23,11 @@ export const FAST_BOOT = 'quiet cryptomgr.notests initcall_blacklist=init_blk_tr
 /** A host with 32-bit addresses and one with 64-bit addresses: the same must hold on both. Only what is used costs. */
 export const HOST_SIZES = ['2GiB', '8GiB'] as const;
 
-/** A guest that takes longer is stuck: it is destroyed, and the error shows its last words. */
-const RUN_LIMIT_MILLIS = 120_000;
+/**
+ * A guest that takes longer is stuck: it is destroyed, and the error shows its last words. ZAZEN_TEST_PATIENCE: so many
+ * times as long, where ZAZEN_TUNING makes everything slow.
+ */
+const RUN_LIMIT_MILLIS = 120_000 * Number(process.env['ZAZEN_TEST_PATIENCE'] ?? 1);
 
 const RS = '\x1e';
 

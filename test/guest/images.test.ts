@@ -63,9 +63,12 @@ async function checkAltered(host: Host, path: string): Promise<void> {
   const available = (): number => host.stats().freeBytes + host.stats().cachedBytes;
   const before = available();
   const image = await openImage(path);
-  const run = [...image.runs()].at(-1)!;
-  const bank = image.banks.findIndex(({ guestAddress, sizeBytes }) => run.gfn * 4096 < guestAddress + sizeBytes);
-  const at = layoutImage(image.banks).bankOffsets[bank]! + run.gfn * 4096 - image.banks[bank]!.guestAddress + 100;
+  // Of a page that is stored once.
+  const hot = new Set(image.hotGfns);
+  const gfn = [...image.runs()].flatMap(run => Array.from({ length: run.count }, (_, i) => run.gfn + i))
+    .findLast(page => !hot.has(page))!;
+  const bank = image.banks.findIndex(({ guestAddress, sizeBytes }) => gfn * 4096 < guestAddress + sizeBytes);
+  const at = layoutImage(image.banks).bankOffsets[bank]! + gfn * 4096 - image.banks[bank]!.guestAddress + 100;
   await image.close();
   const file = await open(path, 'r+');
   const { size } = await file.stat();

@@ -9,9 +9,8 @@ import { join } from 'node:path';
 import test, { after } from 'node:test';
 import { Host } from '../../src/host/index.ts';
 import type { Domain, DomainEvent, RestoreOptions } from '../../src/host/index.ts';
-import { layoutImage } from '../../src/image/format.ts';
+import { HOT_PAGES_MAX, layoutImage } from '../../src/image/format.ts';
 import { openImage } from '../../src/image/image.ts';
-import { HOT_PAGES_MAX } from '../../src/lifecycle/working-set.ts';
 import { collect, limited } from './guests.ts';
 import { ask } from './shell.ts';
 
@@ -51,6 +50,23 @@ test('what a guest needs at once is in memory before it runs', { timeout: 120_00
   const domain = await restored(host, { paused: true });
   const { pagesDone, touchedPages } = domain.stats().image!;
   assert(pagesDone > 50 && touchedPages === 0, `${pagesDone} pages, of which ${touchedPages} were touched`);
+  await assertAudited(host);
+});
+
+test('hot pages whose second copies were altered come from their first places', { timeout: 120_000 }, async () => {
+  await using host = await Host.start({ memory: '1GiB' });
+  const path = join(folder, 'cold.core');
+  await copyFile(original, path);
+  await using image = await openImage(path);
+  const { hotOffset } = layoutImage(image.banks);
+  await using file = await open(path, 'r+');
+  for (let i = 0; i < image.hotGfns.length; i++) await file.write(Buffer.from('x'), 0, 1, hotOffset + i * PAGE_BYTES + 7);
+  const domain = await restored(host, { paused: true }, path);
+  const { pagesDone } = domain.stats().image!;
+  assert(pagesDone < image.hotGfns.length, `${pagesDone} pages`);
+  await domain.unpause();
+  assert.equal(await ask(domain, 'echo $x'), '42\n');
+  assert(domain.stats().image!.touchRequests > 0);
   await assertAudited(host);
 });
 

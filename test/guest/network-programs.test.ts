@@ -35,6 +35,8 @@ const PART_BYTES = 1 << 17;
 const UDP_PAYLOAD_BYTES = 1400;
 const REQUESTS = 20;
 const CHECKPOINTS = 10;
+/** More than is put back page by page. */
+const REWRITTEN_BYTES = 12 << 20;
 
 const folder = mkdtempSync(join(tmpdir(), 'zazen-network-programs-'));
 after(() => rmSync(folder, { recursive: true }));
@@ -222,6 +224,9 @@ for (const type of TYPES) {
     await limited(fork, () => goesOn(new Shell(fork, fork.name)));
     await fork.destroy();
     assert.equal(await shell.ask('[ -e /ended ] || echo it goes on'), 'it goes on');
+    // The rings move on, and so much is written that the guest gets its memory and its card's registers in other frames.
+    assert.equal(await shell.ask(`curl -s ${HOST_URL}/ | tee /again | sha256sum`), `${sha256(BODY)}  -`);
+    await shell.ask(`head -c ${REWRITTEN_BYTES} /dev/urandom >/rewritten`);
     await domain.rollback(checkpoint);
     await goesOn(shell);
     const restored = await host.restore(path, { name: `restored-${type}` });

@@ -97,6 +97,36 @@ systemTest('unaligned accesses within a page and across two pages', g => {
   }
 });
 
+systemTest('accesses beside one before, by the same register and by sums of it, across a page border', g => {
+  g.enableMmu();
+  g.lower.map(VA, FIRST, USER_DATA).map(VA + PAGE, SECOND, USER_DATA);
+  const window = new Window(g);
+  const { origin } = g.program(a => a.ldr(2, 1).ldr(3, 1, 8).emit('LDR W (unsigned offset)', { imm12: 4, Rn: 1, Rt: 4 })
+    .emit('LDP X (signed offset)', { imm7: 3, Rn: 1, Rt: 5, Rt2: 6 })
+    .emit('LDUR X (unscaled)', { imm9: -8 & 0x1ff, Rn: 1, Rt: 7 }).emit('LDUR X (unscaled)', { imm9: -3 & 0x1ff, Rn: 1, Rt: 8 })
+    .str(3, 1, 40).str(2, 1, 48)
+    .add(9, 1, 64).emit('LDUR X (unscaled)', { imm9: -24 & 0x1ff, Rn: 9, Rt: 10 })
+    .emit('LDR X (post-index)', { imm9: 8, Rn: 9, Rt: 11 }).emit('LDR X (pre-index)', { imm9: 8, Rn: 9, Rt: 12 })
+    .addReg(9, 1, 15).ldr(14, 9).sub(13, 1, 16).ldr(13, 13).svc(0));
+  const word = (from: number, count = 8): bigint =>
+    window.bytes(from, count).reduceRight((value, byte) => value << 8n | BigInt(byte), 0n);
+  for (const start of [64, 2048, ...Array.from({ length: 28 }, (_, i) => 4096 - 104 + 4 * i + i % 3), 4096, 4104, 4200]) {
+    for (const warm of [false, true]) {
+      if (!warm) g.flush();
+      window.fill(pattern);
+      const wanted = [word(start), word(start + 8), word(start + 16, 4), word(start + 24), word(start + 32), word(start - 8),
+        word(start - 3), VA + BigInt(start + 2048), word(start + 8), word(start + 64), word(start + 80), word(start - 16), word(start + 2048)];
+      g.vcpu.setX(1, VA + BigInt(start));
+      g.vcpu.setX(15, 2048n);
+      assert.equal(g.enter(0, origin).runToException().ec, ec.svc);
+      assert.deepEqual(Array.from({ length: 13 }, (_, i) => g.vcpu.x(i + 2)), wanted, `at ${start}`);
+      assert.deepEqual([word(start + 40), word(start + 48)], [wanted[1], wanted[0]], `stores at ${start}`);
+      assert.deepEqual([word(start + 32), word(start + 56)], [wanted[4], Array.from({ length: 8 },
+        (_, i) => BigInt(pattern(start + 56 + i)) << BigInt(8 * i)).reduce((x, y) => x | y)], `beside the stores at ${start}`);
+    }
+  }
+});
+
 systemTest('an access whose second page faults does nothing, and FAR_EL1 names the second page', g => {
   g.enableMmu();
   const window = new Window(g);

@@ -28,8 +28,12 @@ export const VCPUS = 4;
 const VECTOR_CALL = 0xbad;
 const PATIENCE_MILLIS = 60_000;
 
-/** Words that a rig and its threads share. */
-export const CONTROL = { round: 0, done: 1, ready: 2, threads: 3 } as const;
+/**
+ * Words that a rig and its threads share. In `round`, together so that nobody sees one without the other: how many
+ * threads take part, and above them the round's number.
+ */
+export const CONTROL = { round: 0, done: 1, ready: 2 } as const;
+export const THREADS_MASK = 7;
 /** Instead of a round's number: the thread ends. */
 export const CLOSE = -1;
 
@@ -147,8 +151,7 @@ export class SmpRig {
     });
     const control = this.#control;
     Atomics.store(control, CONTROL.done, 0);
-    Atomics.store(control, CONTROL.threads, programs.length);
-    Atomics.store(control, CONTROL.round, ++this.#rounds);
+    Atomics.store(control, CONTROL.round, ++this.#rounds * (THREADS_MASK + 1) + programs.length);
     Atomics.notify(control, CONTROL.round);
     for (;;) {
       const done = Atomics.load(control, CONTROL.done);

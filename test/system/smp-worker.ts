@@ -5,7 +5,7 @@ import { Engine } from '../../src/cpu/engine.ts';
 import { TestHost } from '../../src/cpu/test-machine.ts';
 import { VcpuState } from '../../src/cpu/vcpu-state.ts';
 import { MachineMemory } from '../../src/memory/machine-memory.ts';
-import { CLOSE, CONTROL } from './smp-rig.ts';
+import { CLOSE, CONTROL, THREADS_MASK } from './smp-rig.ts';
 import type { SmpTask } from './smp-rig.ts';
 
 const { memory, control, interpreter, regions, index, vcpuCount } = workerData as SmpTask;
@@ -24,7 +24,7 @@ for (let round = 0; ;) {
   Atomics.wait(words, CONTROL.round, round);
   round = Atomics.load(words, CONTROL.round);
   if (round === CLOSE) break;
-  if (index >= Atomics.load(words, CONTROL.threads)) continue;
+  if (index >= (round & THREADS_MASK)) continue;
   const calls = host.hypercalls.length;
   while (host.hypercalls.length === calls) engine.run(engine.vcpu(machine.vcpuAddress(index)), SLICE);
   Atomics.add(words, CONTROL.done, 1);

@@ -5,8 +5,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Assembler } from '../../src/a64/test-assembler.ts';
 import type { SysOperation } from '../../src/a64/test-assembler.ts';
+import { FRAME, FRAME_STATE } from '../../src/abi/machine-memory.ts';
 import { vcpuRecord } from '../../src/abi/vcpu.ts';
-import { GUEST_BASE } from '../../src/cpu/test-machine.ts';
+import { GUEST_BASE, createTestMachine } from '../../src/cpu/test-machine.ts';
 import { DATA, Guest, PROGRAM, PageTables, USER_DATA, ec, fault, pte, sctlr, systemTest, tcr } from './guest.ts';
 
 const at = vcpuRecord.at;
@@ -292,6 +293,41 @@ systemTest('a flush while a frame is waited for makes the translation be done ag
     assert.notEqual(g.read64(DATA + offset), 333n, name);
     assert.equal(loadAfter(g, VA + offset), 333n, `${name}: and no entry of before is left`);
   }
+});
+
+systemTest('a page that is mapped elsewhere while the decode cache is emptied is run from there', g => {
+  g.enableMmu();
+  const { host, engine, vcpu } = g.m;
+  g.m.load(Number(DATA), routine(1));
+  g.m.load(Number(DATA + PAGE), routine(2));
+  const bits = pte.accessed | pte.readOnly;
+  g.lower.map(VA, DATA, bits);
+  const { decodeCache } = engine;
+  const { slotFor } = decodeCache;
+  const { flushDecodeCache } = host;
+  const full = g.m.machine.firstFrame + Number(DATA - BigInt(GUEST_BASE)) / 4096;
+  decodeCache.slotFor = mfn => mfn === full ? 0 : slotFor.call(decodeCache, mfn);
+  host.flushDecodeCache = of => {
+    decodeCache.slotFor = slotFor;
+    g.lower.map(VA, DATA + PAGE, bits);
+    flushDecodeCache.call(host, of);
+  };
+  vcpu.setX(1, VA);
+  g.complete(1, a => a.blr(1));
+  assert.equal(vcpu.x(0), 2n);
+});
+
+test('a frame that was code and is the root of a p2m now keeps its lock when the decode cache is emptied', () => {
+  const { machine, engine: { decodeCache } } = createTestMachine();
+  const { u32 } = machine;
+  const [root, code] = [machine.frameEnd - 1, machine.frameEnd - 2];
+  const wordOf = (mfn: number, field: number): number => (machine.region('frameTable').offsetBytes + mfn * FRAME.sizeBytes + field) / 4;
+  for (const mfn of [root, code]) decodeCache.slotFor(mfn);
+  const locked = u32[wordOf(root, FRAME.at.decode)]!;
+  assert.equal(locked, 1);
+  u32[wordOf(root, FRAME.at.state)] = FRAME_STATE.table;
+  decodeCache.empty();
+  assert.deepEqual([root, code].map(mfn => u32[wordOf(mfn, FRAME.at.decode)]), [locked, 0]);
 });
 
 systemTest('a program that changes the page that it runs in goes on in the copy of it that is made for that', g => {

@@ -21,8 +21,11 @@ function makeSBoxes(): { forward: Uint8Array; inverse: Uint8Array } {
   const forward = new Uint8Array(256);
   const inverse = new Uint8Array(256);
   for (let value = 0; value < 256; value++) {
-    let inverted = 1;
-    for (let k = 0; k < 254; k++) inverted = multiply(inverted, value); // a^254 is the inverse, and 0 for 0
+    let inverted = 1; // a^254 is the inverse, and 0 for 0; it is a² · a⁴ · … · a¹²⁸
+    for (let k = 0, power = value; k < 7; k++) {
+      power = multiply(power, power);
+      inverted = multiply(inverted, power);
+    }
     const rotations = inverted * 0x101; // the affine map sums the byte and its left rotations by 1 to 4
     let substituted = 0x63;
     for (let by = 0; by <= 4; by++) substituted ^= rotations >> (8 - by) & 0xff;

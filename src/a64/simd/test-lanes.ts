@@ -29,8 +29,7 @@ export function compile(
   const lanes = new Lanes(fpsrMachine(f), size, width);
   f.do(v128.store(i32.const(0), operation(lanes, vectors, f.let(i32.load(i32.const(COUNT_ADDRESS))))));
   module.export('run', f);
-  const table = new WebAssembly.Table({ initial: 0, element: 'anyfunc' });
-  const instance = new WebAssembly.Instance(new WebAssembly.Module(module.encode()), { env: { memory, table } });
+  const instance = new WebAssembly.Instance(new WebAssembly.Module(module.encode()), { env: { memory } });
   const run = instance.exports['run'] as () => void;
   const view = new DataView(memory.buffer);
   return (values, count = 0) => {

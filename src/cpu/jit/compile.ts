@@ -6,12 +6,12 @@ import { ModuleBuilder } from '../../wasm/module.ts';
 import type { MemoryImport } from '../../wasm/module.ts';
 import type { Callable } from '../../wasm/function.ts';
 import { computeSignature } from '../emitted-calls.ts';
-import { handlerSignature, sharedFunctions } from '../interpreter.ts';
+import { TABLE_SIZE, handlerSignature, sharedFunctions } from '../interpreter.ts';
 import { RegionEmitter } from './region-emitter.ts';
 import type { Natures } from './region-emitter.ts';
 import type { RegionContext } from './region-machine.ts';
 import { formRegion } from './region.ts';
-import type { Region } from './region.ts';
+import type { IsReached, Region } from './region.ts';
 
 /** A region and its place in the table. */
 export interface PlacedRegion {
@@ -34,12 +34,13 @@ export class RegionCompiler {
   }
 
   /** @param words of a page @returns undefined when there is nothing to compile */
-  form(words: Uint32Array, entry: number, maximum?: number): Region | undefined {
-    return formRegion(words, entry, this.#surveyor.endsInTrap, maximum);
+  form(words: Uint32Array, entry: number, maximum?: number, isReached?: IsReached): Region | undefined {
+    return formRegion(words, entry, this.#surveyor.endsInTrap, maximum, isReached);
   }
 
   #begin(): { module: ModuleBuilder; emitter: RegionEmitter } {
     const module = new ModuleBuilder(handlerSignature, this.#memory);
+    module.importTable(TABLE_SIZE);
     const shared = Object.fromEntries(Object.entries(sharedFunctions)
       .map(([name, signature]) => [name, module.importFunction(name, signature)])) as Record<keyof typeof sharedFunctions, Callable>;
     const compute = Object.fromEntries(computeNames

@@ -28,8 +28,9 @@ function run({ vcpu, engine, host }: TestVcpu, address: number, slice = 10_000, 
   vcpu.set64(at.pcBase, BigInt(address));
   const calls = host.hypercalls.length;
   for (let slices = 0; host.hypercalls.length === calls; slices++) {
-    assert.ok(slices < 1000, 'the loop does not end');
-    engine.run(vcpu, slice);
+    assert.ok(slices < 2000, 'the loop does not end');
+    // Not always of the same length, or they might always end at the same place of a loop.
+    engine.run(vcpu, slice + slices % 19);
     afterSlice();
   }
   return { result: vcpu.x(1), retired: vcpu.get64(at.instructionsRetired) - before };
@@ -48,6 +49,31 @@ test('a loop that runs long is compiled, with the same result and count', () => 
   assert.deepEqual(run(m, GUEST_BASE), { result: sum(3), retired: RETIRED });
   assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount, 'the loop is a region');
   assert.deepEqual(run(m, GUEST_BASE), { result: sum(3), retired: RETIRED });
+});
+
+/** Places of regions, in instructions from the start of the memory. */
+function regionsBelow({ engine, machine }: TestMachine, count: number): number[] {
+  const slot = engine.decodeCache.slotFor(machine.firstFrame);
+  return Array.from({ length: count }, (_, index) => index).filter(index => machine.u16[(slot + index * 16) / 2]! >= handlerCount);
+}
+
+test('what comes behind a trap is compiled', () => {
+  const m = createTestMachine({ regions: { quantumMin: 500 } });
+  const MRS_CNTFRQ = 0xd53be003;
+  const code = new Assembler().nop().label('again').word(MRS_CNTFRQ).add(1, 1, 3).add(1, 1, 4).subs(0, 0, 1).bCond('ne', 'again').hvc(0);
+  m.load(GUEST_BASE, code.words());
+  assert.equal(run(m, GUEST_BASE, 1000).result, sum(7));
+  assert.ok(regionsBelow(m, 7).includes(2), `regions at ${regionsBelow(m, 7)}`);
+});
+
+test('where a region ends for its size, the next one begins', () => {
+  const m = createTestMachine({ regions: { quantumMin: 500, regionMax: 6 } });
+  const code = new Assembler().nop().label('again');
+  for (let i = 0; i < 18; i++) code.add(1, 1, 1);
+  m.load(GUEST_BASE, code.subs(0, 0, 1).bCond('ne', 'again').hvc(0).words());
+  assert.equal(run(m, GUEST_BASE, 1000).result, sum(18));
+  const found = regionsBelow(m, 21);
+  assert.deepEqual([1, 7, 13, 19].filter(index => !found.includes(index)), [], `regions at ${found}`);
 });
 
 test('equal code in another page is not compiled again', () => {

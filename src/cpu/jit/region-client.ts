@@ -1,5 +1,6 @@
 // A pCPU thread's side of compilation: finds hot code, asks for it, and takes in what comes.
 
+import { HANDLER_END_OF_PAGE } from '../../abi/decode-cache.ts';
 import { MACHINE_HEADER } from '../../abi/machine-memory.ts';
 import { assert } from '../../base/assert.ts';
 import type { MachineMemory } from '../../memory/machine-memory.ts';
@@ -66,6 +67,7 @@ export class RegionClient {
       return;
     }
     this.quantum = this.#quantumMin;
+    if (handler === HANDLER_END_OF_PAGE) return;
     const samples = (this.#samples.get(record) ?? 0) + 1;
     if (this.#samples.size >= PLACES_MAX) this.#samples.clear();
     this.#samples.set(record, samples);

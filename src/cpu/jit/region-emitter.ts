@@ -11,7 +11,7 @@ import { assert } from '../../base/assert.ts';
 import type { FunctionBuilder, Label } from '../../wasm/function.ts';
 import { settleStates } from './path-states.ts';
 import type { BlockState, Effects } from './path-states.ts';
-import { RegionMachine } from './region-machine.ts';
+import { RegionMachine, atMerge } from './region-machine.ts';
 import type { FlagState, PathState, RegionContext } from './region-machine.ts';
 import { isBackward } from './region.ts';
 import type { Block, Instruction, Region } from './region.ts';
@@ -135,7 +135,7 @@ class Structure {
     if (flags === 'merged') machine.mergeFlags();
     machine.makeAvailable(available);
     return {
-      available, dirty, fpChecked: false, isInLoop: to.isInLoop,
+      available, dirty, ...atMerge, isInLoop: to.isInLoop,
       flags: typeof flags === 'string' ? flags : this.#flagsOf.get(flags)!,
     };
   }
@@ -201,8 +201,6 @@ class Structure {
   }
 
   #leave(target: number): void {
-    // Only a way back can make a circle.
-    if (target <= this.#place) this.#machine.leaveIfDue(target);
     this.#machine.leaveTo(target);
   }
 }

@@ -3,10 +3,9 @@
 //
 //   first use on a way: local ← vCPU record        exit, or a slow path: changed locals ─► vCPU record
 //
-// A slow path (TLB miss) is called with everything in the record, because it may end in an exception; it changes no
-// register, so the code behind it goes on with its locals. Outside of loops registers are stored before the access in
-// any case: sooner or later they are, and the slow path is short then. Whatever else is slow, is left to the
-// interpreter's handler of the same instruction: the region is left before it, with nothing of it done.
+// Whatever is slow, an access without a TLB entry among it, is left to the interpreter's handler of the same instruction:
+// the region is left before it, with nothing of it done that may not be done twice. Outside of loops registers are stored
+// before an access in any case: sooner or later they are, and the way out is short then.
 //
 // The rest of the state stays in the vCPU record.
 
@@ -19,8 +18,9 @@ import { assert } from '../../base/assert.ts';
 import type { Callable, FunctionBuilder } from '../../wasm/function.ts';
 import { i32, i64 } from '../../wasm/scalar.ts';
 import { f32x4, f64x2, i32x4, i64x2, v128, v128FromI64 } from '../../wasm/vector.ts';
-import type { Expr, F32, F64, I32, I64, V128 } from '../../wasm/types.ts';
-import { EngineMachine, goThroughTlb, leaveIfDue } from '../engine-machine.ts';
+import { withSum } from '../../wasm/types.ts';
+import type { Address, Expr, F32, F64, I32, I64, Sum, V128 } from '../../wasm/types.ts';
+import { EngineMachine, dispatch, goThroughTlb, handlerBehind, leaveIfDue } from '../engine-machine.ts';
 import type { EngineContext } from '../engine-machine.ts';
 import { carryOut, conditionOf, packedFlags, recordFlags } from '../flags.ts';
 import { FLAG_KIND, flagKindOf } from './lazy-flags.ts';
@@ -34,6 +34,8 @@ const at = vcpuRecord.at;
 export interface RegionContext extends EngineContext {
   /** (vCPU, kind, a, b): flags of an operation to the vCPU record (lazy-flags.ts). */
   readonly storeFlags: Callable;
+  /** (record, vCPU, fuel, number of its handler, and of the flags kind, a, b): to that handler. */
+  readonly handOver: Callable;
 }
 
 /**
@@ -53,9 +55,26 @@ export interface PathState {
   fpChecked: boolean;
   /** Changed registers stay in locals until a slow path or the end. */
   isInLoop: boolean;
+  /** What is known of the values of general registers: equal sums, equal values. */
+  sums: ReadonlyMap<number, Sum>;
+  /** Accesses before, of which the host addresses are in locals; the last one first. */
+  known: readonly KnownHost[];
 }
-const atEntry = (): PathState =>
-  ({ available: noRegisters, dirty: noRegisters, flags: 'record', fpChecked: false, isInLoop: false });
+export interface KnownHost {
+  /** The access's address. */
+  readonly address: Sum;
+  readonly access: 'read' | 'write';
+  /** Which of the locals for host addresses has it. */
+  readonly slot: number;
+}
+/** What is known in a block that several ways lead to, beside what they have in common. */
+export const atMerge: Pick<PathState, 'fpChecked' | 'sums' | 'known'> = { fpChecked: false, sums: new Map(), known: [] };
+const atEntry = (): PathState => ({ available: noRegisters, dirty: noRegisters, flags: 'record', isInLoop: false, ...atMerge });
+
+/** For host addresses that are known at the same time. */
+const HOST_SLOTS = [0, 1, 2, 3] as const;
+/** Bytes from one access to another that is expected in the same page. */
+const REACH = 512;
 
 /** Goes to a place in the same page; the path's state is the machine's. The code behind it is not reached. */
 export type FollowEdge = (target: number) => void;
@@ -69,6 +88,8 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   readonly #tlbs: { read: I32; write: I32 };
   readonly #merged: { kind: I32; a: I64; b: I64 };
   readonly #follow: FollowEdge;
+  readonly #hostSlots: Address[] = [];
+  #lastValue = 0;
   #instruction: Instruction | undefined;
   #ended = false;
   #depth = 0;
@@ -219,12 +240,23 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   leaveTo(target: number): void {
     this.#spillInline();
     const record = this.f.let(this.#recordOf(target));
-    this.f.returnCallIndirect(i32.load16U(record), record, this.vcpu, this.fuel);
+    // Not only on ways back: where no vCPU ever stops, nobody finds hot code.
+    if (target < PAGE_INSTRUCTIONS) leaveIfDue(this.f, this.context.leave, record, this.vcpu, this.fuel);
+    dispatch(this.f, record, this.vcpu, this.fuel);
   }
   /** The interpreter does this instruction. */
   #handOver(): void {
-    this.spill();
-    this.f.returnCallIndirect(i32.const(this.#instruction!.handler), this.record(), this.vcpu, this.fuel);
+    this.#spillRegisters();
+    const record = this.f.let(this.record());
+    const { flags } = this.state;
+    // No call that comes back: a function without one is compiled faster.
+    if (flags !== 'record') {
+      const { kind, a, b } = flags === 'merged' ? this.#merged
+        : { kind: i32.const(flagKindOf(flags)), ...RegionMachine.#lazy(flags) };
+      const handler = i32.const(this.#instruction!.handler);
+      return this.f.returnCall(this.context.handOver, record, this.vcpu, this.fuel, handler, kind, a, b);
+    }
+    this.f.returnCallIndirect(i32.const(this.#instruction!.handler), record, this.vcpu, this.fuel, handlerBehind(record));
   }
 
   // ---- general registers
@@ -235,13 +267,28 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   }
   x(r: Reg): I64 {
     this.read.add(r);
-    return r.value === ZERO_SLOT ? i64.const(0) : this.#localOf(this.#general, r);
+    return r.value === ZERO_SLOT ? i64.const(0) : withSum(this.#localOf(this.#general, r), this.#sumOf(r.value as number));
+  }
+  #sumOf(n: number): Sum {
+    const known = this.state.sums.get(n);
+    if (known !== undefined) return known;
+    const sum = { of: ++this.#lastValue, plus: 0n };
+    this.state.sums = new Map(this.state.sums).set(n, sum);
+    return sum;
+  }
+  #learn(n: number, sum: Sum | undefined): void {
+    const sums = new Map(this.state.sums);
+    // What is written on some ways through the meaning only is neither what it was nor this.
+    if (sum === undefined || this.f.depth !== this.#depth) sums.delete(n);
+    else sums.set(n, sum);
+    this.state.sums = sums;
   }
   w(r: Reg): I32 { return i32.wrapI64(this.x(r)); }
   setX(r: Reg, value: I64): void {
     this.#noteWrite(r);
     if (r.value === DISCARD_SLOT) return this.f.drop(value);
     this.f.set(this.#localOf(this.#general, r), value);
+    this.#learn(r.value as number, value.sum);
     this.#change({ general: 1 << (r.value as number), vectors: 0 });
   }
   /** What is written on some ways through the meaning only, is needed as well. */
@@ -292,6 +339,41 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     this.#addressed.add(n);
     return super.vAddress(r);
   }
+
+  // ---- accesses near others
+  //
+  // A translation that was found stays good until emitted code is left or a call is made that may change it.
+
+  protected override handMissOver(): void { this.#handOver(); }
+  protected override nearby(va: I64, sizeBytes: number, access: 'read' | 'write'): { host: Address; isOutside: I32 } | undefined {
+    const { sum } = va;
+    if (sum === undefined) return undefined;
+    for (const known of this.state.known) {
+      const distance = Number(sum.plus - known.address.plus);
+      // What may be written may be read.
+      const isIts = known.address.of === sum.of && (known.access === access || access === 'read');
+      if (!isIts || Math.abs(distance) > REACH || (distance < 0 && distance + sizeBytes > 0)) continue;
+      const host = this.#hostSlot(known.slot);
+      const low = host.type === 'i64' ? i32.wrapI64(host) : host;
+      // The end that is farther away: it is in the same page as the access before if nothing changes above the page's bits.
+      const end = i32.add(low, i32.const(distance < 0 ? distance : distance + sizeBytes - 1));
+      const moved = host.type === 'i64' ? i64.add(host, i64.const(distance)) : i32.add(host, i32.const(distance));
+      return { host: this.f.let<'i32' | 'i64'>(moved), isOutside: i32.and(i32.xor(end, low), i32.const(~0xfff)) };
+    }
+    return undefined;
+  }
+  protected override foundHost(va: I64, access: 'read' | 'write', host: Address): void {
+    if (va.sum === undefined || this.f.depth !== this.#depth) return;
+    const { known } = this.state;
+    const slots = known.map(({ slot }) => slot);
+    const slot = HOST_SLOTS.find(each => !slots.includes(each)) ?? slots.at(-1)!;
+    this.f.set(this.#hostSlot(slot), host);
+    this.state.known = [{ address: va.sum, access, slot }, ...known.filter(each => each.slot !== slot)];
+  }
+  #hostSlot(slot: number): Address {
+    return this.#hostSlots[slot] ??= this.f.lastingLocal(this.context.addressType);
+  }
+  protected override forgetHosts(): void { this.state.known = []; }
 
   // ---- flags
   setFlags(source: FlagSource): void {

@@ -62,6 +62,18 @@ test('nothing where there is no instruction; the end of the page and the largest
   assert.deepEqual([limited.instructionCount, limited.blocks[0]!.next], [10, 10]);
 });
 
+test('what nobody has got to is left out: targets of branches, and what follows one that is always taken', () => {
+  const words = new Uint32Array(PAGE_INSTRUCTIONS);
+  words.set(new Assembler(0n).label('again').cbz(3, 'error').subs(0, 0, 1).bCond('ne', 'again').add(1, 1, 1).svc(0)
+    .label('error').add(2, 2, 2).svc(0).words());
+  const formed = (reached: readonly number[]) => formRegion(words, 0, ({ row }) => TRAPS.has(row.name), 100, index => reached.includes(index))!;
+  assert.deepEqual(starts(formed([0, 1, 2, 3, 4, 5, 6]).blocks).toSorted(), [0, 1, 3, 5]);
+  assert.deepEqual(starts(formed([0, 1, 2, 3, 4]).blocks).toSorted(), [0, 1, 3]);
+  const loop = formed([0, 1, 2]);
+  assert.deepEqual(starts(loop.blocks), [0, 1]);
+  assert.deepEqual([loop.entry.isLoopHead, loop.blocks[1]!.next, loop.blocks[1]!.successors], [true, 3, [loop.entry]]);
+});
+
 test('equal instructions at equal places have the same key, others not', () => {
   const one = form(a => a.add(0, 0, 1).svc(0))!;
   assert.equal(one.key, form(a => a.add(0, 0, 1).svc(0).add(3, 3, 3))!.key);

@@ -64,9 +64,14 @@ export interface Region {
 /** Whether an instruction always ends in a trap: known only when its meaning is emitted, so the emitter tells. */
 export type EndsInTrap = (instruction: Instruction) => boolean;
 
+/** Whether some vCPU has got to a place in the page, as far as that is known. */
+export type IsReached = (index: number) => boolean;
+
 /** @returns undefined when there is nothing to compile at the entry */
-export function formRegion(words: Uint32Array, entry: number, endsInTrap: EndsInTrap, maximum = REGION_MAX): Region | undefined {
-  const { found, leaders } = explore(words, entry, endsInTrap, maximum);
+export function formRegion(
+  words: Uint32Array, entry: number, endsInTrap: EndsInTrap, maximum = REGION_MAX, isReached: IsReached = () => true,
+): Region | undefined {
+  const { found, leaders } = explore(words, entry, endsInTrap, maximum, isReached);
   if (!found.has(entry)) return undefined;
   const blocks = makeBlocks(found, leaders, endsInTrap);
   const first = blocks.get(entry)!;
@@ -100,7 +105,7 @@ export function decodeAt(words: Uint32Array, index: number): Instruction | undef
 /** A call's target is another region's: what comes back from there comes back to the entry of yet another. */
 const isCall = ({ operands }: Instruction): boolean => 'link' in operands;
 
-function explore(words: Uint32Array, entry: number, endsInTrap: EndsInTrap, maximum: number) {
+function explore(words: Uint32Array, entry: number, endsInTrap: EndsInTrap, maximum: number, isReached: IsReached) {
   const found = new Map<number, Instruction>();
   const leaders = new Set([entry]);
   const waiting = [entry];
@@ -117,12 +122,13 @@ function explore(words: Uint32Array, entry: number, endsInTrap: EndsInTrap, maxi
       const { row, target } = instruction;
       if (target !== undefined && !isCall(instruction)) {
         leaders.add(target);
-        if (!found.has(target)) waiting.push(target);
+        if (!found.has(target) && isReached(target)) waiting.push(target);
       }
       if (row.ends || endsInTrap(instruction)) break;
       if (row.branch === undefined) continue;
       leaders.add(index + 1);
       branches++;
+      if (!isReached(index + 1)) break;
     }
   }
   return { found, leaders };

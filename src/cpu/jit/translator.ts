@@ -6,28 +6,31 @@
 // Regions are position-independent, so equal code in another page (a fork's copy, the same library in another guest)
 // is compiled once; and where all of a page is equal, all of its regions come at once (page-contents.ts).
 
+import { tuning } from '../../base/tuning.ts';
 import type { MachineMemory } from '../../memory/machine-memory.ts';
 import type { MemoryImport } from '../../wasm/module.ts';
 import { DecodeCache } from '../decode-cache.ts';
-import { interpreterTableSize } from '../interpreter.ts';
+import type { CodePage } from '../decode-cache.ts';
+import { handlerCount } from '../../a64/table.ts';
+import { TABLE_SIZE } from '../interpreter.ts';
 import { RegionCompiler } from './compile.ts';
 import type { PlacedRegion } from './compile.ts';
 import { PageContents } from './page-contents.ts';
 import type { PlacedEntry } from './page-contents.ts';
 import { PAGE_INSTRUCTIONS } from './region.ts';
-import type { Region } from './region.ts';
+import type { IsReached, Region } from './region.ts';
 import type { RegionEntry, RegionReset } from './region-parcels.ts';
 
-/** A decoded record names its handler with sixteen bits. */
-export const TABLE_SIZE = 0x1_0000;
 /** Regions that one batch may add: it is bounded by what threads ask for between two translations. */
 const BATCH_ROOM = 0x2000;
 /** Emitted code of all regions at most. V8 makes some 3.6 times as much of it, so this is about 230 MiB of machine code. */
-const CODE_MAX_BYTES = 64 * 2 ** 20;
+const CODE_MAX_BYTES = tuning.emittedBytes ?? 64 * 2 ** 20;
 
 export interface TranslatorLimits {
   /** Instructions of a region at most. */
   readonly regionMax?: number;
+  /** Has regions contain what no vCPU has got to as well. */
+  readonly unreachedToo?: boolean;
   /** Regions at most before all are given up. */
   readonly regionCountMax?: number;
   readonly codeMaxBytes?: number;
@@ -52,7 +55,7 @@ export class Translator {
   readonly #asked = new Set<number>();
   #batch: PlacedRegion[] = [];
   #entries = new Map<number, RegionEntry[]>();
-  #nextIndex = interpreterTableSize;
+  #nextIndex = handlerCount;
   #codeBytes = 0;
   #epoch = 0;
 
@@ -77,7 +80,7 @@ export class Translator {
     // A copy: the guest may write to the page meanwhile.
     const words = this.#machine.u32.slice(page.mfn * PAGE_INSTRUCTIONS, (page.mfn + 1) * PAGE_INSTRUCTIONS);
     const known = this.#contents.of(words);
-    const wanted = known.get(page.index) ?? this.#enter(words, page.index, known);
+    const wanted = known.get(page.index) ?? this.#enter(words, page, known);
     const entries = this.#entries.get(requester) ?? [];
     this.#entries.set(requester, entries);
     // One that is asked for again has been lost: its page has changed and is as it was once more.
@@ -85,14 +88,21 @@ export class Translator {
     for (const { index, indices, tableIndex } of news) entries.push({ page: { ...page, index }, indices, tableIndex });
   }
 
-  #enter(words: Uint32Array, index: number, known: Map<number, PlacedEntry>): PlacedEntry | undefined {
-    const region = this.#compiler.form(words, index, this.#limits.regionMax);
+  #enter(words: Uint32Array, { index, mfn }: CodePage, known: Map<number, PlacedEntry>): PlacedEntry | undefined {
+    const region = this.#compiler.form(words, index, this.#limits.regionMax, this.#reachedIn(mfn));
     if (region === undefined) return undefined;
     const tableIndex = this.#known.get(region.key) ?? this.#place(region);
     const indices = region.blocks.flatMap(block => block.instructions.map(instruction => instruction.index));
     const entry = { index, indices, tableIndex };
     known.set(index, entry);
     return entry;
+  }
+
+  /** What no vCPU has got to by now is not worth compiling: a quarter of all code is on ways that errors would take. */
+  #reachedIn(mfn: number): IsReached | undefined {
+    if (this.#limits.unreachedToo) return undefined;
+    const decoded = this.#decodeCache.decodedIn(mfn);
+    return decoded && (index => (decoded[index >>> 5]! >>> (index & 31) & 1) !== 0);
   }
 
   #place(region: Region): number {
@@ -104,7 +114,7 @@ export class Translator {
 
   /** Whether there may be no room for a further batch: time to `startOver`. */
   get isFull(): boolean {
-    const { regionCountMax = TABLE_SIZE - interpreterTableSize - BATCH_ROOM, codeMaxBytes = CODE_MAX_BYTES } = this.#limits;
+    const { regionCountMax = TABLE_SIZE - handlerCount - BATCH_ROOM, codeMaxBytes = CODE_MAX_BYTES } = this.#limits;
     return this.#known.size >= regionCountMax || this.#codeBytes >= codeMaxBytes;
   }
   /** Forgets all regions. What was asked for and not yet translated is lost: it is hot and will be asked for again. */
@@ -114,7 +124,7 @@ export class Translator {
     this.#asked.clear();
     this.#batch = [];
     this.#entries = new Map();
-    this.#nextIndex = interpreterTableSize;
+    this.#nextIndex = handlerCount;
     this.#codeBytes = 0;
     return { epoch: ++this.#epoch };
   }

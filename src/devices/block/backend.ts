@@ -6,6 +6,9 @@
 // Whatever a guest puts into the ring, a request ends in a response: with BLKIF_RSP_ERROR when its grants, its segments or
 // its place on the disk are none, with EOPNOTSUPP when the host does not know it. While a request is under way its frames
 // are pinned, so that a guest that takes them back hurts itself only.
+//
+// Between requests the ring is lent to the disk thread, if there is one and the disk is one file (lane.ts). It comes back
+// with the first request that is not for that thread, and whenever the ring, or the disk, is to stand still or to change.
 
 import { BLKIF_OP, BLKIF_RSP, blkifRequest, blkifSegment } from '../../abi/xen-block.ts';
 import { FRAME_BYTES } from '../../abi/machine-memory.ts';
@@ -14,8 +17,10 @@ import { assert } from '../../base/assert.ts';
 import { systemClock } from '../../base/clock.ts';
 import type { Clock } from '../../base/clock.ts';
 import type { GuestBus, GuestPage } from '../../hypervisor/guest-bus.ts';
-import type { Pieces } from './block-file.ts';
+import type { LentFile, Pieces } from './block-file.ts';
 import { errnoOf } from './errors.ts';
+import { LANE_COUNTERS, LANE_RETURN } from './lane.ts';
+import type { Lane, LaneCounter, LaneReturn } from './lane.ts';
 import { RateLimit } from './rate-limit.ts';
 import type { RateLimits } from './rate-limit.ts';
 import { SEGMENTS_PER_PAGE, readRequest, readSegments } from './request.ts';
@@ -36,6 +41,8 @@ export interface BlockMedium {
   write(pieces: Pieces, offset: number): Promise<void>;
   flush(): Promise<void>;
   discard(offset: number, sizeBytes: number): Promise<void>;
+  /** The file that is the whole disk, while nothing else is asked of it; undefined: there is none such. */
+  lend?(): LentFile | undefined;
 }
 
 export interface BackendOptions {
@@ -74,11 +81,13 @@ export interface BlockMetrics {
   badIndices: number;
   /** How often the limits made the guest wait. */
   throttled: number;
+  /** Of the reads and writes, those that the disk thread has answered. */
+  byDiskThread: number;
 }
 
 export const newMetrics = (): BlockMetrics => ({
   reads: 0, writes: 0, flushes: 0, discards: 0, readBytes: 0, writtenBytes: 0, badRequests: 0, failures: 0,
-  latencyMicrosSum: 0, latencyMicrosMax: 0, notifications: 0, badIndices: 0, throttled: 0,
+  latencyMicrosSum: 0, latencyMicrosMax: 0, notifications: 0, badIndices: 0, throttled: 0, byDiskThread: 0,
 });
 
 /** Enough for every slot of a ring of one page with 11 segments each, and for large indirect requests. */
@@ -89,6 +98,9 @@ const MEMORY_RETRIES = 100;
 /** Requests taken in one turn of the event loop at most: a guest whose requests fail at once must not hold the host's thread. */
 const REQUESTS_PER_TURN = 512;
 
+/** After the disk was found slow, the disk thread is not asked for so long. */
+const SLOW_REST_NANOS = 1e9;
+
 /** A page in use by requests; one that is kept stays mapped without any. */
 interface HeldPage {
   readonly page: GuestPage;
@@ -96,11 +108,20 @@ interface HeldPage {
   isKept: boolean;
 }
 
+/** The ring and the disk's file, while they are with the disk thread. */
+interface CurrentLoan {
+  readonly lane: Lane;
+  readonly file: LentFile;
+  readonly writesBefore: number;
+  /** It has been asked for, and counts as a request under way until it is back. */
+  isAwaited: boolean;
+}
+
 /** The guest's fault; the answer is an error. */
 class BadRequest extends Error {}
 
 export class BlockBackend {
-  readonly metrics: BlockMetrics;
+  readonly #metrics: BlockMetrics;
   readonly #guest: BlockGuest;
   readonly #disk: BlockMedium;
   readonly #clock: Clock;
@@ -118,6 +139,12 @@ export class BlockBackend {
   readonly #waiting: { readonly inFlight: number; readonly tell: () => void }[] = [];
   /** Requests since the loop was last let go on to everything else. */
   #taken = 0;
+  #lane: Lane | undefined;
+  /** While the ring is with the disk thread. */
+  #loan: CurrentLoan | undefined;
+  #lendFromNanos = 0;
+  /** What the metrics have of the lane's counters. */
+  readonly #counted = new Map<LaneCounter, number>();
   #timer: NodeJS.Timeout | undefined;
 
   constructor({ guest, disk, limits = {}, clock = systemClock, metrics = newMetrics() }: BackendOptions) {
@@ -125,12 +152,18 @@ export class BlockBackend {
     this.#disk = disk;
     this.#clock = clock;
     this.#limit = new RateLimit(limits, clock);
-    this.metrics = metrics;
+    this.#metrics = metrics;
   }
 
   setLimits(limits: RateLimits): void {
     this.#limit = new RateLimit(limits, this.#clock);
+    this.#takeBack();
     this.service();
+  }
+
+  get metrics(): BlockMetrics {
+    if (this.#lane !== undefined) this.#count(this.#lane);
+    return this.#metrics;
   }
 
   // ---- connection ---------------------------------------------------------------------------------------------------
@@ -161,8 +194,9 @@ export class BlockBackend {
     this.#timer = undefined;
     this.#epoch++;
     this.#connection = undefined;
-    this.#unmapAll();
     this.#ring = undefined;
+    this.#endLane();
+    this.#unmapAll();
   }
 
   #mapRing(position: number): boolean {
@@ -176,8 +210,12 @@ export class BlockBackend {
       pages.push(page);
     }
     this.#ringPages = pages;
-    this.#ring = new BlockRing(pages.map(({ mfn }) => this.#bytes(mfn, 0, FRAME_BYTES)), position);
+    this.#ring = this.#ringAt(position);
     return true;
+  }
+
+  #ringAt(position: number): BlockRing {
+    return new BlockRing(this.#ringPages.map(({ mfn }) => this.#bytes(mfn, 0, FRAME_BYTES)), position);
   }
 
   #unmapAll(): void {
@@ -210,15 +248,15 @@ export class BlockBackend {
   /** Starts what there is to do: to be called when the guest has signalled. */
   service(): void {
     const ring = this.#ring;
-    if (ring === undefined || this.#timer !== undefined) return;
+    if (ring === undefined || this.#timer !== undefined || this.#loan !== undefined) return;
     while (!this.#isPaused && !this.#hasBarrier && this.#taken < REQUESTS_PER_TURN) {
       const delayMillis = this.#limit.delayMillis();
       if (delayMillis > 0) return this.#serviceLater(delayMillis);
       const slot = new Uint8Array(blkifRequest.sizeBytes);
       const isTaken = ring.take(slot);
-      this.metrics.badIndices += ring.badIndices;
+      this.#metrics.badIndices += ring.badIndices;
       ring.badIndices = 0;
-      if (!isTaken) return;
+      if (!isTaken) return this.#lend(ring);
       // Counted on from turn to turn: a call back in every turn would cost each small request its way through the loop.
       if (++this.#taken === REQUESTS_PER_TURN) setImmediate(() => this.#nextTurn());
       this.#limit.takeRequest();
@@ -233,7 +271,7 @@ export class BlockBackend {
   }
 
   #serviceLater(delayMillis: number): void {
-    this.metrics.throttled++;
+    this.#metrics.throttled++;
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
       this.service();
@@ -249,10 +287,10 @@ export class BlockBackend {
     if (isBarrier) this.#hasBarrier = false;
     this.#inFlight--;
     const micros = (this.#clock.monotonicNanos() - start) / 1000;
-    this.metrics.latencyMicrosSum += micros;
-    this.metrics.latencyMicrosMax = Math.max(this.metrics.latencyMicrosMax, micros);
+    this.#metrics.latencyMicrosSum += micros;
+    this.#metrics.latencyMicrosMax = Math.max(this.#metrics.latencyMicrosMax, micros);
     if (this.#epoch === epoch && ring.respond(request.idLow, request.idHigh, request.kind, status)) {
-      this.metrics.notifications++;
+      this.#metrics.notifications++;
       this.#guest.notify();
     }
     this.#tellWaiting();
@@ -262,12 +300,12 @@ export class BlockBackend {
 
   #statusOf(error: unknown): number {
     if (error instanceof BadRequest) {
-      this.metrics.badRequests++;
+      this.#metrics.badRequests++;
       return BLKIF_RSP.error;
     }
     // What the system has refused; anything else is our bug, and not the guest's to hear.
     if (errnoOf(error) === undefined) throw error;
-    this.metrics.failures++;
+    this.#metrics.failures++;
     return BLKIF_RSP.error;
   }
 
@@ -294,12 +332,12 @@ export class BlockBackend {
       for (const { ref } of segments) pages.push(this.#mapNow(ref, !isWrite) ?? await this.#mapLater(ref, !isWrite));
       const pieces = this.#piecesOf(segments, pages);
       if (isWrite) {
-        this.metrics.writes++;
-        this.metrics.writtenBytes += sizeBytes;
+        this.#metrics.writes++;
+        this.#metrics.writtenBytes += sizeBytes;
         await this.#disk.write(pieces, request.offset);
       } else {
-        this.metrics.reads++;
-        this.metrics.readBytes += sizeBytes;
+        this.#metrics.reads++;
+        this.#metrics.readBytes += sizeBytes;
         await this.#disk.read(pieces, request.offset);
       }
     } finally {
@@ -313,7 +351,7 @@ export class BlockBackend {
       const status = await this.#transfer(request, true);
       if (status !== BLKIF_RSP.okay) return status;
     }
-    this.metrics.flushes++;
+    this.#metrics.flushes++;
     await this.#disk.flush();
     return BLKIF_RSP.okay;
   }
@@ -339,7 +377,7 @@ export class BlockBackend {
   async #discard({ offset, discardBytes }: BlockRequest): Promise<number> {
     if (!this.#disk.canDiscard) return BLKIF_RSP.eopnotsupp;
     if (!(discardBytes > 0 && offset + discardBytes <= this.#disk.sizeBytes)) throw new BadRequest();
-    this.metrics.discards++;
+    this.#metrics.discards++;
     await this.#disk.discard(offset, discardBytes);
     return BLKIF_RSP.okay;
   }
@@ -410,11 +448,90 @@ export class BlockBackend {
     return pieces;
   }
 
+  // ---- the disk thread ----------------------------------------------------------------------------------------------
+
+  /** From now on the ring of this connection may be looked after there. @param lane closed with the connection */
+  useLane(lane: Lane): void {
+    assert(this.#lane === undefined && this.#ring !== undefined, 'a connection has one lane');
+    this.#lane = lane;
+  }
+
+  /** When nothing is under way and nothing waits. */
+  #lend(ring: BlockRing): void {
+    const lane = this.#lane;
+    if (lane === undefined || this.#inFlight > 0 || this.#ringPages.length === 0) return;
+    // These the thread knows nothing of.
+    if (this.#limit.isLimited || this.#connection!.isPersistent) return;
+    if (this.#clock.monotonicNanos() < this.#lendFromNanos) return;
+    const file = this.#disk.lend?.();
+    if (file === undefined) return;
+    // Not asked before: for a disk in layers, nobody need start the thread.
+    if (!lane.isReady) return file.giveBack(false);
+    const loan = { lane, file, writesBefore: lane.counter('writes'), isAwaited: false };
+    this.#loan = loan;
+    lane.lend({
+      ringMfns: this.#ringPages.map(({ mfn }) => mfn), position: ring.position, fd: file.fd, alignBytes: file.alignBytes,
+      sizeBytes: Math.min(this.#disk.sizeBytes, file.sizeBytes), isReadOnly: this.#disk.isReadOnly || !file.isWritable,
+    }, (why) => this.#back(loan, why));
+  }
+
+  #takeBack(): void {
+    const loan = this.#loan;
+    if (loan === undefined || loan.isAwaited) return;
+    if (loan.lane.recall()) this.#back(loan, LANE_RETURN.asked);
+    else this.#await(loan);
+  }
+  #await(loan: CurrentLoan): void {
+    if (!loan.isAwaited) this.#inFlight++;
+    loan.isAwaited = true;
+  }
+
+  /** Ring and file are the host's again. */
+  #back(loan: CurrentLoan, why: LaneReturn): void {
+    const { lane, file, writesBefore } = loan;
+    if (loan.isAwaited) this.#inFlight--;
+    file.giveBack(lane.counter('writes') > writesBefore);
+    if (why === LANE_RETURN.slow) this.#lendFromNanos = this.#clock.monotonicNanos() + SLOW_REST_NANOS;
+    // Of a connection that has ended there is no ring any more.
+    if (this.#loan === loan) {
+      this.#loan = undefined;
+      this.#ring = this.#ringAt(lane.position);
+    }
+    this.#tellWaiting();
+    this.service();
+  }
+
+  #endLane(): void {
+    const lane = this.#lane;
+    const loan = this.#loan;
+    this.#loan = undefined;
+    if (loan !== undefined) {
+      if (loan.lane.revoke()) this.#back(loan, LANE_RETURN.asked);
+      else this.#await(loan);
+    }
+    if (lane === undefined) return;
+    this.#count(lane);
+    this.#counted.clear();
+    this.#lane = undefined;
+    lane.close();
+  }
+
+  #count(lane: Lane): void {
+    for (const name of LANE_COUNTERS) {
+      const now = lane.counter(name);
+      if (name === 'latencyMicrosMax') this.#metrics[name] = Math.max(this.#metrics[name], now);
+      else this.#metrics[name] += now - (this.#counted.get(name) ?? 0);
+      if (name === 'reads' || name === 'writes') this.#metrics.byDiskThread += now - (this.#counted.get(name) ?? 0);
+      this.#counted.set(name, now);
+    }
+  }
+
   // ---- standing still -----------------------------------------------------------------------------------------------
 
   /** Resolves when no request is under way; from then on nothing is taken from the ring until `resume`. */
   async pause(): Promise<void> {
     this.#isPaused = true;
+    this.#takeBack();
     await this.#untilInFlight(0);
   }
 

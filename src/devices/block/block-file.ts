@@ -36,12 +36,22 @@ export interface BlockFileStats {
   bounced: number;
 }
 
+export interface LentFile {
+  readonly fd: number;
+  readonly alignBytes: number;
+  readonly sizeBytes: number;
+  readonly isWritable: boolean;
+  /** Once. @param wasWritten whether there is something for `sync` to do */
+  giveBack(wasWritten: boolean): void;
+}
+
 export class BlockFile {
   readonly path: string;
   readonly isWritable: boolean;
   readonly stats: BlockFileStats = { reads: 0, writes: 0, syncs: 0, bounced: 0 };
   #fd: number;
   #alignBytes: number;
+  #isAlignmentTried = false;
   #sizeBytes: number;
   #unsynced = false;
   /** A system that has failed to write forgets it: what was lost can't be made good by asking again. */
@@ -83,23 +93,28 @@ export class BlockFile {
         throw diskError('UNREADABLE', path, 'is neither a file nor a block device');
       }
       const sizeBytes = stat.isFile() ? Number(stat.size) : blockDeviceBytes(Number(stat.rdev));
-      const file = new BlockFile(path, fd, isDirect, isWritable, sizeBytes);
-      // Nobody waits for that: until it is known, small requests go the longer way.
-      if (isDirect && sizeBytes >= 2 * SMALL_ALIGN_BYTES) void file.#using(() => file.#tryAlignment());
-      return file;
+      return new BlockFile(path, fd, isDirect, isWritable, sizeBytes);
     } catch (error) {
       if (fd !== undefined) closeSync(fd);
       throw asDiskError(path, error);
     }
   }
 
-  /** Whether requests may be as small as a sector. */
+  /**
+   * Finds out whether requests may be as small as a sector, when there is one. It does not wait for that: most files never
+   * see any, and are opened quickly.
+   */
+  #noticeSmall(): void {
+    if (this.#isAlignmentTried || this.#sizeBytes < 2 * SMALL_ALIGN_BYTES) return;
+    this.#isAlignmentTried = true;
+    void this.#using(() => this.#tryAlignment());
+  }
   async #tryAlignment(): Promise<void> {
     using buffer = takeBuffer(SMALL_ALIGN_BYTES);
     const errno = await new Promise<string | undefined>((resolve) => {
       readv(this.#fd, [buffer.bytes], SMALL_ALIGN_BYTES, (error) => resolve(error?.code));
     });
-    if (errno === undefined) this.#alignBytes = SMALL_ALIGN_BYTES;
+    if (errno === undefined && this.isDirect) this.#alignBytes = SMALL_ALIGN_BYTES;
   }
 
   get isDirect(): boolean {
@@ -211,8 +226,24 @@ export class BlockFile {
     try {
       await work();
     } finally {
-      if (--this.#inUse === 0) this.#idle?.();
+      this.#unuse();
     }
+  }
+  #unuse(): void {
+    if (--this.#inUse === 0) this.#idle?.();
+  }
+
+  /** For another thread, which reads and writes inside the file, in multiples of `alignBytes`, until it is given back. */
+  lend(): LentFile {
+    assert(!this.#isClosed, 'the file is open');
+    this.#inUse++;
+    return {
+      fd: this.#fd, alignBytes: this.#alignBytes, sizeBytes: this.#sizeBytes, isWritable: this.isWritable,
+      giveBack: (wasWritten) => {
+        this.#unsynced ||= wasWritten;
+        this.#unuse();
+      },
+    };
   }
 
   /** When all that was begun has ended: the number of a closed descriptor may be another file's at once. */
@@ -272,6 +303,7 @@ export class BlockFile {
 
   async #bouncedRead(pieces: Pieces, offset: number): Promise<void> {
     this.stats.bounced++;
+    this.#noticeSmall();
     const { start, sizeBytes } = this.#around(pieces, offset);
     using buffer = takeBuffer(sizeBytes);
     await this.read([buffer.bytes], start);
@@ -284,6 +316,7 @@ export class BlockFile {
 
   async #bouncedWrite(pieces: Pieces, offset: number): Promise<void> {
     this.stats.bounced++;
+    this.#noticeSmall();
     const { start, sizeBytes, end } = this.#around(pieces, offset);
     const fileBytes = this.#sizeBytes;
     using buffer = takeBuffer(sizeBytes);

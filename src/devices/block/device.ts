@@ -16,6 +16,7 @@ import type { Store } from '../../xenstore/store.ts';
 import { BlockBackend } from './backend.ts';
 import type { BlockMetrics, RingConnection } from './backend.ts';
 import type { Disk, DiskState } from './disk.ts';
+import type { Lane } from './lane.ts';
 import type { RateLimits } from './rate-limit.ts';
 import { INDIRECT_SEGMENTS_MAX } from './request.ts';
 import { CLUSTER_BYTES } from './layer-format.ts';
@@ -37,6 +38,8 @@ export interface BlockDeviceOptions {
   /** Whether the guest is offered to keep its pages granted, and to copy what it reads and writes. */
   readonly persistent?: boolean | undefined;
   readonly clock?: Clock;
+  /** A place at the disk thread for the ring behind a port of the host's; undefined: there is none. */
+  readonly openLane?: ((port: number) => Lane | undefined) | undefined;
   /** Of the guest that this one is a fork of, or of before the rollback. */
   readonly state?: BlockDeviceState | undefined;
 }
@@ -54,6 +57,7 @@ export class BlockDevice {
   readonly #store: Store;
   readonly #backend: BlockBackend;
   readonly #isPersistentOffered: boolean;
+  readonly #openLane: (port: number) => Lane | undefined;
   #port = 0;
   #guestPort = 0;
   #unwatch: () => void = () => {};
@@ -72,6 +76,7 @@ export class BlockDevice {
     this.#bus = bus;
     this.#store = options.store;
     this.#isPersistentOffered = options.persistent ?? false;
+    this.#openLane = options.openLane ?? (() => undefined);
     this.#backend = new BlockBackend({
       disk, limits, ...(clock === undefined ? {} : { clock }),
       guest: {
@@ -201,6 +206,8 @@ export class BlockDevice {
     }
     this.#port = port;
     this.#guestPort = guestPort;
+    const lane = this.#openLane(port);
+    if (lane !== undefined) this.#backend.useLane(lane);
     return true;
   }
 
@@ -231,7 +238,12 @@ export class BlockDevice {
   /** Tells the guest of another size; a front end that is connected looks again. @throws ZazenError ZAZEN_DISK_* */
   async resize(sizeBytes: number): Promise<void> {
     this.#settle();
-    await this.disk.resize(sizeBytes);
+    await this.#backend.pause();
+    try {
+      await this.disk.resize(sizeBytes);
+    } finally {
+      if (!this.#isPaused) this.#backend.resume();
+    }
     this.#store.write(`${this.#backPath}/sectors`, String(this.disk.sizeBytes / SECTOR_BYTES));
     // The same state once more makes a front end look.
     if (this.#port > 0) this.#store.write(`${this.#backPath}/state`, String(XENBUS.connected));

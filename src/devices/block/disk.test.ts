@@ -164,3 +164,17 @@ test('a disk is what was written to it, through states, forks, kills and the end
     if (format === 'raw') assert.deepEqual(tagsOf(new Uint8Array(await readFile(path))), model.tags);
   }), { seed, numRuns: runs });
 });
+
+test('a state that goes while the layer on top of it is being made leaves no layer behind', async (t) => {
+  const path = await rawFile(await testFolder(t), SECTORS * 512);
+  const disk = await openDisk({ path, format: 'raw' });
+  await disk.quiesce();
+  const state = disk.freeze();
+  disk.resume();
+  const writing = disk.write([sectorsOf([1, 2, 3], writeMemory[0]!)], 0);
+  await state.release();
+  await writing;
+  for (const start = Date.now(); disk.files().length > 1; await turn()) assert.ok(Date.now() - start < 60_000, 'the layer is still there');
+  assert.deepEqual((await tagsIn(disk)).slice(0, 3), [1, 2, 3]);
+  await disk.close();
+});

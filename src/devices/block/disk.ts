@@ -16,7 +16,7 @@ import { dirname, join } from 'node:path';
 import { assert } from '../../base/assert.ts';
 import { ZazenError } from '../../base/errors.ts';
 import { bytesOf, slicePieces } from './block-file.ts';
-import type { BlockFile, Pieces } from './block-file.ts';
+import type { BlockFile, LentFile, Pieces } from './block-file.ts';
 import { takeBuffer } from './buffers.ts';
 import { DiskNode, bottomOf, isNameless, readFrom, referenceTo } from './chain.ts';
 import { copyLayer } from './copying.ts';
@@ -285,7 +285,11 @@ export class Disk {
       // The new one uses it now.
       void below.leave(false);
       return node;
-    }).finally(() => { this.#making = undefined; });
+    }).finally(() => {
+      this.#making = undefined;
+      // The state that it was made for may have gone meanwhile.
+      if (this.#states === 0 && this.#closing === undefined) this.#keepHouse(() => this.#shortenAll()).catch(() => {});
+    });
   }
 
   async #makeLayer(): Promise<Layer> {
@@ -305,6 +309,16 @@ export class Disk {
     });
     await unlink(layer.file.path);
     return layer;
+  }
+
+  /**
+   * The file that is the disk, byte for byte, for as long as nothing else is asked of the disk; undefined: there is none
+   * such, because layers are on top, or the next write makes one.
+   */
+  lend(): LentFile | undefined {
+    const { store } = this.#node;
+    const isPlain = store.kind === 'raw' && this.#sizeBytes <= store.sizeBytes && (this.isReadOnly || this.#top !== undefined);
+    return isPlain && this.#making === undefined ? store.file.lend() : undefined;
   }
 
   // ---- states -------------------------------------------------------------------------------------------------------
@@ -365,7 +379,11 @@ export class Disk {
     await node.leave(node !== this.#node);
     this.#states--;
     if (this.#states === 0 && this.#closing !== undefined) await this.#end();
-    else while (await this.#shorten());
+    else await this.#shortenAll();
+  }
+
+  async #shortenAll(): Promise<void> {
+    while (await this.#shorten());
   }
 
   /** Where nobody else needs what lies under a layer, the two become one. @returns whether anything has changed */

@@ -49,6 +49,10 @@ export class RateLimit {
     this.#requests = limits.requestsPerSecond === undefined ? undefined : new Bucket(limits.requestsPerSecond, now);
   }
 
+  get isLimited(): boolean {
+    return this.#bytes !== undefined || this.#requests !== undefined;
+  }
+
   /** Milliseconds until the next request may start; 0: now. */
   delayMillis(): number {
     if (this.#bytes === undefined && this.#requests === undefined) return 0;

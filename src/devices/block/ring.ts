@@ -41,10 +41,19 @@ export class BlockRing {
    * @returns whether there was one
    */
   take(into: Uint8Array): boolean {
+    if (!this.peek(into)) return false;
+    this.advance();
+    return true;
+  }
+
+  /** As `take`, and the request stays in the ring; what it is may be another thing the next time. */
+  peek(into: Uint8Array): boolean {
     if (this.taken >= this.slots || !this.#hasRequest()) return false;
     this.#copy((this.#consumed % this.slots) * SLOT_BYTES + blkifSring.sizeBytes, into);
-    this.#consumed = (this.#consumed + 1) >>> 0;
     return true;
+  }
+  advance(): void {
+    this.#consumed = (this.#consumed + 1) >>> 0;
   }
 
   #hasRequest(): boolean {

@@ -238,6 +238,17 @@ test('closing from a reader loses nothing for the others', async () => {
   assert.equal(await words, 'some, more');
 });
 
+test('while a reader is given output the guest is still to be told that there is room', async () => {
+  const { backend, says } = setUp();
+  const owed: boolean[] = [];
+  const { stream } = backend;
+  stream.on('data', () => owed.push(backend.owesEvent));
+  await turn();
+  says('some');
+  await turn();
+  assert.deepEqual([...owed, backend.owesEvent], [true, false]);
+});
+
 test('a saved console goes on where it was', async () => {
   const { guest, backend, says } = setUp();
   says('one ');

@@ -27,6 +27,8 @@ export interface ConsoleOptions {
 /** What a saved guest's console has beside its page. */
 export interface ConsoleState {
   readonly history: Uint8Array;
+  /** Stands for the history's contents; undefined: of another process. */
+  readonly version?: object | undefined;
 }
 
 /** Counters since the backend was made. */
@@ -74,7 +76,7 @@ export class ConsoleBackend {
     this.#ring = options.transport;
     this.#history = new ConsoleHistory(options.historyBytes ?? DEFAULT_HISTORY_BYTES);
     this.#notify = () => options.notify();
-    if (options.state !== undefined) this.#history.append(options.state.history);
+    if (options.state !== undefined) this.#history.restore(options.state.history, options.state.version);
   }
 
   /** The stream of a caller who needs only one. Once it is destroyed, this gives a new one. */
@@ -118,13 +120,17 @@ export class ConsoleBackend {
 
   /** What the console's page does not hold. Input that the guest has not taken stays with the streams. */
   save(): ConsoleState {
-    return { history: this.#history.read() };
+    return { history: this.#history.read(), version: this.#history.version };
+  }
+
+  /** Whether the guest may still have to be signalled: the call comes from somebody who has just been given its output. */
+  get owesEvent(): boolean {
+    return this.#serving;
   }
 
   /** The guest was put back to where `save` stood; streams go on with what it puts out from there. */
   restore(state: ConsoleState): void {
-    this.#history.clear();
-    this.#history.append(state.history);
+    this.#history.restore(state.history, state.version);
     this.service();
   }
 

@@ -15,9 +15,27 @@ test('keeps the last bytes, in order, and no more', () => {
       all = Buffer.concat([all, chunk]);
       assert.ok(history.read().equals(all.subarray(Math.max(0, all.length - limitBytes))));
     }
-    history.clear();
-    assert.equal(history.read().length, 0);
+    const [kept, { version }] = [history.read(), history];
     history.append(Buffer.from('x'));
-    assert.equal(history.read().length, Math.min(1, limitBytes));
+    history.restore(kept, version);
+    assert.ok(history.read().equals(kept));
+    history.append(Buffer.from('x'));
+    assert.equal(history.read().length, Math.min(kept.length + 1, limitBytes));
+    history.restore(Buffer.alloc(0), undefined);
+    assert.equal(history.read().length, 0);
   }), { seed, numRuns: 200 });
+});
+
+test('what has not changed since is not put back, and what has is, however often', () => {
+  const history = new ConsoleHistory(100);
+  history.append(Buffer.from('one'));
+  const { version } = history;
+  history.restore(Buffer.from('not looked at'), version);
+  assert.equal(history.read().toString(), 'one');
+  for (const more of [' two', ' three']) {
+    history.append(Buffer.from(more));
+    assert.notEqual(history.version, version);
+    history.restore(Buffer.from('one'), version);
+    assert.equal(history.read().toString(), 'one');
+  }
 });

@@ -9,12 +9,15 @@ export class ConsoleHistory {
   #bytes = new Uint8Array(0);
   #next = 0;
   #full = false;
+  /** Stands for what is kept: another object when that is something else. */
+  version: object = {};
 
   constructor(limitBytes: number) {
     this.#limitBytes = limitBytes;
   }
 
   append(bytes: Uint8Array): void {
+    this.version = {};
     const kept = bytes.subarray(Math.max(0, bytes.length - this.#limitBytes));
     this.#grow(kept.length);
     const first = Math.min(kept.length, this.#bytes.length - this.#next);
@@ -32,9 +35,13 @@ export class ConsoleHistory {
     return Buffer.concat([this.#bytes.subarray(this.#next), this.#bytes.subarray(0, this.#next)]);
   }
 
-  clear(): void {
+  /** @param version that it had when `read` gave these bytes */
+  restore(bytes: Uint8Array, version: object | undefined): void {
+    if (version === this.version) return;
     this.#next = 0;
     this.#full = false;
+    this.append(bytes);
+    if (version !== undefined) this.version = version;
   }
 
   #grow(moreBytes: number): void {

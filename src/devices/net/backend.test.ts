@@ -103,6 +103,68 @@ for (const position of [0, 0xffff_fff0]) {
   });
 }
 
+/** A frame of so many bytes, sent; answered, and looked at by the guest only where it says so. */
+function sender({ tx, guest, fill }: ReturnType<typeof rig>): (sizeBytes: number) => void {
+  fill(1, 1);
+  return (sizeBytes) => {
+    tx.put(...txSlot(1, 0, 0, 5, sizeBytes));
+    tx.push();
+    guest.kick();
+  };
+}
+const millis = (count: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, count));
+
+test('that a short frame was sent is told later, and only to a guest that has not seen it by then', async () => {
+  const card = rig();
+  const { guest, tx, backend } = card;
+  const send = sender(card);
+  send(1000);
+  assert.equal(guest.notified.length, 1);
+  assert.equal(tx.responses().length, 1);
+  // It looks by itself.
+  send(60);
+  assert.equal(tx.responses().length, 1);
+  // It does not, and sends more meanwhile: told once, of all of them. That it was not told of the first is seen by that.
+  send(60);
+  send(60);
+  assert.equal(guest.notified.length, 1);
+  while (guest.notified.length === 1) await millis(1);
+  assert.equal(tx.responses().length, 2);
+  // One that sees them all before the time comes is not told.
+  const { notifications } = backend.metrics;
+  send(60);
+  assert.equal(tx.responses().length, 1);
+  send(2000);
+  assert.equal(backend.metrics.notifications, notifications + 1);
+  assert.equal(tx.responses().length, 1);
+  await millis(10);
+  assert.equal(backend.metrics.notifications, notifications + 1);
+  backend.disconnect();
+});
+
+test('a guest that is to be frozen is told before; later nothing is told and no page is used', async () => {
+  const card = rig();
+  const { guest, tx, backend } = card;
+  const send = sender(card);
+  send(60);
+  assert.equal(guest.notified.length, 0);
+  backend.letGo();
+  assert.equal(guest.notified.length, 1);
+  assert.equal(guest.inUse, 0);
+  await millis(10);
+  assert.deepEqual([guest.notified.length, guest.inUse], [1, 0]);
+  // It goes on where it was.
+  send(60);
+  assert.equal(tx.responses().length, 2);
+  // One that has seen all is not told, and neither is one whose card goes.
+  backend.letGo();
+  assert.equal(guest.notified.length, 1);
+  send(60);
+  backend.disconnect();
+  await millis(10);
+  assert.deepEqual([guest.notified.length, guest.inUse], [1, 0]);
+});
+
 test('back-pressure: what is not taken stays in the ring; the network is told of buffers only when it waits', async () => {
   const { guest, network, backend, tx, fill, post } = rig(0, true);
   fill(1, 1);

@@ -21,6 +21,12 @@ import { Transmitter } from './transmitter.ts';
 
 export const NET_QUEUES_MAX = 4;
 const PAGE_BYTES = 4096;
+/**
+ * That short frames (acknowledgments, questions, answers) have been sent is not worth an interrupt each: drivers look
+ * when they send the next one. They are told after this time if they have not.
+ */
+const SHORT_FRAME_BYTES = 512;
+const TELL_LATER_MILLIS = 2;
 
 /** What a guest's front end has agreed on, in numbers that mean something in the guest. */
 export interface QueueConnection {
@@ -63,6 +69,8 @@ interface Queue {
   readonly rxPort: number;
   isScheduled: boolean;
   isStalled: boolean;
+  /** Set while the guest is yet to be told of sent frames, with the rings' pages in use: not longer than that. */
+  telling: NodeJS.Timeout | undefined;
 }
 
 export class NetBackend implements GuestLink {
@@ -118,7 +126,7 @@ export class NetBackend implements GuestLink {
     const hostTx = txRing.open() && rxRing.open() ? this.#bus.bind(txPort, isSplit ? serveTx : serveBoth) : 0;
     const hostRx = isSplit && hostTx > 0 ? this.#bus.bind(rxPort, serveRx) : hostTx;
     const queue: Queue = {
-      connection, txPort: hostTx, rxPort: hostRx, isScheduled: false, isStalled: false,
+      connection, txPort: hostTx, rxPort: hostRx, isScheduled: false, isStalled: false, telling: undefined,
       transmitter: new Transmitter(this.#bus, txRing, this.#counts, send),
       receiver: new Receiver(this.#bus, rxRing, this.#counts),
     };
@@ -127,7 +135,8 @@ export class NetBackend implements GuestLink {
     return undefined;
   }
 
-  #closeQueue({ transmitter, receiver, txPort, rxPort }: Queue): void {
+  #closeQueue({ transmitter, receiver, txPort, rxPort, telling }: Queue): void {
+    clearTimeout(telling);
     transmitter.ring.letGo();
     receiver.ring.letGo();
     this.#counts.badIndices += transmitter.ring.badIndices + receiver.ring.badIndices;
@@ -142,9 +151,10 @@ export class NetBackend implements GuestLink {
 
   /** Gives back all pages of the guest, so that its memory can be frozen. */
   letGo(): void {
-    for (const { transmitter, receiver } of this.#queues) {
-      transmitter.ring.letGo();
-      receiver.ring.letGo();
+    for (const queue of this.#queues) {
+      this.#tellOfSent(queue);
+      queue.transmitter.ring.letGo();
+      queue.receiver.ring.letGo();
     }
   }
 
@@ -174,8 +184,19 @@ export class NetBackend implements GuestLink {
     if (!this.#queues.includes(queue) || !transmitter.ring.open()) return;
     const outcome = transmitter.service();
     queue.isStalled = outcome === 'stalled';
-    if (transmitter.ring.publish()) this.#notify(queue.txPort);
+    if (transmitter.ring.publish()) {
+      if (transmitter.longestBytes > SHORT_FRAME_BYTES) this.#notify(queue.txPort);
+      else queue.telling ??= setTimeout(() => this.#tellOfSent(queue), TELL_LATER_MILLIS);
+    }
     if (outcome === 'more') this.#serveTxLater(queue);
+  }
+
+  /** If it is to be told and has not found out by itself. */
+  #tellOfSent(queue: Queue): void {
+    if (queue.telling === undefined) return;
+    clearTimeout(queue.telling);
+    queue.telling = undefined;
+    if (queue.transmitter.ring.isTellingDue) this.#notify(queue.txPort);
   }
 
   #serveTxLater(queue: Queue): void {

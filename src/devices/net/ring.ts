@@ -93,4 +93,9 @@ export class NetRing {
     const wanted = Atomics.load(this.#words, at.rsp_event / 4);
     return ((this.#position - wanted) >>> 0) < ((this.#position - before) >>> 0);
   }
+
+  /** Whether there are responses that it wants to be told of and has not found by itself. */
+  get isTellingDue(): boolean {
+    return ((this.#published - Atomics.load(this.#words, at.rsp_event / 4)) | 0) >= 0;
+  }
 }

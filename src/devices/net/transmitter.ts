@@ -44,6 +44,8 @@ export class Transmitter {
   #slots = 0;
   #parts = 0;
   #offload: Offload = NO_OFFLOAD;
+  /** Longest frame of the latest `service`. */
+  longestBytes = 0;
 
   constructor(
     bus: GuestBus, ring: NetRing, counters: TransmitCounters, send: (frame: Uint8Array, offload: Offload) => boolean,
@@ -61,6 +63,7 @@ export class Transmitter {
   service(): 'empty' | 'stalled' | 'more' {
     let frames = FRAMES_PER_TURN;
     let bytes = BYTES_PER_TURN;
+    this.longestBytes = 0;
     while (frames-- > 0 && bytes > 0) {
       let waiting = this.ring.waiting();
       if (waiting === 0) {
@@ -73,6 +76,7 @@ export class Transmitter {
         this.#counters.txStalls++;
         return 'stalled';
       }
+      if (sizeBytes > this.longestBytes) this.longestBytes = sizeBytes;
       if (sizeBytes === 0) this.#counters.txErrors++;
       this.#respond(sizeBytes > 0 ? NETIF_RSP.okay : NETIF_RSP.error);
       bytes -= sizeBytes;

@@ -36,6 +36,12 @@ export interface Chain {
   readonly writableBytes: number;
 }
 
+/** A request that is done, and what is put at the start of what can be written. */
+export interface Completion {
+  readonly chain: Chain;
+  readonly pieces: readonly Uint8Array[];
+}
+
 interface Descriptor {
   readonly address: number;
   readonly sizeBytes: number;
@@ -122,47 +128,61 @@ export class VirtQueue {
    * @returns false when a page cannot be had now: nothing was done, and it must be tried again
    */
   complete(chain: Chain, ...pieces: readonly Uint8Array[]): boolean {
-    // After a reset, or when the domain was put back, the request is nobody's.
-    if (this.#inFlight.get(chain.head) !== chain) return true;
-    const done = this.#slot.isReset || this.#guarded(() => this.#complete(chain, pieces));
+    return this.completeTogether([{ chain, pieces }]);
+  }
+
+  /** The same for several at once, of which the driver sees all or none. */
+  completeTogether(requests: readonly Completion[]): boolean {
+    // After a reset, or when the domain was put back, the requests are nobody's.
+    if (!requests.every(({ chain }) => this.#inFlight.get(chain.head) === chain)) return true;
+    const done = this.#slot.isReset || this.#guarded(() => this.#complete(requests));
     if (done !== true && !this.#slot.isBroken) return false;
-    this.#inFlight.delete(chain.head);
+    for (const { chain } of requests) this.#inFlight.delete(chain.head);
     return true;
   }
 
-  #complete(chain: Chain, pieces: readonly Uint8Array[]): true {
+  /** Whether the driver can give no more before it gets something back, when each of its requests is one descriptor. */
+  get isExhausted(): boolean {
+    return this.#guarded(() => this.#inFlight.size >= this.#num) ?? true;
+  }
+
+  #complete(requests: readonly Completion[]): true {
     const { ram, frame } = this.#slot;
-    const sizeBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
     const driver = this.#address(Q.driver, WORD_BYTES);
     const device = this.#address(Q.device, RING_HEADER_BYTES);
     const index = this.#get(Q.usedIndex) & 0xffff;
-    const element = device + RING_HEADER_BYTES + USED_ELEMENT_BYTES * (index % this.#num);
+    const elements = requests.map((_, i) =>
+      ({ address: device + RING_HEADER_BYTES + USED_ELEMENT_BYTES * ((index + i) % this.#num), sizeBytes: USED_ELEMENT_BYTES }));
     const hasEventIndex = this.#slot.hasEventIndex;
     const wish = hasEventIndex ? driver + RING_HEADER_BYTES + WORD_BYTES * this.#num : driver;
     const ring = this.#must(ram.pinForWrite([
-      { address: element, sizeBytes: USED_ELEMENT_BYTES }, { address: device + WORD_BYTES, sizeBytes: WORD_BYTES },
-      { address: wish, sizeBytes: WORD_BYTES },
+      ...elements, { address: device + WORD_BYTES, sizeBytes: WORD_BYTES }, { address: wish, sizeBytes: WORD_BYTES },
     ]));
-    const data = ram.pinForWrite(slice(chain.writable, 0, sizeBytes));
+    const sizes = requests.map(({ pieces }) => pieces.reduce((sum, piece) => sum + piece.length, 0));
+    const data = ram.pinForWrite(requests.flatMap(({ chain }, i) => slice(chain.writable, 0, sizes[i]!)));
     if (typeof data === 'string') {
       ring.unpin();
       return this.#must(data);
     }
-    scratch.setUint32(0, chain.head, true);
-    scratch.setUint32(4, sizeBytes, true);
+    const count = requests.length;
     this.#slot.locked(() => {
       if (!this.#isUsable || this.#slot.isReset) return;
       let done = 0;
-      for (const piece of pieces) {
-        data.write(piece, done);
-        done += piece.length;
+      for (const [i, { chain, pieces }] of requests.entries()) {
+        for (const piece of pieces) {
+          data.write(piece, done);
+          done += piece.length;
+        }
+        scratch.setUint32(0, chain.head, true);
+        scratch.setUint32(4, sizes[i]!, true);
+        ring.write(scratchBytes.subarray(0, USED_ELEMENT_BYTES), USED_ELEMENT_BYTES * i);
       }
-      ring.write(scratchBytes.subarray(0, USED_ELEMENT_BYTES));
-      this.#set(Q.usedIndex, (index + 1) & 0xffff);
+      this.#set(Q.usedIndex, (index + count) & 0xffff);
       const { u16 } = frame.machine;
-      Atomics.store(u16, ring.addressOf(-2) / 2, index + 1);
+      Atomics.store(u16, ring.addressOf(-2) / 2, index + count);
       const wished = Atomics.load(u16, ring.addressOf(-1) / 2);
-      if (hasEventIndex ? wished === index : (wished & AVAIL_F_NO_INTERRUPT) === 0) this.#slot.interrupt();
+      const isWished = hasEventIndex ? ((wished - index) & 0xffff) < count : (wished & AVAIL_F_NO_INTERRUPT) === 0;
+      if (isWished) this.#slot.interrupt();
     });
     data.unpin();
     ring.unpin();

@@ -1,0 +1,267 @@
+// Rings that another thread looks after in the host's stead: the disk thread, which sleeps on their event channels and
+// reads and writes with system calls that wait (lane-server.ts). It does what most requests are, reads and writes of a disk
+// that is one file, and gives the ring back for everything else. Here is what the two threads share, and the host's side.
+//
+//   host's thread    lend ──► served ◄────────────┐          one owner at a time; a request is taken from the ring by the
+//                               │  requests wait   │ none left  one who answers it, so that nothing is done twice
+//                               ▼                  │
+//   disk thread               busy ────────────────┘
+//                               │ it is none of mine, or `recall` ──► free: the host's again, at `position`
+//                               └ `revoke`: what is begun is ended, and the ring not touched any more
+//
+// The disk thread reads or writes the ring only with the lane's lock, and after it has seen there that the ring has not
+// been revoked: when `revoke` returns, the pages may become anybody's.
+
+import { assert } from '../../base/assert.ts';
+import { ringBell, spinLock, spinUnlock } from '../../memory/spin.ts';
+
+export const LANE_STATE = { free: 0, served: 1, busy: 2, recalled: 3, revoked: 4 } as const;
+/** Why a ring came back by itself. */
+export const LANE_RETURN = { asked: 0, request: 1, slow: 2 } as const;
+export type LaneReturn = (typeof LANE_RETURN)[keyof typeof LANE_RETURN];
+
+/**
+ * Words of a lane, and behind them its counters: doubles that only grow. `loan` tells one lending of the lane from the next;
+ * `returns` is a bell, rung when the ring has become the host's.
+ */
+const WORD = { state: 0, lock: 1, loan: 2, position: 3, why: 4, returns: 5 } as const;
+export const LANE_COUNTERS = [
+  'reads', 'writes', 'readBytes', 'writtenBytes', 'notifications', 'badIndices', 'latencyMicrosSum', 'latencyMicrosMax',
+] as const;
+export type LaneCounter = (typeof LANE_COUNTERS)[number];
+const COUNTERS_AT = 4;
+const LANE_BYTES = 128;
+export const LANES_MAX = 512;
+
+/** The words of all lanes, in every thread that has to do with them. */
+export class LaneTable {
+  readonly buffer: SharedArrayBuffer;
+  readonly u32: Uint32Array;
+  readonly i32: Int32Array;
+  readonly #f64: Float64Array;
+
+  constructor(buffer = new SharedArrayBuffer(LANES_MAX * LANE_BYTES)) {
+    this.buffer = buffer;
+    this.u32 = new Uint32Array(buffer);
+    this.i32 = new Int32Array(buffer);
+    this.#f64 = new Float64Array(buffer);
+  }
+
+  index(lane: number, word: keyof typeof WORD): number {
+    return lane * LANE_BYTES / 4 + WORD[word];
+  }
+  get(lane: number, word: keyof typeof WORD): number {
+    return Atomics.load(this.u32, this.index(lane, word));
+  }
+  set(lane: number, word: keyof typeof WORD, value: number): void {
+    Atomics.store(this.u32, this.index(lane, word), value);
+  }
+  /** @returns whether the state was `from` */
+  move(lane: number, from: number, to: number): boolean {
+    return Atomics.compareExchange(this.u32, this.index(lane, 'state'), from, to) === from;
+  }
+  locked<T>(lane: number, body: () => T): T {
+    spinLock(this.u32, this.index(lane, 'lock'));
+    try {
+      return body();
+    } finally {
+      spinUnlock(this.u32, this.index(lane, 'lock'));
+    }
+  }
+
+  #counter(lane: number, name: LaneCounter): number {
+    return (lane * LANE_BYTES) / 8 + COUNTERS_AT + LANE_COUNTERS.indexOf(name);
+  }
+  counter(lane: number, name: LaneCounter): number {
+    return this.#f64[this.#counter(lane, name)]!;
+  }
+  setCounter(lane: number, name: LaneCounter, value: number): void {
+    this.#f64[this.#counter(lane, name)] = value;
+  }
+  /** The ring is the host's: wakes who waits for it. */
+  ring(lane: number): void {
+    ringBell(this.i32, this.index(lane, 'returns'));
+  }
+  clearCounters(lane: number): void {
+    for (const name of LANE_COUNTERS) this.setCounter(lane, name, 0);
+  }
+}
+
+/** What the disk thread has to know to look after a ring. */
+export interface Loan {
+  /** Frames of the ring's pages, which stay mapped while it is lent. */
+  readonly ringMfns: readonly number[];
+  /** Answered requests; there are none under way. */
+  readonly position: number;
+  readonly fd: number;
+  /** What places and sizes in the file must be multiples of; 1: anything. */
+  readonly alignBytes: number;
+  readonly sizeBytes: number;
+  readonly isReadOnly: boolean;
+}
+
+/** One ring's place at the disk thread, as the back end sees it. */
+export interface Lane {
+  /** Whether a ring can be lent now. Asking is how the disk thread hears that it is wanted. */
+  readonly isReady: boolean;
+  /** @param onReturn called when the ring is the caller's again, unless `recall` or `revoke` said so at once */
+  lend(loan: Loan, onReturn: (why: LaneReturn) => void): void;
+  /** @returns true: it is back. Otherwise it comes back when the request that is under way has ended */
+  recall(): boolean;
+  /** From when this returns, the ring's pages are not touched. @returns as `recall` */
+  revoke(): boolean;
+  /** When the ring has come back: as in `Loan`. */
+  readonly position: number;
+  counter(name: LaneCounter): number;
+  /** Its ring is not lent; or has been revoked, and then it ends when that is back. */
+  close(): void;
+}
+
+/** What a lane needs of the disk thread. */
+export interface LaneThread {
+  /** Whether it is there, and able to take more. */
+  canTake(): boolean;
+  /** Hands it a loan and wakes it; the ring's events are for that thread from now on. */
+  take(loan: Loan, number: number): void;
+  /** The ring's events are for the host again. */
+  takeBack(): void;
+  /** The lane is not needed any more. */
+  closed(): void;
+}
+
+/** Of all lanes, so that one that is used again has no number of before. */
+let nextLoan = 1;
+
+/** The host's side of a lane. What it says of the ring's state is what both threads have agreed on. */
+export class HostLane implements Lane {
+  readonly #table: LaneTable;
+  readonly #lane: number;
+  readonly #thread: LaneThread;
+  #onReturn: ((why: LaneReturn) => void) | undefined;
+  #isRecalled = false;
+  #isClosed = false;
+
+  constructor(table: LaneTable, lane: number, thread: LaneThread) {
+    this.#table = table;
+    this.#lane = lane;
+    this.#thread = thread;
+  }
+
+  get isReady(): boolean {
+    return this.#onReturn === undefined && !this.#isClosed && this.#thread.canTake();
+  }
+  get position(): number {
+    return this.#table.get(this.#lane, 'position');
+  }
+  counter(name: LaneCounter): number {
+    return this.#table.counter(this.#lane, name);
+  }
+
+  lend(loan: Loan, onReturn: (why: LaneReturn) => void): void {
+    assert(this.#onReturn === undefined && !this.#isClosed, 'a lane has one ring');
+    this.#onReturn = onReturn;
+    this.#isRecalled = false;
+    const number = nextLoan;
+    nextLoan = (nextLoan + 1) >>> 0;
+    this.#table.set(this.#lane, 'loan', number);
+    this.#table.set(this.#lane, 'position', loan.position);
+    this.#table.set(this.#lane, 'state', LANE_STATE.served);
+    this.#thread.take(loan, number);
+    void this.#awaitReturn(onReturn);
+  }
+
+  /** Whoever ends the lending rings the bell; what it means is in the state. */
+  async #awaitReturn(onReturn: (why: LaneReturn) => void): Promise<void> {
+    const { i32 } = this.#table;
+    const bell = this.#table.index(this.#lane, 'returns');
+    for (;;) {
+      const heard = Atomics.load(i32, bell);
+      if (this.#onReturn !== onReturn) return;
+      if (this.#table.get(this.#lane, 'state') === LANE_STATE.free) break;
+      const wait = Atomics.waitAsync(i32, bell, heard);
+      if (wait.async) await wait.value;
+    }
+    if (!this.#isRecalled) this.#thread.takeBack();
+    this.#end();
+    onReturn(this.#table.get(this.#lane, 'why') as LaneReturn);
+  }
+
+  recall(): boolean {
+    const { served, busy, free, recalled } = LANE_STATE;
+    if (this.#onReturn === undefined) return true;
+    // Not later: when it has been revoked, its port may be somebody else's by then.
+    if (!this.#isRecalled) this.#thread.takeBack();
+    this.#isRecalled = true;
+    for (;;) {
+      if (this.#table.move(this.#lane, served, free)) return this.#back();
+      const state = this.#table.get(this.#lane, 'state');
+      // The call is on its way, and a caller who is told so now must not be told again.
+      if (state === free) return this.#back();
+      if (state === recalled || state === LANE_STATE.revoked || this.#table.move(this.#lane, busy, recalled)) return false;
+    }
+  }
+
+  revoke(): boolean {
+    if (this.recall()) return true;
+    return this.#table.locked(this.#lane, () => {
+      if (this.#table.move(this.#lane, LANE_STATE.recalled, LANE_STATE.revoked)) return false;
+      return this.#table.get(this.#lane, 'state') === LANE_STATE.free && this.#back();
+    });
+  }
+
+  /** Gives the ring back if no request is under way. */
+  returnIdle(): void {
+    const onReturn = this.#onReturn;
+    if (onReturn === undefined || this.#table.get(this.#lane, 'state') !== LANE_STATE.served) return;
+    if (this.recall()) onReturn(LANE_RETURN.asked);
+  }
+
+  #back(): true {
+    this.#end();
+    this.#table.ring(this.#lane);
+    return true;
+  }
+
+  #end(): void {
+    this.#onReturn = undefined;
+    if (this.#isClosed) this.#thread.closed();
+  }
+
+  close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    if (this.#onReturn === undefined) this.#thread.closed();
+  }
+}
+
+/**
+ * Looks from time to time whether the disk thread gets on. A file system that does not answer must hold up only the disks
+ * that are on it: all other rings go back to the host.
+ */
+export class LaneWatch {
+  readonly #table: LaneTable;
+  readonly #lanes: ReadonlyMap<number, HostLane>;
+  /** Requests that each lane had answered at the last look, of those where one was under way. */
+  #busy = new Map<number, number>();
+
+  constructor(table: LaneTable, lanes: ReadonlyMap<number, HostLane>) {
+    this.#table = table;
+    this.#lanes = lanes;
+  }
+
+  /** @returns whether a request has been under way since the last time */
+  look(): boolean {
+    const before = this.#busy;
+    this.#busy = new Map();
+    let isStuck = false;
+    for (const lane of this.#lanes.keys()) {
+      const state = this.#table.get(lane, 'state');
+      if (state === LANE_STATE.free || state === LANE_STATE.served) continue;
+      const answered = this.#table.counter(lane, 'reads') + this.#table.counter(lane, 'writes');
+      isStuck ||= before.get(lane) === answered;
+      this.#busy.set(lane, answered);
+    }
+    if (isStuck) for (const lane of this.#lanes.values()) lane.returnIdle();
+    return isStuck;
+  }
+}

@@ -1,0 +1,15 @@
+// How the host starts its threads.
+
+import { Worker } from 'node:worker_threads';
+import type { WorkerOptions } from 'node:worker_threads';
+import { compileCacheFolder } from '../base/cache-folder.ts';
+
+/**
+ * A thread whose entry is a file of this folder. Node's compile cache is on before it reads that file, by its
+ * environment: Node would otherwise load what it strips types with, in each thread, for the entry alone.
+ */
+export function startWorker(entry: URL, options: Pick<WorkerOptions, 'workerData' | 'name' | 'transferList'>): Worker {
+  const env = { ...process.env, NODE_COMPILE_CACHE: compileCacheFolder() };
+  // What this process was started with need not suit a worker: `--input-type`, or the options of the test runner.
+  return new Worker(entry, { ...options, env, execArgv: [] });
+}
