@@ -260,6 +260,33 @@ test('rings that cannot be used, and pages given back and taken again', () => {
   guest.granted.delete(RX_PAGE);
   assert.equal(backend.connect(connection()), false);
   assert.equal(guest.inUse, 0);
+  assert.equal(guest.callbacks.size, 0);
+});
+
+test('a connection goes on although its rings are not granted at that moment, and is served when they are', () => {
+  const { guest, network, tx, backend, fill, post } = rig();
+  fill(1, 1);
+  post(10, 1);
+  const saved = backend.save()!;
+  backend.disconnect();
+  guest.isBindRefused = true;
+  assert.equal(backend.goOn(saved), false);
+  guest.isBindRefused = false;
+  guest.granted.delete(TX_PAGE);
+  guest.granted.delete(RX_PAGE);
+  assert(backend.goOn(saved));
+  backend.wake();
+  tx.put(...txSlot(1, 0, 0, 1, 64));
+  tx.push();
+  guest.kick();
+  assert.equal(backend.receive(new Uint8Array(64), NO_OFFLOAD), false);
+  assert.deepEqual([network.frames.length, guest.inUse], [0, 0]);
+  const before = network.readies;
+  guest.granted.set(TX_PAGE, true);
+  guest.granted.set(RX_PAGE, true);
+  guest.kick();
+  assert.deepEqual([network.frames.length, guest.inUse, network.readies], [1, 2, before + 1]);
+  assert(backend.receive(new Uint8Array(64), NO_OFFLOAD));
 });
 
 test('what a front end says of itself', () => {

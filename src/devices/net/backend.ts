@@ -100,6 +100,18 @@ export class NetBackend implements GuestLink {
 
   /** @returns false, and nothing has happened, when a ring or an event channel of it cannot be used */
   connect(connection: NetConnection): boolean {
+    if (this.goOn(connection) && this.#queues.every(({ transmitter, receiver }) =>
+      transmitter.ring.open() && receiver.ring.open())) return true;
+    this.disconnect();
+    return false;
+  }
+
+  /**
+   * As after `connect` at an earlier time. Rings are used when they are needed and can be, as after `letGo`: that the
+   * guest has just taken a grant back, or that there is no frame now, does not end a connection.
+   * @returns false, and nothing has happened, when it has not got the event channels
+   */
+  goOn(connection: NetConnection): boolean {
     const queues: Queue[] = [];
     this.#queues = queues;
     for (const wanted of connection.queues) {
@@ -123,7 +135,7 @@ export class NetBackend implements GuestLink {
     const serveRx = (): void => this.#serveRx(queue);
     const serveBoth = (): void => { serveRx(); serveTx(); };
     const send = (frame: Uint8Array, offload: Offload): boolean => this.#networkPort().send(frame, offload);
-    const hostTx = txRing.open() && rxRing.open() ? this.#bus.bind(txPort, isSplit ? serveTx : serveBoth) : 0;
+    const hostTx = this.#bus.bind(txPort, isSplit ? serveTx : serveBoth);
     const hostRx = isSplit && hostTx > 0 ? this.#bus.bind(rxPort, serveRx) : hostTx;
     const queue: Queue = {
       connection, txPort: hostTx, rxPort: hostRx, isScheduled: false, isStalled: false, telling: undefined,
@@ -223,7 +235,6 @@ export class NetBackend implements GuestLink {
     if (this.#connection === undefined) return false;
     const queue = this.#queues[this.#queues.length === 1 ? 0 : flowHash(frame) % this.#queues.length]!;
     const { receiver } = queue;
-    if (!receiver.ring.open()) return false;
     if (frame.length > PAGE_BYTES && !this.#connection.scatterGather) {
       this.#counts.rxErrors++;
       return true;

@@ -188,7 +188,7 @@ export class NetDevice {
 
   #goOn({ connection }: NetDeviceState): void {
     if (connection === undefined) return;
-    if (!this.#backend.connect(connection)) return this.#refuse('its rings cannot be used any more');
+    if (!this.#backend.goOn(connection)) return this.#refuse('its event channels cannot be used any more');
     // An event of before may have been on its way, in either direction.
     this.#backend.wake();
   }

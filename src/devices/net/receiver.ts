@@ -29,11 +29,11 @@ export class Receiver {
     this.#counters = counters;
   }
 
-  /** The ring is open. @returns false: there are not enough buffers; the guest will tell when there are */
+  /** @returns false: there are not enough buffers, or no ring now; the guest will tell when there are */
   receive(frame: Uint8Array, offload: Offload): boolean {
     const hasExtra = offload.gsoType !== 'none';
     const slots = Math.ceil(frame.length / PAGE_BYTES) + (hasExtra ? 1 : 0);
-    if (this.ring.waiting() < slots && !this.ring.awaitRequests(slots)) {
+    if (!this.ring.open() || (this.ring.waiting() < slots && !this.ring.awaitRequests(slots))) {
       this.#wanted = slots;
       this.#counters.rxStalls++;
       return false;
@@ -60,7 +60,7 @@ export class Receiver {
     return true;
   }
 
-  /** Whether a frame waited, and there are buffers for it now. */
+  /** The ring is open. @returns whether a frame waited, and there are buffers for it now */
   takeReady(): boolean {
     if (this.#wanted === 0) return false;
     if (this.ring.waiting() < this.#wanted && !this.ring.awaitRequests(this.#wanted)) return false;
