@@ -22,7 +22,7 @@ export function runDiskThread({ memory, doorbell, lanes, port }: DiskWorkerData)
       if (message === null) return;
       server.add(message.lane, message.number, message.loan, laneGuest(thread, message));
     }
-    if (!server.serve()) Atomics.wait(machine.i32, doorbell, heard);
+    if (!server.serve() && !server.readAhead()) Atomics.wait(machine.i32, doorbell, heard);
   }
 }
 

@@ -1,8 +1,8 @@
 // The disks of one domain: opened, attached, and taken along by checkpoint, rollback, fork and image.
 //
 // A checkpoint needs the guest's memory to itself, and the disks as they are at the same moment: `quiesced` ends all
-// requests under way (the guest runs on, and what it asks meanwhile waits in its rings), gives its pages back, does the
-// work, and takes them up again.
+// requests under way (the guest runs on, and what it asks meanwhile waits in its rings), gives its pages back, and does the
+// work. They are mapped again as the disks go on.
 
 import { resolve } from 'node:path';
 import { ZazenError } from '../base/errors.ts';
@@ -72,7 +72,7 @@ export async function releaseDisks(saved: readonly SavedDisk[]): Promise<void> {
 }
 
 /** A paravirtual one, or the like for a machine with emulated devices. */
-type DiskDevice = Pick<BlockDevice, 'device' | 'path' | 'disk' | 'metrics' | 'agreed' | 'pause' | 'letGo' | 'takeUp' | 'resume' | 'save'
+type DiskDevice = Pick<BlockDevice, 'device' | 'path' | 'disk' | 'metrics' | 'agreed' | 'pause' | 'letGo' | 'resume' | 'save'
   | 'restore' | 'askToDetach' | 'close' | 'resize'>;
 
 interface Attached {
@@ -136,11 +136,7 @@ export class GuestDisks {
       try {
         await Promise.all(devices.map((device) => device.pause()));
         for (const device of devices) device.letGo();
-        try {
-          return work();
-        } finally {
-          for (const device of devices) device.takeUp();
-        }
+        return work();
       } finally {
         for (const device of devices) device.resume();
       }

@@ -61,7 +61,6 @@ export class VirtioDisk {
   }
   /** It holds no pages of the guest's between requests. */
   letGo(): void {}
-  takeUp(): void {}
   resume(): void {
     this.disk.resume();
     this.#model.resume();

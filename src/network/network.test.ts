@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import type { TestContext } from 'node:test';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { PATIENCE_MILLIS } from '../../test/patience.ts';
 import { SeededRandom } from '../base/random.ts';
 import { HostTcpEnd } from './host-tcp.ts';
 import { Network } from './network.ts';
@@ -68,7 +69,7 @@ async function open(guest: TestGuest, localPort: number, port: number): Promise<
   return peer;
 }
 
-const LIMIT = { timeout: 60_000 };
+const LIMIT = { timeout: PATIENCE_MILLIS };
 
 test('TCP out: an echo of megabytes, half-close, and nothing left', LIMIT, async (t) => {
   const { network, attach } = await createNetwork(t);

@@ -6,8 +6,9 @@ import { XsError } from './errors.ts';
 import type { Change } from './operations.ts';
 import { childPath } from './path.ts';
 import { formatPermission, parsePermissions } from './permissions.ts';
+import type { Permissions } from './permissions.ts';
 import { walk } from './tree.ts';
-import type { Node } from './tree.ts';
+import type { Node, PlainNode } from './tree.ts';
 
 export interface DumpedNode {
   readonly path: string;
@@ -37,6 +38,27 @@ export function dumpNodes(node: Node): TreeDump {
   return walk(node, '/').map(([path, { value, permissions }]) => ({
     path: path.slice(1), value: bytesToString(value), permissions: permissions.map(formatPermission),
   })).toArray();
+}
+
+/**
+ * A dump's nodes, for `Tree.frozen`. The dump may come from a file: EINVAL if it is no dump.
+ * @param root where they would be
+ */
+export function dumpedNodes(dump: TreeDump, root: string, canonical: (path: string) => string): PlainNode[] {
+  // Nearly all nodes have one of a few lists.
+  const known = new Map<string, Permissions>();
+  const permissionsOf = (given: readonly string[]): Permissions => {
+    const words = savedArray(given).map(savedString);
+    const key = words.join();
+    const permissions = known.get(key) ?? parsePermissions(words);
+    known.set(key, permissions);
+    return permissions;
+  };
+  return savedArray(dump).map((node) => {
+    const path = savedString(node.path);
+    if (path !== '') canonical(childPath(root, path));
+    return { path, value: savedBytes(node.value), permissions: permissionsOf(node.permissions) };
+  });
 }
 
 /**

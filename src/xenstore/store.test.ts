@@ -179,7 +179,9 @@ test('a dump that is none changes nothing', () => {
     [{ path: '', value: '\u{100}', permissions: ['n0'] }],
   ];
   for (const dump of bad) assert.throws(() => store.restore('/a', dump), { code: 'ZAZEN_STORE_EINVAL' });
-  for (const dump of [...bad, 'nonsense', null, {}]) {
+  const one = (path: string) => ({ path, value: '', permissions: ['n0'] });
+  const unordered = [[one('b')], [one(''), one('b/c'), one('b')], [one(''), one('b'), one('b')], [one(''), one('')]];
+  for (const dump of [...bad, ...unordered, 'nonsense', null, {}]) {
     assert.throws(() => store.snapshotOf(dump as never), { code: 'ZAZEN_STORE_EINVAL' });
   }
   for (const dump of ['nonsense', null, {}]) {

@@ -5,10 +5,9 @@ import { Connection } from './connection.ts';
 import type { ConnectOptions } from './connection.ts';
 import { StoreCore, SUPPORTED_FEATURES } from './core.ts';
 import type { StoreHooks, StoreStats } from './core.ts';
-import { dumpNodes, dumpToChanges } from './dump.ts';
+import { dumpNodes, dumpToChanges, dumpedNodes } from './dump.ts';
 import type { TreeDump } from './dump.ts';
 import { XsError } from './errors.ts';
-import { applyToTree } from './operations.ts';
 import { parentPath } from './path.ts';
 import { isQuotaName } from './quota.ts';
 import type { Quota } from './quota.ts';
@@ -185,12 +184,10 @@ export class Store extends StoreView {
   /** A snapshot with what a dump has, made beside the tree. @throws ZazenError ZAZEN_STORE_EINVAL: it is none */
   snapshotOf(dump: TreeDump): StoreSnapshot | undefined {
     return refusing('dump', () => {
-      const { permissions } = this.#core.tree.get('/')!;
-      const tree = new Tree(Tree.emptyRoot(permissions), this.#core.generations, () => {});
-      const canonical = (given: string) => this.#session.path(given);
-      for (const change of dumpToChanges(dump, BESIDE, canonical, new Map())) applyToTree(tree, change);
-      tree.freeze();
-      return tree.get(BESIDE);
+      const nodes = dumpedNodes(dump, BESIDE, (given) => this.#session.path(given));
+      const node = Tree.frozen(nodes, this.#core.generations);
+      if (node === undefined && nodes.length > 0) throw new XsError('EINVAL');
+      return node;
     });
   }
 

@@ -31,6 +31,12 @@ interface OwnedNode extends Node {
   childrenGeneration: number;
 }
 
+export interface PlainNode {
+  readonly path: string;
+  readonly value: Uint8Array;
+  readonly permissions: Permissions;
+}
+
 export interface GenerationCounter {
   last: number;
 }
@@ -83,6 +89,32 @@ export class Tree {
       childrenGeneration: 0,
     };
     return root;
+  }
+
+  /**
+   * A frozen node with all below it, that is in no tree.
+   * @param nodes parents first; paths relative to the first one's, which is ''
+   * @returns undefined when there are none, one is there twice, or before its parent
+   */
+  static frozen(nodes: Iterable<PlainNode>, counter: GenerationCounter): Node | undefined {
+    const owner = {};
+    const made = new Map<string, OwnedNode>();
+    for (const { path, value, permissions } of nodes) {
+      const parent = made.get(path.slice(0, Math.max(0, path.lastIndexOf('/'))));
+      if (made.has(path) || (parent === undefined) !== (path === '')) return undefined;
+      const generation = ++counter.last;
+      const node: OwnedNode = {
+        owner, value, permissions, children: NO_CHILDREN, childListBytes: 0, dataGeneration: generation,
+        childrenGeneration: generation,
+      };
+      made.set(path, node);
+      if (parent === undefined) continue;
+      const name = leafName(path);
+      if (parent.children === NO_CHILDREN) parent.children = new Map();
+      parent.children.set(name, node);
+      parent.childListBytes += name.length + 1;
+    }
+    return made.get('');
   }
 
   /** The tree as it is now, for ever. */

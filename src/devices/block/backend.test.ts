@@ -195,7 +195,6 @@ test('persistent grants are mapped once, and given back at the end', async () =>
   await backend.pause();
   backend.letGo();
   assert.equal(guest.inUse, 0);
-  assert.ok(backend.takeUp());
   backend.resume();
   ring.request(BLKIF_OP.read, 0, [{ ref: 20, first: 0, last: 7 }]);
   await statuses(1);
@@ -224,6 +223,49 @@ test('when there is no frame for a page, its request waits', async () => {
   guest.shortage = 3;
   ring.request(BLKIF_OP.read, 0, [{ ref: 20, first: 0, last: 7 }]);
   assert.deepEqual(await statuses(1), [BLKIF_RSP.okay]);
+});
+
+test('a connection goes on although its ring cannot be had at that moment, and is served when it can', async () => {
+  const { guest, disk, ring, backend, statuses } = setUp();
+  const request = (): number => ring.request(BLKIF_OP.read, 0, [{ ref: 20, first: 0, last: 7 }]);
+  const standStill = async (): Promise<void> => {
+    await backend.pause();
+    backend.letGo();
+  };
+  await standStill();
+  guest.shortage = 2;
+  request();
+  backend.resume();
+  assert.equal(guest.inUse, 0);
+  // Nobody tells of a frame that is free again.
+  for (let got = 0; got === 0; await turn()) got = ring.responses().length;
+  assert.equal(guest.shortage, 0);
+  await standStill();
+  guest.granted.delete(1);
+  request();
+  backend.resume();
+  assert.equal(guest.inUse, 0);
+  guest.granted.set(1, true);
+  assert.deepEqual(await statuses(1), [BLKIF_RSP.okay]);
+  await standStill();
+  const state = backend.save()!;
+  assert.equal(state.position, 2);
+  backend.disconnect();
+
+  const next = new BlockBackend({
+    disk, guest: { memory: guest.memory, map: (ref, write) => guest.map(ref, write), unmap: (page) => guest.unmap(page), notify: () => guest.notify() },
+  });
+  guest.granted.delete(1);
+  assert.ok(!next.connect(state), 'a new one must have it');
+  guest.granted.set(1, true);
+  guest.shortage = 1;
+  assert.ok(next.connect(state));
+  request();
+  next.service();
+  for (let got = 0; got === 0; await turn()) got = ring.responses().length;
+  await next.pause();
+  next.disconnect();
+  assert.equal(guest.inUse, 0);
 });
 
 test('paused, nothing is taken; another back end goes on where it stood', async () => {
@@ -309,7 +351,6 @@ test('whatever is in the ring, every request is answered once and nothing stays 
         backend.letGo();
         assert.equal(guest.inUse, 0);
         guest.granted.set(1, true);
-        backend.takeUp();
         backend.resume();
       } else backend.service();
     }

@@ -127,7 +127,9 @@ export class BlockBackend {
   readonly #clock: Clock;
   #limit: RateLimit;
   #connection: { refs: readonly number[]; isPersistent: boolean } | undefined;
+  /** While its pages are in use; at other times it stands at `#position`. */
   #ring: BlockRing | undefined;
+  #position = 0;
   #ringPages: GuestPage[] = [];
   readonly #persistent = new Map<number, HeldPage>();
   /** Counts connections: an answer for one that has ended goes nowhere. */
@@ -168,13 +170,23 @@ export class BlockBackend {
 
   // ---- connection ---------------------------------------------------------------------------------------------------
 
-  /** @returns false when the pages of the ring cannot be had */
-  connect({ ringRefs, isPersistent, position }: RingConnection): boolean {
+  /** @returns false when the guest does not grant the pages of the ring */
+  connect(connection: RingConnection): boolean {
+    this.goOn(connection);
+    const ring = this.#openRing();
+    if (typeof ring !== 'number' || ring === GNTST.eagain) return true;
+    this.disconnect();
+    return false;
+  }
+
+  /**
+   * As after `connect` at an earlier time. The ring is used when it is needed and can be, as after `letGo`: that the
+   * guest has just taken a grant back, or that there is no frame now, does not end a connection.
+   */
+  goOn({ ringRefs, isPersistent, position }: RingConnection): void {
     this.disconnect();
     this.#connection = { refs: ringRefs, isPersistent };
-    if (this.#mapRing(position)) return true;
-    this.#connection = undefined;
-    return false;
+    this.#position = position;
   }
 
   get agreed(): { readonly ringPages: number; readonly persistentGrants: boolean } {
@@ -184,8 +196,9 @@ export class BlockBackend {
   /** What the guest and the host agreed on, and how far they are; undefined when not connected. With no request under way. */
   save(): RingConnection | undefined {
     if (this.#connection === undefined) return undefined;
-    assert(this.#ring?.taken === 0, 'all requests have been answered');
-    return { ringRefs: this.#connection.refs, isPersistent: this.#connection.isPersistent, position: this.#ring.position };
+    assert(this.#inFlight === 0, 'all requests have been answered');
+    const position = this.#ring?.position ?? this.#position;
+    return { ringRefs: this.#connection.refs, isPersistent: this.#connection.isPersistent, position };
   }
 
   /** Requests under way end by themselves; nobody hears of it. */
@@ -199,19 +212,21 @@ export class BlockBackend {
     this.#unmapAll();
   }
 
-  #mapRing(position: number): boolean {
+  /** Of a connection. @returns GNTST.eagain when there is no frame for it now, another GNTST when it is not granted */
+  #openRing(): BlockRing | number {
+    if (this.#ring !== undefined) return this.#ring;
     const pages: GuestPage[] = [];
     for (const ref of this.#connection!.refs) {
       const page = this.#guest.map(ref, true);
       if (typeof page === 'number') {
         for (const mapped of pages) this.#guest.unmap(mapped);
-        return false;
+        return page;
       }
       pages.push(page);
     }
     this.#ringPages = pages;
-    this.#ring = this.#ringAt(position);
-    return true;
+    this.#ring = this.#ringAt(this.#position);
+    return this.#ring;
   }
 
   #ringAt(position: number): BlockRing {
@@ -229,29 +244,31 @@ export class BlockBackend {
     this.#persistent.clear();
   }
 
-  /** Gives back every page of the guest's. When paused, until `takeUp`. */
+  /** Gives back every page of the guest's. While paused. */
   letGo(): void {
     assert(this.#isPaused && this.#inFlight === 0, 'the back end is paused');
+    if (this.#ring !== undefined) this.#position = this.#ring.position;
+    this.#ring = undefined;
     this.#unmapAll();
-  }
-  /** @returns false when the guest has taken the ring's pages back meanwhile; then there is no connection any more */
-  takeUp(): boolean {
-    // Connected anew meanwhile, it has them.
-    if (this.#connection === undefined || this.#ringPages.length > 0) return true;
-    if (this.#mapRing(this.#ring!.position)) return true;
-    this.disconnect();
-    return false;
   }
 
   // ---- requests -----------------------------------------------------------------------------------------------------
 
   /** Starts what there is to do: to be called when the guest has signalled. */
   service(): void {
-    const ring = this.#ring;
-    if (ring === undefined || this.#timer !== undefined || this.#loan !== undefined) return;
+    if (this.#connection === undefined || this.#isPaused || this.#timer !== undefined || this.#loan !== undefined) return;
+    const ring = this.#openRing();
+    if (typeof ring === 'number') {
+      // The guest tells when it grants it again; when there is a frame, nobody does.
+      if (ring === GNTST.eagain) this.#serviceLater(MEMORY_RETRY_MILLIS);
+      return;
+    }
     while (!this.#isPaused && !this.#hasBarrier && this.#taken < REQUESTS_PER_TURN) {
       const delayMillis = this.#limit.delayMillis();
-      if (delayMillis > 0) return this.#serviceLater(delayMillis);
+      if (delayMillis > 0) {
+        this.#metrics.throttled++;
+        return this.#serviceLater(delayMillis);
+      }
       const slot = new Uint8Array(blkifRequest.sizeBytes);
       const isTaken = ring.take(slot);
       this.#metrics.badIndices += ring.badIndices;
@@ -271,7 +288,6 @@ export class BlockBackend {
   }
 
   #serviceLater(delayMillis: number): void {
-    this.#metrics.throttled++;
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
       this.service();
@@ -452,14 +468,14 @@ export class BlockBackend {
 
   /** From now on the ring of this connection may be looked after there. @param lane closed with the connection */
   useLane(lane: Lane): void {
-    assert(this.#lane === undefined && this.#ring !== undefined, 'a connection has one lane');
+    assert(this.#lane === undefined && this.#connection !== undefined, 'a connection has one lane');
     this.#lane = lane;
   }
 
   /** When nothing is under way and nothing waits. */
   #lend(ring: BlockRing): void {
     const lane = this.#lane;
-    if (lane === undefined || this.#inFlight > 0 || this.#ringPages.length === 0) return;
+    if (lane === undefined || this.#inFlight > 0) return;
     // These the thread knows nothing of.
     if (this.#limit.isLimited || this.#connection!.isPersistent) return;
     if (this.#clock.monotonicNanos() < this.#lendFromNanos) return;

@@ -150,7 +150,6 @@ test('paused, frozen, rolled back and forked', async (t) => {
   const frozen: DiskState = disk.freeze();
   const memory = guest.memory.slice();
   // This one is in the ring, and not taken yet.
-  device.takeUp();
   device.resume();
   guest.page(20).fill(2);
   assert.equal(await transfer(ring, BLKIF_OP.write, 0), 0);
@@ -191,12 +190,36 @@ test('paused, frozen, rolled back and forked', async (t) => {
   device.letGo();
   const again = new TestRing(guest, [1], 1);
   device.restore(state, frozen);
-  device.takeUp();
   device.resume();
   assert.equal(guest.inUse, 1, 'the ring, once');
   assert.equal(await transfer(again, BLKIF_OP.read, 0), 0);
   assert.ok(guest.page(20).every((byte) => byte === 1), 'rolled back');
   frozen.release();
+});
+
+test('rolled back to when there is no frame for the ring, or it is just not granted, a disk goes on when there is', async (t) => {
+  const { store, guest, disk, device, state, connect, transfer } = await setUp(t);
+  connect();
+  await device.pause();
+  device.letGo();
+  const saved: BlockDeviceState = structuredClone(device.save());
+  const frozen: DiskState = disk.freeze();
+  device.resume();
+  for (const isGranted of [true, false]) {
+    await device.pause();
+    device.letGo();
+    const ring = new TestRing(guest, [1], 0);
+    if (!isGranted) guest.granted.delete(1);
+    guest.shortage = isGranted ? 3 : 0;
+    device.restore(saved, frozen);
+    device.resume();
+    assert.equal(guest.inUse, 0);
+    assert.equal(state(), XENBUS.connected);
+    guest.granted.set(1, true);
+    assert.equal(await transfer(ring, BLKIF_OP.read, 0), 0);
+  }
+  assert.ok(!store.exists(`${BACK}/error`));
+  await frozen.release();
 });
 
 test('names of virtual disks', () => {

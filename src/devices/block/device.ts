@@ -179,7 +179,8 @@ export class BlockDevice {
     const protocol = this.#store.read(`${this.#frontPath}/protocol`) ?? 'arm-abi';
     if (ringRefs === undefined || guestPort === undefined || protocol !== 'arm-abi') return this.#refuse('the front end has no ring');
     const isPersistent = this.#isPersistentOffered && this.#readNumber('feature-persistent') === 1;
-    if (!this.#open({ ringRefs, isPersistent, position: 0, guestPort })) return this.#refuse('the ring or its port cannot be used');
+    const isUsable = this.#backend.connect({ ringRefs, isPersistent, position: 0 }) && this.#bind(guestPort);
+    if (!isUsable) return this.#refuse('the ring or its port cannot be used');
     for (const [name, value] of Object.entries(this.#shape())) this.#store.write(`${this.#backPath}/${name}`, String(value));
     this.#setState(XENBUS.connected);
     if (!this.#isPaused) this.#backend.service();
@@ -197,8 +198,8 @@ export class BlockDevice {
     return refs.every((ref) => ref !== undefined) ? refs : undefined;
   }
 
-  #open({ guestPort, ...connection }: NonNullable<BlockDeviceState['connection']>): boolean {
-    if (!this.#backend.connect(connection)) return false;
+  /** For the back end's connection, which ends if the port is none. */
+  #bind(guestPort: number): boolean {
     const port = this.#bus.bind(guestPort, () => this.#backend.service());
     if (port <= 0) {
       this.#backend.disconnect();
@@ -290,12 +291,6 @@ export class BlockDevice {
   letGo(): void {
     this.#backend.letGo();
   }
-  takeUp(): void {
-    if (this.#isClosed) return;
-    if (this.#backend.takeUp()) return;
-    this.#drop();
-    this.#refuse('the ring was taken back');
-  }
   resume(): void {
     this.#isPaused = false;
     this.disk.resume();
@@ -328,7 +323,8 @@ export class BlockDevice {
 
   #goOn({ connection }: BlockDeviceState): void {
     if (connection === undefined) return;
-    if (!this.#open(connection)) return this.#refuse('the ring cannot be used any more');
+    this.#backend.goOn(connection);
+    if (!this.#bind(connection.guestPort)) return this.#refuse('its event channel cannot be used any more');
     // An event of before may have been on its way, in either direction.
     this.#bus.notify(this.#port);
     if (!this.#isPaused) this.#backend.service();

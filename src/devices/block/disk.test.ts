@@ -5,6 +5,8 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
+import { PATIENCE_MILLIS } from '../../../test/patience.ts';
+import { BlockFile } from './block-file.ts';
 import { Disk } from './disk.ts';
 import type { DiskState } from './disk.ts';
 import { Layer } from './layer.ts';
@@ -174,7 +176,27 @@ test('a state that goes while the layer on top of it is being made leaves no lay
   const writing = disk.write([sectorsOf([1, 2, 3], writeMemory[0]!)], 0);
   await state.release();
   await writing;
-  for (const start = Date.now(); disk.files().length > 1; await turn()) assert.ok(Date.now() - start < 60_000, 'the layer is still there');
+  for (const start = Date.now(); disk.files().length > 1; await turn()) {
+    assert.ok(Date.now() - start < PATIENCE_MILLIS, 'the layer is still there');
+  }
   assert.deepEqual((await tagsIn(disk)).slice(0, 3), [1, 2, 3]);
+  await disk.close();
+});
+
+test('a flush of a raw disk is over when its file has been, after what was written before', async (t) => {
+  const path = await rawFile(await testFolder(t), SECTORS * 512);
+  const disk = await openDisk({ path, format: 'raw' });
+  const log: string[] = [];
+  for (const name of ['write', 'sync'] as const) {
+    const original = BlockFile.prototype[name] as (...args: unknown[]) => Promise<void>;
+    t.mock.method(BlockFile.prototype, name, async function record(this: BlockFile, ...args: unknown[]) {
+      await original.apply(this, args);
+      if (this.path === path) log.push(name);
+    });
+  }
+  await disk.write([sectorsOf([1, 2, 3], writeMemory[0]!)], 0);
+  await disk.flush();
+  assert.ok(log.includes('write') && log.lastIndexOf('write') < log.indexOf('sync'), log.join());
+  t.mock.restoreAll();
   await disk.close();
 });

@@ -1,6 +1,7 @@
 // The disk thread's side of a lane (lane.ts): takes reads and writes from rings that it was lent, moves data between the
 // file and the guest's frames with system calls that wait, and answers. No event loop, no promise and no other thread is
 // on the way of a request; that one waits for the disk while others wait for it is why a ring with a slow disk goes back.
+// While no ring has anything to do, it reads on where a guest reads from front to back (read-ahead.ts).
 //
 // As with the back end (backend.ts), nothing that a guest writes is believed: slots and pages of segments are copied once,
 // and checked; frames are pinned from before they are used until after. Whatever is not a plain transfer, or does not
@@ -15,6 +16,7 @@ import type { Pieces } from './block-file.ts';
 import { errnoOf } from './errors.ts';
 import { LANE_RETURN, LANE_STATE } from './lane.ts';
 import type { LaneCounter, LaneReturn, LaneTable, Loan } from './lane.ts';
+import { ReadAhead, ReadAheadBuffers } from './read-ahead.ts';
 import { SEGMENTS_PER_PAGE, readRequest, readSegments } from './request.ts';
 import type { BlockRequest, Segment } from './request.ts';
 import { BlockRing } from './ring.ts';
@@ -40,6 +42,7 @@ interface Job {
   readonly loan: Loan;
   readonly guest: LaneGuest;
   readonly ring: BlockRing;
+  readonly ahead: ReadAhead;
   /** Requests in a row that have taken long. */
   slow: number;
 }
@@ -56,6 +59,7 @@ export class LaneServer {
   readonly #table: LaneTable;
   readonly #nanos: () => number;
   readonly #jobs = new Map<number, Job>();
+  readonly #buffers = new ReadAheadBuffers();
   readonly #slot = new Uint8Array(blkifRequest.sizeBytes);
   #frames: (Uint8Array | undefined)[] = [];
 
@@ -67,7 +71,8 @@ export class LaneServer {
   /** A ring has been lent. */
   add(lane: number, number: number, loan: Loan, guest: LaneGuest): void {
     const pages = loan.ringMfns.map((mfn) => guest.memory.subarray(mfn * FRAME_BYTES, (mfn + 1) * FRAME_BYTES));
-    this.#jobs.set(lane, { number, loan, guest, ring: new BlockRing(pages, loan.position), slow: 0 });
+    const ahead = new ReadAhead(this.#buffers, loan.sizeBytes);
+    this.#jobs.set(lane, { number, loan, guest, ring: new BlockRing(pages, loan.position), ahead, slow: 0 });
   }
 
   /** Does some of what waits in all rings. @returns whether there was anything */
@@ -77,14 +82,29 @@ export class LaneServer {
     return any;
   }
 
+  /** When nothing waits: reads on where a guest reads from front to back. @returns whether one does */
+  readAhead(): boolean {
+    for (const [lane, job] of this.#jobs) {
+      if (job.ahead.isDue && !job.loan.isReadOnly && this.#whileBusy(lane, job, () => this.#readOn(job))) return true;
+    }
+    return false;
+  }
+
   #serveLane(lane: number, job: Job): boolean {
-    if (!this.#table.move(lane, LANE_STATE.served, LANE_STATE.busy)) return false;
     const before = job.ring.position;
+    this.#whileBusy(lane, job, () => this.#serveRing(lane, job));
+    return job.ring.position !== before;
+  }
+
+  /** @param work returns why the ring must go back, if it must @returns whether it was done: not when the ring is elsewhere */
+  #whileBusy(lane: number, job: Job, work: () => LaneReturn | undefined): boolean {
+    if (!this.#table.move(lane, LANE_STATE.served, LANE_STATE.busy)) return false;
     // Lent anew, and the loan is still on its way: what is known here is of another one.
-    const why = this.#table.get(lane, 'loan') === job.number ? this.#serveRing(lane, job) : undefined;
+    const isMine = this.#table.get(lane, 'loan') === job.number;
+    const why = isMine ? work() : undefined;
     if (why !== undefined) this.#giveBack(lane, why);
     else if (!this.#table.move(lane, LANE_STATE.busy, LANE_STATE.served)) this.#giveBack(lane, LANE_RETURN.asked);
-    return job.ring.position !== before;
+    return isMine;
   }
 
   /** @returns why the ring must go back, if it must */
@@ -118,8 +138,18 @@ export class LaneServer {
     this.#answer(lane, job, transfer);
     const nanos = this.#nanos() - start;
     this.#countTransfer(lane, transfer, nanos / 1000);
+    return this.#judge(job, nanos);
+  }
+
+  #judge(job: Job, nanos: number): LaneReturn | undefined {
     job.slow = nanos > SLOW_NANOS ? job.slow + 1 : 0;
     return job.slow === SLOW_IN_A_ROW ? LANE_RETURN.slow : undefined;
+  }
+
+  #readOn(job: Job): LaneReturn | undefined {
+    const start = this.#nanos();
+    job.ahead.readOn((into, offset) => orRefused(() => readvSync(job.loan.fd, [into], offset), 0));
+    return this.#judge(job, this.#nanos() - start);
   }
 
   #check({ loan, guest }: Job): Transfer | undefined {
@@ -138,15 +168,20 @@ export class LaneServer {
   }
 
   /** @returns false when it was not done, or not wholly */
-  #perform({ loan, guest }: Job, { request, segments, isWrite }: Transfer): boolean {
+  #perform({ loan, guest, ahead }: Job, { request: { offset }, segments, sizeBytes, isWrite }: Transfer): boolean {
     const pages = guest.map(segments.map(({ ref }) => ref), !isWrite);
     if (pages === undefined) return false;
     try {
-      return transferAll(isWrite ? writevSync : readvSync, loan.fd, this.#piecesOf(guest, segments, pages), request.offset);
-    } catch (error) {
-      // The system's refusal is said by the back end, which gets it, too. Anything else is our bug.
-      if (errnoOf(error) === undefined) throw error;
-      return false;
+      const pieces = this.#piecesOf(guest, segments, pages);
+      if (isWrite) {
+        ahead.forget();
+        return orRefused(() => transferAll(writevSync, loan.fd, pieces, offset), false);
+      }
+      const known = ahead.find(offset, sizeBytes);
+      if (known !== undefined) copyTo(pieces, known);
+      else if (!orRefused(() => transferAll(readvSync, loan.fd, pieces, offset), false)) return false;
+      ahead.note(offset, sizeBytes);
+      return true;
     } finally {
       guest.unmap(pages);
     }
@@ -203,6 +238,24 @@ export class LaneServer {
 }
 
 const FRAME_VIEWS = 4096;
+
+/** The system's refusal is said by the back end, which gets it, too. Anything else is our bug. */
+function orRefused<T>(call: () => T, refused: T): T {
+  try {
+    return call();
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw error;
+    return refused;
+  }
+}
+
+function copyTo(pieces: Pieces, bytes: Uint8Array): void {
+  let at = 0;
+  for (const piece of pieces) {
+    piece.set(bytes.subarray(at, at + piece.length));
+    at += piece.length;
+  }
+}
 
 function readIndirect(guest: LaneGuest, refs: readonly number[], count: number): Segment[] | undefined {
   const pages = guest.map(refs, false);

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readFile, truncate } from 'node:fs/promises';
+import { readFile, truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import type { TestContext } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
@@ -73,6 +73,9 @@ class TestThread {
   serve(): boolean {
     this.hear();
     return this.#server.serve();
+  }
+  readAhead(): boolean {
+    return this.#server.readAhead();
   }
 }
 
@@ -226,7 +229,6 @@ test('pausing waits for the request under way, and takes the ring back', async (
   backend.letGo();
   assert.equal(guest.inUse, 0);
   assert.ok(!thread.serve());
-  assert.ok(backend.takeUp());
   thread.onMap = () => {};
   backend.resume();
   for (let got = 0; got < 1; await turn()) {
@@ -277,6 +279,64 @@ test('a loan that has ended is not acted on, though word of the next one has not
   thread.loans.push(...late);
   assert.ok(thread.serve());
   assert.deepEqual([ring.responses().length, other.responses().length], [0, 1]);
+});
+
+test('who reads from front to back gets what was read meanwhile; what it writes is never missed', async (t) => {
+  const { path, disk, guest, ring, thread, backend, answers } = await setUp(t);
+  const file = Buffer.from(Array.from({ length: SECTORS * 512 }, (_, i) => (i >>> 16) * 16 + i % 7));
+  await writeFile(path, file);
+  const large = Array.from({ length: 16 }, (_, i) => ({ ref: 20 + i, first: 0, last: 7 }));
+  const BYTES = 65536;
+  /** The nth part of the disk, as the guest gets it. */
+  const readPart = (part: number): Buffer => {
+    ring.indirect(BLKIF_OP.read, part * BYTES / 512, large, 10);
+    assert.ok(thread.serve());
+    assert.deepEqual(ring.responses().map(({ status }) => status), [0]);
+    return Buffer.from(guest.memory.slice(20 * 4096, 36 * 4096));
+  };
+  const partOf = (bytes: Buffer, part: number): Buffer => bytes.subarray(part * BYTES, (part + 1) * BYTES);
+  readPart(0);
+  assert.ok(!thread.readAhead(), 'one request is no order yet');
+  readPart(1);
+  assert.ok(thread.readAhead());
+  assert.ok(!thread.readAhead(), 'once');
+  // Nobody but the guest writes to its disk: if somebody does, that shows where the bytes come from.
+  await writeFile(path, Buffer.alloc(file.length, 0xee));
+  assert.deepEqual(readPart(2), partOf(file, 2));
+  assert.deepEqual(readPart(4), partOf(file, 4), 'whatever of it is asked for');
+  assert.deepEqual(readPart(3), partOf(file, 3));
+  guest.page(50).fill(0x77);
+  ring.request(BLKIF_OP.write, 5 * BYTES / 512, [{ ref: 50, first: 0, last: 7 }]);
+  assert.ok(thread.serve());
+  ring.responses();
+  assert.deepEqual(readPart(5), Buffer.concat([Buffer.alloc(4096, 0x77), Buffer.alloc(BYTES - 4096, 0xee)]));
+  assert.equal(backend.metrics.failures, 0);
+
+  // What the host does with the ring, or the disk, ends it.
+  readPart(6);
+  assert.ok(thread.readAhead());
+  await backend.pause();
+  assert.ok(!thread.readAhead(), 'the ring is not here');
+  await writeFile(path, file);
+  backend.resume();
+  ring.indirect(BLKIF_OP.read, 7 * BYTES / 512, large, 10);
+  assert.equal((await answers(1))[0]!.status, 0);
+  assert.deepEqual(Buffer.from(guest.memory.slice(20 * 4096, 36 * 4096)), partOf(file, 7));
+  assert.ok(!thread.readAhead(), 'nothing is behind the end');
+  assert.equal(disk.files()[0]!.stats.reads, 0);
+  assert.equal(guest.inUse, 1);
+});
+
+test('no reading ahead of a disk that others may write to, nor of one that fails', async (t) => {
+  const large = Array.from({ length: 16 }, (_, i) => ({ ref: 20 + i, first: 0, last: 7 }));
+  for (const isReadOnly of [true, false]) {
+    const { path, ring, thread } = await setUp(t, { isReadOnly });
+    for (const part of [0, 1]) ring.indirect(BLKIF_OP.read, part * 128, large, 10);
+    assert.ok(thread.serve());
+    await truncate(path, 2 * 65536);
+    assert.equal(thread.readAhead(), !isReadOnly);
+    assert.ok(!thread.readAhead(), 'not again and again');
+  }
 });
 
 test('a slow disk goes back to where several requests are under way at once, for a while', async (t) => {
@@ -340,7 +400,7 @@ test('whatever a guest puts into the ring, whenever the ring is taken back: each
     fc.record({ kind: fc.constant('indirect' as const), operation: fc.constantFrom(BLKIF_OP.read, BLKIF_OP.write), sector: fc.integer({ min: 0, max: SECTORS }), segments: fc.array(segment, { maxLength: 40 }) }),
     fc.record({ kind: fc.constant('bytes' as const), bytes: fc.uint8Array({ minLength: blkifRequest.sizeBytes, maxLength: blkifRequest.sizeBytes }) }),
   );
-  const step = fc.constantFrom('serve', 'service', 'turn', 'pause', 'index');
+  const step = fc.constantFrom('serve', 'service', 'turn', 'pause', 'index', 'ahead');
   await fc.assert(fc.asyncProperty(fc.array(request, { maxLength: 8 }), fc.array(step, { maxLength: 12 }), async (requests, steps) => {
     for (const given of requests) {
       if (given.kind === 'bytes') ring.put(Buffer.from(given.bytes));
@@ -352,6 +412,7 @@ test('whatever a guest puts into the ring, whenever the ring is taken back: each
     for (const what of steps) {
       if (what === 'serve') thread.serve();
       else if (what === 'service') backend.service();
+      else if (what === 'ahead') thread.readAhead();
       else if (what === 'turn') await turn();
       else if (what === 'index') {
         ring.setIndex('req_prod', produced + 1000);

@@ -3,6 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { NETIF_RSP, NETRXF, NETTXF, netifRxRequest, netifTxRequest } from '../../abi/xen-net.ts';
 import { NO_OFFLOAD } from '../../network/frame-port.ts';
@@ -287,6 +288,33 @@ test('a connection goes on although its rings are not granted at that moment, an
   guest.kick();
   assert.deepEqual([network.frames.length, guest.inUse, network.readies], [1, 2, before + 1]);
   assert(backend.receive(new Uint8Array(64), NO_OFFLOAD));
+});
+
+test('when there is no frame for a ring, it is looked at again, though nobody tells', async () => {
+  const { guest, network, tx, backend, fill, post } = rig();
+  fill(1, 1);
+  post(10, 1);
+  const until = async (isSo: () => boolean): Promise<void> => { while (!isSo()) await turn(); };
+  backend.letGo();
+  guest.shortage = 2;
+  tx.put(...txSlot(1, 0, 0, 1, 64));
+  tx.push();
+  guest.kick();
+  assert.equal(network.frames.length, 0);
+  await until(() => network.frames.length === 1);
+  backend.letGo();
+  guest.shortage = 2;
+  const before = network.readies;
+  assert.equal(backend.receive(new Uint8Array(64), NO_OFFLOAD), false);
+  await until(() => network.readies > before);
+  assert(backend.receive(new Uint8Array(64), NO_OFFLOAD));
+  backend.disconnect();
+  guest.shortage = 1;
+  assert(backend.connect(connection()), 'a new one waits as well');
+  tx.set('req_prod', 0);
+  guest.kick();
+  backend.disconnect();
+  assert.equal(guest.inUse, 0);
 });
 
 test('what a front end says of itself', () => {

@@ -27,6 +27,7 @@ const PAGE_BYTES = 4096;
  */
 const SHORT_FRAME_BYTES = 512;
 const TELL_LATER_MILLIS = 2;
+const MEMORY_RETRY_MILLIS = 20;
 
 /** What a guest's front end has agreed on, in numbers that mean something in the guest. */
 export interface QueueConnection {
@@ -71,6 +72,8 @@ interface Queue {
   isStalled: boolean;
   /** Set while the guest is yet to be told of sent frames, with the rings' pages in use: not longer than that. */
   telling: NodeJS.Timeout | undefined;
+  /** Set while there is no frame for a ring that is needed. */
+  retrying: NodeJS.Timeout | undefined;
 }
 
 export class NetBackend implements GuestLink {
@@ -100,8 +103,9 @@ export class NetBackend implements GuestLink {
 
   /** @returns false, and nothing has happened, when a ring or an event channel of it cannot be used */
   connect(connection: NetConnection): boolean {
+    const canUse = (ring: NetRing): boolean => ring.open() || ring.isStarved;
     if (this.goOn(connection) && this.#queues.every(({ transmitter, receiver }) =>
-      transmitter.ring.open() && receiver.ring.open())) return true;
+      canUse(transmitter.ring) && canUse(receiver.ring))) return true;
     this.disconnect();
     return false;
   }
@@ -138,7 +142,8 @@ export class NetBackend implements GuestLink {
     const hostTx = this.#bus.bind(txPort, isSplit ? serveTx : serveBoth);
     const hostRx = isSplit && hostTx > 0 ? this.#bus.bind(rxPort, serveRx) : hostTx;
     const queue: Queue = {
-      connection, txPort: hostTx, rxPort: hostRx, isScheduled: false, isStalled: false, telling: undefined,
+      connection, txPort: hostTx, rxPort: hostRx, isScheduled: false, isStalled: false,
+      telling: undefined, retrying: undefined,
       transmitter: new Transmitter(this.#bus, txRing, this.#counts, send),
       receiver: new Receiver(this.#bus, rxRing, this.#counts),
     };
@@ -147,8 +152,9 @@ export class NetBackend implements GuestLink {
     return undefined;
   }
 
-  #closeQueue({ transmitter, receiver, txPort, rxPort, telling }: Queue): void {
+  #closeQueue({ transmitter, receiver, txPort, rxPort, telling, retrying }: Queue): void {
     clearTimeout(telling);
+    clearTimeout(retrying);
     transmitter.ring.letGo();
     receiver.ring.letGo();
     this.#counts.badIndices += transmitter.ring.badIndices + receiver.ring.badIndices;
@@ -189,11 +195,26 @@ export class NetBackend implements GuestLink {
     if (this.#queues.length > 0) this.#networkPort().ready();
   }
 
+  /** If there is no frame for it, both rings are looked at again later. */
+  #canOpen(queue: Queue, ring: NetRing): boolean {
+    if (!this.#queues.includes(queue)) return false;
+    if (ring.open()) return true;
+    if (ring.isStarved) this.#retry(queue);
+    return false;
+  }
+  #retry(queue: Queue): void {
+    queue.retrying ??= setTimeout(() => {
+      queue.retrying = undefined;
+      this.#serveRx(queue);
+      this.#serveTx(queue);
+    }, MEMORY_RETRY_MILLIS);
+  }
+
   // ---- the guest sends
 
   #serveTx(queue: Queue): void {
     const { transmitter } = queue;
-    if (!this.#queues.includes(queue) || !transmitter.ring.open()) return;
+    if (!this.#canOpen(queue, transmitter.ring)) return;
     const outcome = transmitter.service();
     queue.isStalled = outcome === 'stalled';
     if (transmitter.ring.publish()) {
@@ -228,7 +249,7 @@ export class NetBackend implements GuestLink {
 
   #serveRx(queue: Queue): void {
     const { receiver } = queue;
-    if (this.#queues.includes(queue) && receiver.ring.open() && receiver.takeReady()) this.#networkPort().ready();
+    if (this.#canOpen(queue, receiver.ring) && receiver.takeReady()) this.#networkPort().ready();
   }
 
   receive(frame: Uint8Array, offload: Offload): boolean {
@@ -239,7 +260,10 @@ export class NetBackend implements GuestLink {
       this.#counts.rxErrors++;
       return true;
     }
-    if (!receiver.receive(frame, offload)) return false;
+    if (!receiver.receive(frame, offload)) {
+      if (receiver.ring.isStarved) this.#retry(queue);
+      return false;
+    }
     if (receiver.ring.publish()) this.#notify(queue.rxPort);
     return true;
   }

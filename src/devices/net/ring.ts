@@ -3,6 +3,7 @@
 // long means "nothing to do" until the guest puts it right. Requests are answered in order, as they are taken: what is
 // before the position is the guest's, what is after it was never looked at.
 
+import { GNTST } from '../../abi/xen-grant-table.ts';
 import { NETIF_RING_SLOTS, netifSring } from '../../abi/xen-net.ts';
 import type { GuestBus, GuestPage } from '../../hypervisor/guest-bus.ts';
 
@@ -12,6 +13,8 @@ const { at } = netifSring;
 export class NetRing {
   /** How often the guest's index could not be. */
   badIndices = 0;
+  /** There was no frame for it when it was last to be opened: nobody tells when there is one. */
+  isStarved = false;
   readonly ref: number;
   readonly #bus: GuestBus;
   readonly #slotWords: number;
@@ -38,6 +41,7 @@ export class NetRing {
   open(): boolean {
     if (this.#page !== undefined) return true;
     const page = this.#bus.map(this.ref, true);
+    this.isStarved = page === GNTST.eagain;
     if (typeof page === 'number') return false;
     this.#page = page;
     const { buffer, byteOffset } = this.#bus.memory;

@@ -19,6 +19,8 @@ export class TestGuest implements GuestBus {
   readonly notified: number[] = [];
   inUse = 0;
   isBindRefused = false;
+  /** How often there is no frame for a grant. */
+  shortage = 0;
   #nextPort = 1;
 
   constructor(pages: number) {
@@ -29,6 +31,10 @@ export class TestGuest implements GuestBus {
     const mayWrite = this.granted.get(ref);
     if (mayWrite === undefined || (ref + 1) * PAGE_BYTES > this.memory.length) return GNTST.bad_gntref;
     if (write && !mayWrite) return GNTST.general_error;
+    if (this.shortage > 0) {
+      this.shortage--;
+      return GNTST.eagain;
+    }
     this.inUse++;
     return { mfn: ref };
   }
