@@ -7,6 +7,8 @@ import { getHvmParam } from '../hypervisor/hvm-params.ts';
 import { freezeDomain, lookOver } from '../lifecycle/checkpoint.ts';
 import type { FrozenDomain } from '../lifecycle/checkpoint.ts';
 import { forkDomain } from '../lifecycle/fork.ts';
+import { findDifferences } from '../lifecycle/domain-state.ts';
+import type { Differences } from '../lifecycle/domain-state.ts';
 import { rollBackDomain } from '../lifecycle/rollback.ts';
 import { endSuspendElsewhere, isSuspended } from '../lifecycle/suspend.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
@@ -228,15 +230,18 @@ function busy(name: string): ZazenError {
 
 /**
  * With the domain stopped, its virtual time included, which stays so if it was. `whileStopped` gets the micros that the
- * stop took.
+ * stop took; `whileStopping` is called when it has begun, while the vCPUs are on their way.
  */
-function stopped<T>({ thread }: HostCore, record: DomainRecord, whileStopped: (stopMicros: number) => T): T {
+function stopped<T>(
+  { thread }: HostCore, record: DomainRecord, whileStopped: (stopMicros: number) => T, whileStopping?: () => void,
+): T {
   const { scheduling, timers } = thread;
   const { domid } = record;
   const start = performance.now();
   const wasTimeStopped = timers.isTimeStopped(domid);
   scheduling.pauseDomain(domid);
   try {
+    whileStopping?.();
     scheduling.waitUntilStopped(domid);
     timers.stopTime(domid);
     return whileStopped((performance.now() - start) * MICROS_PER_MILLI);
@@ -284,12 +289,12 @@ export function rollBackMemory(
 ): Omit<RollbackStats, 'totalMicros'> {
   const { thread, builder } = core;
   const { domain, consolePort, xenstorePort } = ends;
-  if (thread.hypercalls.grants.whileUnused(domain, () => undefined) === 'busy') throw busy(name);
   const start = performance.now();
   let stopMicros = 0;
+  let differences: Differences;
   stopped(core, domain, (micros) => {
     stopMicros = micros;
-    const rolledBack = rollBackDomain(thread, builder, domain, frozen);
+    const rolledBack = rollBackDomain(thread, builder, domain, frozen, differences);
     if (rolledBack === undefined) throw outOfMemory(`rolling back domain ${name}`);
     const { oldRoot, isConnected } = rolledBack;
     if (!isConnected) {
@@ -303,6 +308,9 @@ export function rollBackMemory(
     setWallClock(core, domain);
     if (!isConnected || devices.owesEvents) tellGuest(core, ends);
     if (oldRoot !== 0) core.releaseRoot(oldRoot);
+  }, () => {
+    if (thread.hypercalls.grants.whileUnused(domain, () => undefined) === 'busy') throw busy(name);
+    differences = findDifferences(thread, domain, frozen.root);
   });
   const downtimeMicros = (performance.now() - start) * MICROS_PER_MILLI;
   return { stopMicros, downtimeMicros };

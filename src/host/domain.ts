@@ -374,6 +374,7 @@ export class HostedDomain implements Domain, ImageUser {
   }
 
   async checkpoint(): Promise<Checkpoint> {
+    this.#core.onCheckpoint();
     return this.#checkpoint({});
   }
   async #checkpoint(more: { hotFrames?: ReadonlySet<number> }): Promise<HeldCheckpoint> {

@@ -1,7 +1,11 @@
 // The verbs of a domain's life, run in advance on a machine of its own that nobody sees: V8 reads a function when it is
 // first called and compiles it when it has been called often, so that the first rollback of a process would cost forty
-// times what the hundredth does. It happens once in a process, in the main thread while that has little else to do, which
-// is when the first guest boots; in turns of a few milliseconds, and it keeps no process from ending.
+// times what the hundredth does. It happens in the main thread, in turns of a few milliseconds, and keeps no process
+// from ending; at two times in its life:
+//
+//   the first host starts      some rounds, while the thread has little else to do: the first guest boots
+//   the first checkpoint       as many as V8 wants to have seen before it optimises (400 calls, for most functions),
+//   that somebody asks for     which takes its compilers longer than they have time for in a boot
 
 import { DOMAIN } from '../abi/domain-record.ts';
 import { GUEST_RAM0_BASE } from '../abi/xen.ts';
@@ -21,38 +25,59 @@ const RAM_PAGES = 2048;
 /** Pages that are written between checkpoint and rollback, in several nodes of the p2m. */
 const DIRTIED_PAGES = 40;
 const PAGE_STRIDE = RAM_PAGES / DIRTIED_PAGES;
-const ROUNDS = 16;
+export const FEW = { rounds: 16, roundsPerTurn: 1 } as const;
+export const MANY = { rounds: 400, roundsPerTurn: 4 } as const;
 /** Forks cost ten times a rollback, and what they do besides is not as urgent. */
 const ROUNDS_WITH_FORK = 4;
 const DELAY_MILLIS = 200;
+const DELAY_AFTER_CHECKPOINT_MILLIS = 20;
 const PAUSE_MILLIS = 5;
 const UUID = '00000000-0000-4000-8000-000000000000';
 
 let isWarm = false;
+let isHot = false;
 
 /** Soon, unless it was done before. */
 export function warmUpLater(): void {
   if (isWarm) return;
   isWarm = true;
+  warmUpAfter(DELAY_MILLIS, FEW);
+}
+
+/** Somebody takes checkpoints: soon, unless it was done before. */
+export function warmUpForCheckpoints(): void {
+  if (isHot) return;
+  isHot = true;
+  warmUpAfter(DELAY_AFTER_CHECKPOINT_MILLIS, MANY);
+}
+
+function warmUpAfter(millis: number, howOften: typeof FEW | typeof MANY): void {
   // A process that may not reserve the memory does without.
-  pause(DELAY_MILLIS).then(warmUp).catch((error: unknown) => { if (!(error instanceof ZazenError)) throw error; });
+  pause(millis).then(() => warmUp(howOften)).catch((error: unknown) => {
+    if (!(error instanceof ZazenError)) throw error;
+  });
 }
 
 const pause = (millis: number): Promise<void> => new Promise(resolve => { setTimeout(resolve, millis).unref(); });
 
 /** Here and now; nothing is left of it. */
-export async function warmUp(): Promise<void> {
-  const core = new HostCore({
-    memoryBytes: MACHINE_BYTES, pcpus: 1, clock: systemClock, random: new SeededRandom(1), log: () => {},
-  });
-  core.makeHosted = parts => new HostedDomain(core, parts);
-  const domain = build(core);
-  for (let round = 0; round < ROUNDS; round++) {
-    await pause(PAUSE_MILLIS);
+export async function warmUp({ rounds, roundsPerTurn }: typeof FEW | typeof MANY): Promise<void> {
+  const { core, domain } = smallMachine();
+  for (let round = 0; round < rounds; round++) {
+    if (round % roundsPerTurn === 0) await pause(PAUSE_MILLIS);
     await oneRound(core, domain, round < ROUNDS_WITH_FORK);
   }
   await domain.destroy();
   await core.close();
+}
+
+/** Without pCPUs, and a domain in it. */
+export function smallMachine(): { core: HostCore; domain: Domain } {
+  const core = new HostCore({
+    memoryBytes: MACHINE_BYTES, pcpus: 1, clock: systemClock, random: new SeededRandom(1), log: () => {},
+  });
+  core.makeHosted = parts => new HostedDomain(core, parts);
+  return { core, domain: build(core) };
 }
 
 /** A paused domain with some memory, and a vCPU that never runs. */

@@ -6,6 +6,7 @@ import { Worker } from 'node:worker_threads';
 import { once } from 'node:events';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { openImage } from './image.ts';
+import { ParentImage } from './parent-image.ts';
 import { StoredPages } from './stored-pages.ts';
 import { BASE_GFN, bankOf, fillFrame, frameOf, makeFolder, makeMachine, makeRequest, runsOf } from './test-images.ts';
 import { writeImage } from './writer.ts';
@@ -76,4 +77,22 @@ test('what is lost or altered names the file that it is in, and the page', async
   const closed = StoredPages.attach({ ...image.pages.describe(), fd: 1_000_000 });
   const readClosed = () => closed.readSync(machine, BASE_GFN + 2, Uint32Array.of(20));
   assert.throws(readClosed, { code: 'ZAZEN_IMAGE_READ', message: /EBADF/ });
+});
+
+test('all 64 bits of a checksum count: where pages are read, their second copies looked at, or found in a parent', async () => {
+  const { machine, parentPath } = await writeChain('bits');
+  await using image = await openImage(parentPath);
+  const described = image.pages.describe();
+  const parent = await ParentImage.open(parentPath);
+  const [low, high] = described.checksums as unknown as [number, number];
+  assert.ok(parent.has(BASE_GFN, low, high));
+  assert.deepEqual([parent.has(BASE_GFN, low ^ 1, high), parent.has(BASE_GFN, low, high ^ 1)], [false, false]);
+  for (const half of [0, 1]) {
+    const checksums = Uint32Array.from(described.checksums);
+    checksums[half]! ^= 1;
+    const pages = StoredPages.attach({ ...described, checksums });
+    assert.throws(() => pages.readSync(machine, BASE_GFN, Uint32Array.of(20)), { code: 'ZAZEN_IMAGE_CHECKSUM' });
+    const gfns = Uint32Array.of(BASE_GFN, BASE_GFN + 3);
+    assert.deepEqual([...pages.findAltered(machine, gfns, Uint32Array.of(1, 2))], [BASE_GFN]);
+  }
 });

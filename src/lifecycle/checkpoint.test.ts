@@ -3,13 +3,14 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { DOMAIN, HELD_FRAME, NO_GFN } from '../abi/domain-record.ts';
+import { DOMAIN, HELD_FRAME, NO_GFN, VCPU_ENTRY } from '../abi/domain-record.ts';
+import { GIC_VCPU } from '../abi/gic.ts';
 import { FRAME_BYTES, FRAME_WORDS } from '../abi/machine-memory.ts';
 import { VCPU_STATE } from '../abi/scheduler.ts';
 import { VCPU_BYTES, vcpuRecord, xOffset } from '../abi/vcpu.ts';
 import { EVTCHNSTAT } from '../abi/xen-event-channel.ts';
 import { GTF_PERMIT_ACCESS } from '../abi/xen-grant-table.ts';
-import { GUEST_CONSOLE_GFN, GUEST_RAM0_BASE, HVM_PARAM } from '../abi/xen.ts';
+import { GUEST_CONSOLE_GFN, GUEST_RAM0_BASE, GUEST_XENSTORE_GFN, HVM_PARAM } from '../abi/xen.ts';
 import { DomainBuilder } from '../hypervisor/domain.ts';
 import type { NewDomain } from '../hypervisor/domain.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
@@ -22,11 +23,13 @@ import { Heap } from '../memory/heap.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { freezeDomain } from './checkpoint.ts';
 import type { FrozenDomain } from './checkpoint.ts';
+import { findDifferences } from './domain-state.ts';
 import { forkDomain } from './fork.ts';
 import { rollBackDomain } from './rollback.ts';
 
 const RAM_GFN = GUEST_RAM0_BASE / FRAME_BYTES;
 const RAM_PAGES = 4096;
+const SHARED_INFO_GFN = RAM_GFN + 100;
 /** Not one of those that the guest has in use for itself. */
 const GRANT = 40;
 const HANDLE = new Uint8Array(16).fill(7);
@@ -79,8 +82,11 @@ class Machine {
     this.frozen.splice(this.frozen.indexOf(frozen), 1);
     this.thread.p2m.release(frozen.root);
   }
-  rollBack(record: DomainRecord, frozen: FrozenDomain): boolean {
-    const rolledBack = rollBackDomain(this.thread, this.builder, record, frozen);
+  /** @param untilStopped what the guest still does when what differs has been looked for */
+  rollBack(record: DomainRecord, frozen: FrozenDomain, untilStopped: () => void = () => {}): boolean {
+    const found = findDifferences(this.thread, record, frozen.root);
+    untilStopped();
+    const rolledBack = rollBackDomain(this.thread, this.builder, record, frozen, found);
     if (rolledBack === undefined) return false;
     if (rolledBack.oldRoot !== 0) this.thread.p2m.release(rolledBack.oldRoot);
     return true;
@@ -95,6 +101,14 @@ class Machine {
     this.thread.p2m.release(this.builder.destroyDomain(record));
     this.thread.heap.tearDown.finish();
     this.builder.forgetDomain(record);
+  }
+
+  /** As Linux does: all that the hypervisor offers is mapped. */
+  mapHeld(record: DomainRecord): void {
+    const places = [[DOMAIN.at.sharedInfo, SHARED_INFO_GFN], [DOMAIN.at.grants, GUEST_CONSOLE_GFN - 1]] as const;
+    for (const [field, gfn] of places) {
+      assert.equal(mapHeldFrame(this.thread.environment, record, record.address + field, gfn), 0);
+    }
   }
 
   /** Index in u32 of the first word of a guest page, as the guest would write to it. */
@@ -130,14 +144,11 @@ test('memory and registers come back, in place and anew, and the host sees the p
   const machine = new Machine(64 * 2 ** 20);
   const { domain, consoleMfn } = machine.create();
   const { u64 } = machine.thread.machine;
-  // As Linux does: all that the hypervisor offers is mapped.
-  const places = [[DOMAIN.at.sharedInfo, RAM_GFN + 100], [DOMAIN.at.grants, GUEST_CONSOLE_GFN - 1]] as const;
-  for (const [field, gfn] of places) {
-    assert.equal(mapHeldFrame(machine.thread.environment, domain, domain.address + field, gfn), 0);
-  }
+  machine.mapHeld(domain);
   const x5 = (domain.vcpuAddress(0) + xOffset(5)) / 8;
   for (let page = 0; page < RAM_PAGES; page++) if (page !== 100) machine.write(domain, RAM_GFN + page, 1);
-  machine.write(domain, GUEST_CONSOLE_GFN, 11);
+  const held = [SHARED_INFO_GFN, GUEST_CONSOLE_GFN - 1, GUEST_CONSOLE_GFN, GUEST_XENSTORE_GFN];
+  for (const gfn of held) machine.write(domain, gfn, 11);
   u64[x5] = 55n;
   const frozen = machine.freeze(domain)!;
   const consoleNow = domain.get(DOMAIN.at.console + HELD_FRAME.at.mfn);
@@ -146,13 +157,13 @@ test('memory and registers come back, in place and anew, and the host sees the p
   // The second time more is dirty than is put back page by page.
   for (const dirtied of [50, 3000]) {
     for (let page = 0; page < dirtied; page++) machine.write(domain, RAM_GFN + (page < 100 ? page : page + 1), 2);
-    machine.write(domain, GUEST_CONSOLE_GFN, 22);
+    for (const gfn of held) machine.write(domain, gfn, 22);
     u64[x5] = 66n;
     machine.nowNanos += 5e6;
     assert(machine.rollBack(domain, frozen));
     assert.equal(machine.read(domain, RAM_GFN), 1);
     assert.equal(machine.read(domain, RAM_GFN + 40), 1);
-    assert.equal(machine.read(domain, GUEST_CONSOLE_GFN), 11);
+    assert.deepEqual(held.map((gfn) => machine.read(domain, gfn)), [11, 11, 11, 11]);
     assert.equal(u64[x5], 55n);
     const mfn = domain.get(DOMAIN.at.console + HELD_FRAME.at.mfn);
     assert.equal(machine.word(domain, GUEST_CONSOLE_GFN), mfn * FRAME_WORDS);
@@ -164,6 +175,32 @@ test('memory and registers come back, in place and anew, and the host sees the p
   machine.audit();
 });
 
+test('what a guest writes until it has stopped is put back as well, in place', () => {
+  const machine = new Machine();
+  const { domain } = machine.create();
+  machine.mapHeld(domain);
+  const pages = Array.from({ length: 600 }, (_, page) => RAM_GFN + page).filter((gfn) => gfn !== SHARED_INFO_GFN);
+  for (const gfn of pages) machine.write(domain, gfn, 1);
+  const frozen = machine.freeze(domain)!;
+  const root = domain.get(DOMAIN.at.p2mRoot);
+  const write = (first: number, count: number): void => {
+    for (const gfn of pages.slice(first, first + count)) machine.write(domain, gfn, 2);
+  };
+  write(0, 10);
+  // In a node that is its own already, and in one that is not yet; and nothing more.
+  for (const untilStopped of [() => write(5, 10), () => write(595, 5), () => {}]) {
+    assert(machine.rollBack(domain, frozen, untilStopped));
+    assert.equal(domain.get(DOMAIN.at.p2mRoot), root, 'little is put back in place');
+    for (const gfn of pages) assert.equal(machine.read(domain, gfn), 1, `page ${gfn}`);
+    machine.audit();
+  }
+});
+
+/** Where in u32 it stands which interrupts of a vCPU wait, and which ones the guest is in the middle of. */
+const gicFields = ({ gic }: HypervisorThread) => (record: DomainRecord, vcpuId: number): number[] =>
+  (['enabled', 'pending', 'active', 'pmr', 'ap1r0'] as const)
+    .map((name) => (gic.vcpuAt(record.vcpuAddress(vcpuId)) + GIC_VCPU.at[name]) / 4);
+
 test('a fork is a domain of its own, with the same contents', () => {
   const machine = new Machine();
   const { domain } = machine.create(2);
@@ -172,6 +209,11 @@ test('a fork is a domain of its own, with the same contents', () => {
   machine.nowNanos += 1e6;
   const port = thread.hypercalls.channels.bindIpi(domain, 1);
   const loop = thread.hypercalls.channels.allocUnbound(domain, domain.domid);
+  const interrupts = gicFields(thread);
+  const wanted = [[0x8000_0021, 0x20, 1, 0xf0, 0x10], [6, 2, 4, 0x80, 0x100]];
+  for (const [vcpuId, values] of wanted.entries()) {
+    for (const [i, index] of interrupts(domain, vcpuId).entries()) thread.machine.u32[index] = values[i]!;
+  }
   const frozen = machine.freeze(domain)!;
   const fork = machine.fork(frozen)!;
   assert.notEqual(fork.domid, domain.domid);
@@ -183,6 +225,7 @@ test('a fork is a domain of its own, with the same contents', () => {
     const address = fork.vcpuAddress(vcpuId);
     assert.equal(thread.gic.domidOf(address), fork.domid);
     assert.equal(thread.gic.indexOf(address), vcpuId);
+    assert.deepEqual(interrupts(fork, vcpuId).map((index) => thread.machine.u32[index]!), wanted[vcpuId]);
     const field = (offset: number) => thread.machine.u32[(address + offset) / 4]!;
     const tlb = field(vcpuRecord.at.tlbRead);
     if (vcpuId === 0) assert(tlb > address && tlb < address + VCPU_BYTES, 'its own TLBs');
@@ -230,20 +273,30 @@ test('time stands still between checkpoint and what is made of it', () => {
   const machine = new Machine();
   const { timers } = machine.thread;
   const { domain } = machine.create();
+  const { f64 } = machine.thread.machine;
   timers.startTime(domain.domid);
   machine.nowNanos += 4e6;
   timers.stopTime(domain.domid);
+  // By the host's clock: when a watchdog is due, and since when the vCPU is in its runstate.
+  const hostTimes = (record: DomainRecord): number[] => [
+    record.getDouble(DOMAIN.at.watchdogNanos) - machine.nowNanos,
+    machine.nowNanos - f64[(record.vcpuEntry(0) + VCPU_ENTRY.at.runstateEntryNanos) / 8]!,
+  ];
+  domain.setDouble(DOMAIN.at.watchdogNanos, machine.nowNanos + 7e6);
+  const times = hostTimes(domain);
   const frozen = machine.freeze(domain)!;
   timers.startTime(domain.domid);
   machine.nowNanos += 9e6;
   const fork = machine.fork(frozen)!;
   assert.equal(timers.time(fork.domid), 4e6);
+  assert.deepEqual(hostTimes(fork), times);
   machine.nowNanos += 9e6;
   timers.startTime(fork.domid);
   machine.nowNanos += 1e6;
   assert.equal(timers.time(fork.domid), 5e6);
   timers.stopTime(domain.domid);
   assert(machine.rollBack(domain, frozen));
+  assert.deepEqual(hostTimes(domain), times);
   timers.startTime(domain.domid);
   assert.equal(timers.time(domain.domid), 4e6);
   machine.drop(frozen);

@@ -211,7 +211,11 @@ export function prepareDomain(
     frames.push(mfn);
     return mfn;
   };
-  const allocateAll = (count: number) => Array.from({ length: count }, allocate);
+  const allocateEmpty = (count: number) => Array.from({ length: count }, () => {
+    const mfn = allocate();
+    machine.zeroFrame(mfn);
+    return mfn;
+  });
   try {
     for (const { gfn, bytes } of state.held) {
       let mfn: number;
@@ -228,9 +232,9 @@ export function prepareDomain(
     }
     return {
       root, held, isConnected: false,
-      vcpuFrames: allocateAll(Math.ceil(state.vcpus.length / VCPUS_PER_FRAME)),
+      vcpuFrames: allocateEmpty(Math.ceil(state.vcpus.length / VCPUS_PER_FRAME)),
       portFrames: state.ports.map((bytes) => (bytes === undefined ? 0 : allocate())),
-      activeFrames: allocateAll(savedField(state, DOMAIN.at.grantFrames)),
+      activeFrames: allocateEmpty(savedField(state, DOMAIN.at.grantFrames)),
       consoleLog: allocate(),
       emulated: state.emulated === undefined ? 0 : allocate(),
     };
@@ -252,19 +256,35 @@ const OUT_OF_FRAMES = Symbol('out of frames');
 const REVERTED_PAGES_MAX = 2048;
 const places = new Uint32Array(2 * REVERTED_PAGES_MAX);
 
+/** What `findDifferences` has found, in `places`: good until it is called again, or the domain's p2m changes. */
+export interface Differences {
+  readonly root: number;
+  readonly sequence: number;
+  /** -1: too many. */
+  readonly count: number;
+}
+
+/** What differs in a domain's memory from a frozen one. The domain may run; if it changes, this is to be done again. */
+export function findDifferences({ p2m }: HypervisorThread, record: DomainRecord, frozenRoot: number): Differences {
+  const root = record.get(DOMAIN.at.p2mRoot);
+  const sequence = p2m.sequence(root);
+  return { root, sequence, count: p2m.differences(root, frozenRoot, places) };
+}
+
 /**
  * Puts a stopped domain's memory back in place, if its tables and held frames are where the state has them and not too
  * much is different; costs what is different and allocates nothing. The caller restores the rest, then settles the p2m.
  * Its channels to others are closed, unless they are the very ones that it had, to console and store.
+ * @param found from `findDifferences`, when the domain may still have been running
  * @returns what `prepareDomain` gives, made of what the domain has; undefined: nothing was done
  */
 export function revertDomain(
-  thread: HypervisorThread, record: DomainRecord, state: DomainState, frozenRoot: number,
+  thread: HypervisorThread, record: DomainRecord, state: DomainState, frozenRoot: number, found: Differences,
 ): PreparedDomain | undefined {
   const { p2m, machine } = thread;
   const own = tablesOf(record, state);
   if (own === undefined) return undefined;
-  const count = p2m.differences(own.root, frozenRoot, places);
+  const { count } = p2m.isAsOf(found.root, found.sequence) ? found : findDifferences(thread, record, frozenRoot);
   if (count < 0) return undefined;
   const { u32 } = machine;
   // Pages that the hypervisor writes stay in their frames: what changes is what is in them.
@@ -291,6 +311,7 @@ export function revertDomain(
   // While the old memory is still there: closing takes back events that are on their way.
   if (!isConnected) channels.disconnect(record);
   for (let i = 0; i < copies.length; i += 2) machine.copyFrame(copies[i]!, copies[i + 1]!);
+  for (const mfn of own.activeFrames) machine.zeroFrame(mfn);
   return { ...own, isConnected };
 }
 
@@ -382,14 +403,8 @@ function restoreRecord(
     machine.u8.set(state.emulated, prepared.emulated * FRAME_BYTES);
     for (const lock of EMULATED_LOCKS) machine.u32[(prepared.emulated * FRAME_BYTES + lock) / 4] = 0;
   }
-  prepared.vcpuFrames.forEach((mfn, i) => {
-    machine.zeroFrame(mfn);
-    record.set(at.vcpuFrames + 4 * i, mfn);
-  });
-  prepared.activeFrames.forEach((mfn, i) => {
-    machine.zeroFrame(mfn);
-    record.set(at.activeFrames + 4 * i, mfn);
-  });
+  prepared.vcpuFrames.forEach((mfn, i) => record.set(at.vcpuFrames + 4 * i, mfn));
+  prepared.activeFrames.forEach((mfn, i) => record.set(at.activeFrames + 4 * i, mfn));
 }
 
 function restorePorts(record: DomainRecord, state: DomainState, prepared: PreparedDomain): void {

@@ -73,22 +73,30 @@ export class HotPages {
   /** Frames that nobody has yet. */
   readonly #inFlight = new Set<number>();
 
-  constructor(thread: HypervisorThread, image: Image, root: number) {
-    this.done = this.#read(thread, image, root);
+  readonly #root = Promise.withResolvers<number>();
+
+  /** Begins to read them. */
+  constructor(thread: HypervisorThread, image: Image) {
+    this.done = this.#read(thread, image);
+  }
+
+  /** Says which template they are for, which may be made while they are read; 0: there is none. */
+  placeIn(root: number): void {
+    this.#root.resolve(root);
   }
 
   get inFlight(): Iterable<number> { return this.#inFlight; }
 
-  async #read({ heap, p2m, machine }: HypervisorThread, image: Image, root: number): Promise<void> {
+  async #read({ heap, p2m, machine }: HypervisorThread, image: Image): Promise<void> {
     const gfns = image.hotGfns;
     const mfns = allocateFrames(heap, gfns.length);
     if (mfns.length === 0) return;
     for (const mfn of mfns) this.#inFlight.add(mfn);
     try {
-      const altered = await image.readHotPages(machine, mfns);
+      const [altered, root] = await Promise.all([image.readHotPages(machine, mfns), this.#root.promise]);
       for (const [i, mfn] of mfns.entries()) {
         if (altered.has(gfns[i]!)) continue;
-        if (!placeInTemplate(heap, p2m, root, gfns[i]!, mfn)) break;
+        if (root === 0 || !placeInTemplate(heap, p2m, root, gfns[i]!, mfn)) break;
         this.#inFlight.delete(mfn);
         this.placed++;
       }
@@ -119,12 +127,12 @@ function allocateFrames(heap: Heap, count: number): Uint32Array {
 
 /** Reads all of an image into its template, in the main thread, beside whoever touches pages first. */
 export class TemplateLoader {
-  readonly pageCount: number;
   readonly #thread: HypervisorThread;
   readonly #image: () => Image;
   readonly #root: number;
   readonly #first: readonly PageStretch[];
-  readonly #runs: readonly PageStretch[];
+  #foundRuns: readonly PageStretch[] | undefined;
+  #pageCount: number | undefined;
   /** Counts reads by guests. */
   readonly #touches: () => number;
   /** Frames of reads under way: nobody's yet. */
@@ -153,10 +161,14 @@ export class TemplateLoader {
     this.#image = image;
     this.#root = root;
     this.#first = first;
-    this.#runs = Array.from(image().runs(), ({ gfn, count }) => ({ gfn, count }));
     this.#touches = touches;
-    this.pageCount = this.#runs.reduce((sum, { count }) => sum + count, 0);
   }
+
+  /** Found when they are needed: the guest does not wait for it. */
+  get #runs(): readonly PageStretch[] {
+    return this.#foundRuns ??= Array.from(this.#image().runs(), ({ gfn, count }) => ({ gfn, count }));
+  }
+  get pageCount(): number { return this.#pageCount ??= this.#runs.reduce((sum, { count }) => sum + count, 0); }
 
   get isComplete(): boolean { return this.#isComplete; }
   /** Pages that this loader has read; others come by being touched. */

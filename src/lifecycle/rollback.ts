@@ -14,6 +14,7 @@ import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import type { HypervisorThread } from '../hypervisor/thread.ts';
 import type { FrozenDomain } from './checkpoint.ts';
 import { prepareDomain, restoreDomain, revertDomain } from './domain-state.ts';
+import type { Differences } from './domain-state.ts';
 
 const HANDLE_BYTES = 16;
 
@@ -27,15 +28,17 @@ export interface RolledBack {
 /**
  * @param record of a domain that is stopped, its virtual time included, with as many vCPUs as the state has, of whose
  *   grants none is in use
+ * @param found what differs from the frozen memory, as `findDifferences` says it while the domain is being stopped
  * @returns undefined when out of frames, and then the domain is as before
  */
 export function rollBackDomain(
   thread: HypervisorThread, builder: DomainBuilder, record: DomainRecord, { state, root }: FrozenDomain,
+  found: Differences,
 ): RolledBack | undefined {
   const vcpuAddresses = Array.from({ length: record.vcpuCount }, (_, vcpuId) => record.vcpuAddress(vcpuId));
   const handleAt = record.address + DOMAIN.at.handle;
   const handle = thread.machine.u8.slice(handleAt, handleAt + HANDLE_BYTES);
-  const reverted = revertDomain(thread, record, state, root);
+  const reverted = revertDomain(thread, record, state, root, found);
   if (reverted !== undefined) {
     restoreDomain(thread, record, state, reverted, vcpuAddresses, handle);
     thread.p2m.releaseStale();

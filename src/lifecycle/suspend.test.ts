@@ -1,14 +1,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { DOMAIN, HELD_FRAME } from '../abi/domain-record.ts';
+import { DOMAIN, HELD_FRAME, VCPU_ENTRY } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { xOffset } from '../abi/vcpu.ts';
 import { sharedInfo } from '../abi/xen-shared-info.ts';
 import { SHUTDOWN } from '../abi/xen.ts';
 import { EmulatedRig } from '../hypervisor/test-emulated.ts';
 import { Store } from '../xenstore/store.ts';
 import { writeDomainEntries } from './store-entries.ts';
-import { endSuspend, endSuspendElsewhere, isSuspended, suspendPort, watchesForSuspend } from './suspend.ts';
+import { delayWatchdogs, endSuspend, endSuspendElsewhere, isSuspended, suspendPort, watchesForSuspend } from './suspend.ts';
 
 const ID = 7;
 const PORT = `/local/domain/${ID}/device/suspend/event-channel`;
@@ -86,4 +87,26 @@ test('the time that a guest was away has passed for it, whatever it has made of 
     assert.ok(suspend(0, end, 1000) < 100 * 365 * 86_400);
   }
   rig.audit();
+});
+
+test('the call of a guest that has suspended itself says whether it goes on where it was', () => {
+  const { thread, domain } = new EmulatedRig([]);
+  const x0 = (domain.vcpuAddress(0) + xOffset(0)) / 8;
+  const waits = (domain.vcpuEntry(0) + VCPU_ENTRY.at.awaitsResume) / 4;
+  const { u32, u64 } = thread.machine;
+  for (const [end, isWaiting, wanted] of [[endSuspend, 1, 1n], [endSuspendElsewhere, 1, 0n], [endSuspend, 0, 0n]] as const) {
+    u64[x0] = 0n;
+    u32[waits] = isWaiting;
+    domain.set(DOMAIN.at.shutdown, SHUTDOWN.suspend + 1);
+    end(thread, domain);
+    assert.deepEqual([u64[x0], u32[waits]], [wanted, 0]);
+  }
+});
+
+test('watchdogs that are set have not run meanwhile', () => {
+  const { domain } = new EmulatedRig([]);
+  const [first, second] = [DOMAIN.at.watchdogNanos, DOMAIN.at.watchdogNanos + 8] as const;
+  domain.setDouble(first, 5 * SECOND);
+  delayWatchdogs(domain, 3 * SECOND);
+  assert.deepEqual([domain.getDouble(first), domain.getDouble(second)], [8 * SECOND, 0]);
 });

@@ -55,7 +55,7 @@ export function framesInTlbs(machine: MachineMemory, vcpuAddresses: readonly num
     for (const { read, write, exec } of tlbOffsets) {
       for (const tlb of [read, write, exec]) {
         for (let word = (address + tlb) / 4, i = 0; i < TLB_ENTRIES; i++, word += TLB_ENTRY_BYTES / 4) {
-          if (u32[word] === TLB_INVALID_TAG) continue;
+          if ((u32[word]! & TLB_INVALID_TAG) !== 0) continue;
           frames.add(tlb === exec ? cache.frameOfSlot(u32[word + 2]!) : hostFrame(word));
         }
       }

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { GFN_LIMIT, P2M_KIND, P2M_READ_ONLY } from '../abi/machine-memory.ts';
+import { FRAME_WORDS, GFN_LIMIT, P2M_KIND, P2M_READ_ONLY } from '../abi/machine-memory.ts';
 import { Heap } from './heap.ts';
 import { PageLoader } from './image-pages.ts';
 import { NOT_MEMORY, OUT_OF_FRAMES, P2m, PAGE_LOST, READ_ONLY, entryKind, entryValue } from './p2m.ts';
+import { makeEntry } from './p2m-nodes.ts';
 import { assertAudit, createMachine, mark, markOf, seed } from './test-memory.ts';
 
 const GIB_GFNS = 2 ** 18;
@@ -86,6 +87,38 @@ test('sharing costs one frame; writes copy; what was shared stays as it was', ()
   for (let gfn = 0; gfn < 100; gfn++) assert.equal(markOf(memory, entryValue(p2m.lookup(checkpoint, gfn))), 1000 + gfn);
   releaseAll(heap, p2m, checkpoint);
   assert.equal(heap.stats().used, 0);
+});
+
+test('differences from a frozen tree are good until the tree changes; looking for them survives that it does', () => {
+  const { memory, heap, p2m } = setUp();
+  const root = p2m.create(1);
+  p2m.mapZeroRange(root, 0, 4096);
+  for (let gfn = 0; gfn < 1000; gfn += 10) mark(memory, p2m.frameForWrite(root, gfn), gfn);
+  const frozen = p2m.share(root, 2);
+  const places = new Uint32Array(100);
+  const before = p2m.sequence(root);
+  assert.equal(p2m.differences(root, frozen, places), 0);
+  assert.ok(p2m.isAsOf(root, before));
+  for (const gfn of [30, 50, 700]) p2m.frameForWrite(root, gfn);
+  p2m.releaseStale();
+  assert.ok(!p2m.isAsOf(root, before), 'the tree has changed');
+  const now = p2m.sequence(root);
+  assert.equal(p2m.differences(root, frozen, places), 3);
+  assert.ok(p2m.isAsOf(root, now));
+  assert.ok(!p2m.isAsOf(root, now | 1), 'what is found in the middle of a change is worth nothing');
+  // A node that was freed under the look, and holds anything by now.
+  const node = entryValue(memory.u32[root * FRAME_WORDS]!);
+  const word = node * FRAME_WORDS + 2;
+  const entry = memory.u32[word]!;
+  for (const value of [memory.frameEnd, memory.frameEnd - 1, 2 ** 28 - 1]) {
+    memory.u32[word] = makeEntry(P2M_KIND.node, value);
+    assert.ok(p2m.differences(root, frozen, places) >= 1);
+  }
+  memory.u32[word] = entry;
+  assert.equal(p2m.differences(root, frozen, places), 3);
+  assert.ok(p2m.applyDifferences(root, places, 3));
+  assert.equal(p2m.differences(root, frozen, places), 0);
+  assertAudit(heap, { roots: [root, frozen] });
 });
 
 test('a replaced frame stays readable until the stale translations are gone', () => {

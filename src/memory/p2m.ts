@@ -96,9 +96,19 @@ export class P2m {
     return 0;
   }
 
+  /** Moves with each change of the tree. */
+  sequence(root: number): number {
+    return Atomics.load(this.#words, this.#frames.decodeIndex(root));
+  }
+  /** Whether nothing has changed in a tree since `sequence`, nor was changing then. */
+  isAsOf(root: number, sequence: number): boolean {
+    return (sequence & 1) === 0 && this.sequence(root) === sequence;
+  }
+
   /**
    * What makes a tree equal to another one that it was once shared with: places in nodes of its own, as few as there
-   * are. Allocates nothing; the trees must not change until `applyDifferences`.
+   * are. Allocates nothing. Nobody may change the wanted tree; if the other one changes meanwhile, or before the places
+   * are used, they are worth nothing (`isAsOf`).
    * @param places gets pairs of indices in u32: of an entry, and of the one to be put there
    * @returns the number of pairs; -1 when there are more than fit
    */
@@ -114,8 +124,9 @@ export class P2m {
       const other = wanted * FRAME_WORDS + at / 4;
       const entry = words[own]!;
       const wantedEntry = words[other]!;
+      // What was a node may be anything by now, if the tree changes meanwhile.
       const descend = level > 0 && (entry & P2M_KIND_MASK) === NODE && (wantedEntry & P2M_KIND_MASK) === NODE
-        && this.#frames.mappings(entry >>> P2M_VALUE_SHIFT) === 1;
+        && entry >>> P2M_VALUE_SHIFT < memory.frameEnd && this.#frames.mappings(entry >>> P2M_VALUE_SHIFT) === 1;
       // The second word means something in an image entry only.
       const isSame = entry === wantedEntry && (entry & P2M_KIND_MASK) !== IMAGE;
       if (descend) {
