@@ -7,16 +7,15 @@
 // test was skipped (there, every tool that a test needs is to be installed); 2 for an unknown option.
 
 import { spawnSync } from 'node:child_process';
-import { globSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
+import { globSync, mkdtempSync, rmSync } from 'node:fs';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
 import { run } from 'node:test';
 import { inspect } from 'node:util';
+import { FILE_PATIENCE_MILLIS } from './patience.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 const SLOWEST_SHOWN = 5;
-/** A file that takes longer is stuck: it is ended and reported. */
-const FILE_TIMEOUT_MILLIS = 300_000;
 
 interface FileReport {
   output: string[];
@@ -46,8 +45,20 @@ async function main(filters: string[]): Promise<number> {
     console.error(`npm test: no test file's path contains ${filters.join(' or ')}`);
     return 1;
   }
-  const totals = await runTests(files);
+  const totals = await withOwnRegionStore(() => runTests(files));
   return report(totals, failedChecks, performance.now() - started);
+}
+
+/** What tests compile is kept for each other, and nothing of it for the next run. */
+async function withOwnRegionStore<T>(action: () => Promise<T>): Promise<T> {
+  const folder = mkdtempSync(join(tmpdir(), 'zazen-test-regions-'));
+  process.env['ZAZEN_REGION_STORE'] = folder;
+  try {
+    return await action();
+  } finally {
+    // A process that a test has left behind may be writing still.
+    rmSync(folder, { recursive: true, force: true, maxRetries: 10 });
+  }
 }
 
 /** Names of the checks that failed; their output has been shown. */
@@ -86,7 +97,8 @@ async function runTests(files: readonly string[]): Promise<Totals> {
     cwd: ROOT,
     concurrency: availableParallelism(),
     isolation: 'process',
-    timeout: FILE_TIMEOUT_MILLIS,
+    // A file that takes longer is stuck: it is ended and reported.
+    timeout: FILE_PATIENCE_MILLIS,
   });
   stream.on('test:stdout', (data) => reportOf(data.file).output.push(data.message));
   stream.on('test:stderr', (data) => reportOf(data.file).output.push(data.message));

@@ -7,6 +7,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { RegionStore } from '../../src/cpu/jit/region-store.ts';
 import type { TestRegionOptions } from '../../src/cpu/test-regions.ts';
 import { DeterministicGuest, fieldAt } from './deterministic-guest.ts';
 import { FAST_BOOT } from '../guest/guests.ts';
@@ -18,6 +19,7 @@ const SLICE = Number(wantedSlice);
 /** Compiling again and again takes its time. */
 const TINY_LIMIT = 4 * MILLION;
 const FRAMES_EVERY = 20 * MILLION;
+const STORED_LIMIT = 20 * MILLION;
 /** Each brings the one that is behind to where the other is, or past it. */
 const CATCH_UPS_MAX = 1000;
 
@@ -62,8 +64,13 @@ interface Variant {
   readonly limit: number;
   readonly slice: number;
 }
+const [emitted, stored] = [new RegionStore(), new RegionStore()];
 const variants: readonly Variant[] = [
-  { name: 'compiled', regions: { quantumMin: 500, hotSamples: 1 }, limit: LIMIT, slice: SLICE },
+  { name: 'compiled', regions: { quantumMin: 500, hotSamples: 1, followCallsAfter: 20_000, store: emitted }, limit: LIMIT, slice: SLICE },
+  {
+    name: 'with the regions of that boot, found in a store', regions: { quantumMin: 500, store: stored }, slice: SLICE,
+    limit: LIMIT === Infinity ? LIMIT : Math.min(LIMIT, STORED_LIMIT),
+  },
   // What is compiled is given up all the time.
   {
     name: 'compiled with room for 12 regions of 6 instructions, in short slices', slice: 700, limit: Math.min(LIMIT, TINY_LIMIT),
@@ -99,5 +106,7 @@ for (const { name, regions, limit, slice } of variants) {
     assert.ok(translator!.regionCount > 100 || translator!.resets > 5, 'hot code was compiled');
     if (limit === Infinity) assert.match(compiled.console, /so far 42/);
     for (const guest of [compiled, interpreted]) await guest.close();
+    if (regions.store === stored) assert.ok(stored.used.size > 100, 'regions were found in the store');
+    for (const region of emitted.takeFresh()) stored.learn(region);
   });
 }

@@ -1,11 +1,12 @@
 // A host of its own, to be killed: its guest writes numbered blocks, each flushed before it says so.
 
 import { collect } from './guests.ts';
+import { hostMemory } from '../host-memory.ts';
 import { Host } from '../../src/host/index.ts';
 import { createInterface } from 'node:readline';
 
 const path = process.argv[2]!;
-const host = await Host.start({ memory: '512MiB', pcpus: 1 });
+const host = await Host.start({ memory: hostMemory('512MiB'), pcpus: 1 });
 const script = `i=0; while [ $i -lt 64 ]; do
   echo "block $i " | dd of=/dev/xvda bs=4096 seek=$((i*16)) conv=notrunc,sync,fsync 2>/dev/null && echo "flushed $i"
   i=$((i+1))

@@ -2,11 +2,12 @@
 // files to an ext4 on the disk, each flushed before it says so; half-way a checkpoint is taken.
 
 import { createInterface } from 'node:readline';
+import { hostMemory } from '../host-memory.ts';
 import { Host } from '../../src/host/index.ts';
 import { FAST_BOOT, collect } from './guests.ts';
 
 const words = process.argv.slice(2);
-const host = await Host.start({ memory: '768MiB', pcpus: 1 });
+const host = await Host.start({ memory: hostMemory('768MiB'), pcpus: 1 });
 const guests: Promise<void>[] = [];
 for (let i = 0; i < words.length; i += 3) guests.push(begin(words[i] as 'pvh' | 'hvm', words[i + 1]!, words[i + 2]!));
 await Promise.all(guests);

@@ -21,6 +21,7 @@ import { openImage } from '../../src/image/image.ts';
 import type { Image } from '../../src/image/image.ts';
 import { decodeState } from '../../src/lifecycle/image-state.ts';
 import { runCli } from '../../src/cli/test-io.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 import { needsTool } from '../tools.ts';
 import { collect, limited, testHost } from './guests.ts';
 
@@ -187,7 +188,7 @@ function rememberedPages(pages: GuestPages): { pages: GuestPages; touched: numbe
   return { pages: { ...pages, read }, touched };
 }
 
-test('dumps of guests that lie are read or refused', { timeout: 180_000 }, async () => {
+test('dumps of guests that lie are read or refused', { timeout: PATIENCE_MILLIS }, async () => {
   const random = new SeededRandom(SEED);
   await using image = await openImage(join(folder, 'guest-2.core'));
   const works: Record<string, { runs: number; work: (kernel: GuestKernel) => unknown }> = {

@@ -7,6 +7,7 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { ZazenError } from '../../src/base/errors.ts';
+import { hostMemory } from '../host-memory.ts';
 import { Host } from '../../src/host/index.ts';
 import type { Domain } from '../../src/host/index.ts';
 import { keeperRound } from '../hostile/keeper.ts';
@@ -16,7 +17,7 @@ import { until } from '../hostile/bare-metal.ts';
 export const KEPT_PAGES = 6000;
 
 async function main(how: string, path: string, kernel: string): Promise<void> {
-  const host = await Host.start({ memory: '384MiB', pcpus: 1 });
+  const host = await Host.start({ memory: hostMemory('384MiB'), pcpus: 1 });
   const domain = existsSync(path) ? await host.restore(path)
     : await host.create({ kernel, initrd: 'none', memory: '64MiB', name: 'kept' });
   await worksOn(domain, 2);

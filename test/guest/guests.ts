@@ -12,6 +12,8 @@ import { fetchPackages } from '../../src/guest/packages.ts';
 import { prepareGuest } from '../../src/guest/initramfs.ts';
 import { Host } from '../../src/host/index.ts';
 import type { Domain, DomainSpec, HostOptions } from '../../src/host/index.ts';
+import { hostMemory } from '../host-memory.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 import { describeStuck } from './stuck-guest.ts';
 
 /** Debian's programs that the tests run; the C library and the like come as dependencies. */
@@ -23,11 +25,8 @@ export const FAST_BOOT = 'quiet cryptomgr.notests initcall_blacklist=init_blk_tr
 /** A host with 32-bit addresses and one with 64-bit addresses: the same must hold on both. Only what is used costs. */
 export const HOST_SIZES = ['2GiB', '8GiB'] as const;
 
-/**
- * A guest that takes longer is stuck: it is destroyed, and the error shows its last words. ZAZEN_TEST_PATIENCE: so many
- * times as long, where ZAZEN_TUNING makes everything slow.
- */
-const RUN_LIMIT_MILLIS = 120_000 * Number(process.env['ZAZEN_TEST_PATIENCE'] ?? 1);
+/** A clock of seconds, set from another one. */
+const CLOCK_TOLERANCE_SECONDS = 2;
 
 const RS = '\x1e';
 
@@ -48,10 +47,9 @@ export interface GuestRun {
 
 /**
  * The host of a file's tests: closed after the last one, when its memory must be accounted for. Call at top level.
- * ZAZEN_TEST_MEMORY: the size of every such host, instead of what its file says.
+ * @param memory where it is that size that matters
  */
-export async function testHost(options: HostOptions = {}): Promise<Host> {
-  const memory = process.env['ZAZEN_TEST_MEMORY'] ?? options.memory;
+export async function testHost(options: HostOptions = {}, memory = hostMemory(options.memory)): Promise<Host> {
   const host = await Host.start({ ...options, memory });
   after(async () => {
     const { problems } = await host.audit();
@@ -142,8 +140,11 @@ export function collect(stream: NodeJS.ReadableStream): { text(): string; until(
   return { text, until };
 }
 
-/** `work`, with an end to it: a guest that does not get there in time is destroyed, which ends what waits for it. */
-export async function limited<T>(domain: Domain, work: () => Promise<T>, millis = RUN_LIMIT_MILLIS): Promise<T> {
+/**
+ * `work`, with an end to it: a guest that does not get there in time is stuck. It is destroyed, which ends what waits for it,
+ * and the error shows what it was doing.
+ */
+export async function limited<T>(domain: Domain, work: () => Promise<T>, millis = PATIENCE_MILLIS): Promise<T> {
   let stuck: Promise<string> | undefined;
   const timer = setTimeout(() => {
     stuck = describeStuck(domain);
@@ -157,6 +158,16 @@ export async function limited<T>(domain: Domain, work: () => Promise<T>, millis 
   } finally {
     clearTimeout(timer);
   }
+}
+
+/**
+ * What a guest's clock has shown since a moment is no earlier than that and no later than now, but for what seconds leave out.
+ * @param bootMillis how long it booted at most; Linux's own clock is behind by what it took until it first looked at its counter
+ */
+export function assertTime(unixSeconds: number, sinceMillis: number, bootMillis = 0): void {
+  const earliest = (sinceMillis - bootMillis) / 1000 - CLOCK_TOLERANCE_SECONDS;
+  const latest = Date.now() / 1000 + CLOCK_TOLERANCE_SECONDS;
+  assert(unixSeconds >= earliest && unixSeconds <= latest, `it showed ${unixSeconds}, not ${earliest} to ${latest}`);
 }
 
 /** Lines of a kernel log that tell of something wrong, other than those that any guest of Xen on Arm has. */

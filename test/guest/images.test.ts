@@ -12,20 +12,22 @@ import { Host } from '../../src/host/index.ts';
 import { layoutImage } from '../../src/image/format.ts';
 import { openImage } from '../../src/image/image.ts';
 import { decodeState } from '../../src/lifecycle/image-state.ts';
+import { hostMemory } from '../host-memory.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 import { collect } from './guests.ts';
 import { ask } from './shell.ts';
 
 const SEED = 20261121;
 const MUTATIONS = 3000;
 
-test('a guest is saved, restored and restored again, in its host and in another', { timeout: 180_000 }, async () => {
+test('a guest is saved, restored and restored again, in its host and in another', { timeout: PATIENCE_MILLIS }, async () => {
   const folder = await mkdtemp(join(tmpdir(), 'zazen-images-'));
   const path = join(folder, 'guest.core');
   try {
     const uuid = '11111111-2222-4333-8444-555555555555';
     let sum: string;
     {
-      await using host = await Host.start({ memory: '1GiB' });
+      await using host = await Host.start({ memory: hostMemory('1GiB') });
       const domain = await host.create({ name: 'saved', uuid, memory: '256MiB', vcpus: 2, cmdline: 'quiet' });
       await collect(domain.attachConsole()).until(/root@saved:~# /);
       sum = await ask(domain, 'x=42; head -c 3000000 /dev/urandom > /tmp/f; md5sum /tmp/f');
@@ -43,7 +45,7 @@ test('a guest is saved, restored and restored again, in its host and in another'
       await twin.destroy();
       assert.deepEqual((await host.audit()).problems, []);
     }
-    await using host = await Host.start({ memory: '1GiB' });
+    await using host = await Host.start({ memory: hostMemory('1GiB') });
     const restored = await host.restore(path);
     assert.deepEqual([restored.name, restored.uuid], ['saved', uuid]);
     assert.equal(await ask(restored, 'echo $x; md5sum /tmp/f; nproc'), `42\n${sum}2\n`);

@@ -11,18 +11,22 @@ import { Host } from '../../src/host/index.ts';
 import type { Domain, DomainEvent, RestoreOptions } from '../../src/host/index.ts';
 import { HOT_PAGES_MAX, layoutImage } from '../../src/image/format.ts';
 import { openImage } from '../../src/image/image.ts';
+import { whileGoingOn } from '../hostile/bare-metal.ts';
+import { hostMemory } from '../host-memory.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 import { collect, limited } from './guests.ts';
 import { ask } from './shell.ts';
 
 const FILE_BYTES = 8_000_000;
 const PAGE_BYTES = 4096;
+const LIMIT = { timeout: PATIENCE_MILLIS };
 
 const folder = await mkdtemp(join(tmpdir(), 'zazen-lazy-'));
 after(() => rm(folder, { recursive: true }));
 /** What every test restores: a guest with a shell, a variable in it, and a file of random bytes in memory. */
 const original = join(folder, 'guest.core');
 const sum = await (async () => {
-  await using host = await Host.start({ memory: '1GiB' });
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const domain = await host.create({ name: 'saved', memory: '192MiB', vcpus: 2, cmdline: 'quiet' });
   await limited(domain, () => collect(domain.attachConsole()).until(/root@saved:~# /));
   const output = await ask(domain, `x=42; head -c ${FILE_BYTES} /dev/urandom > /tmp/f; md5sum /tmp/f`);
@@ -45,16 +49,16 @@ async function eventOf(domain: Domain, type: DomainEvent['type'], count = 1): Pr
   throw new Error(`the domain went without ${type}`);
 }
 
-test('what a guest needs at once is in memory before it runs', { timeout: 120_000 }, async () => {
-  await using host = await Host.start({ memory: '1GiB' });
+test('what a guest needs at once is in memory before it runs', LIMIT, async () => {
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const domain = await restored(host, { paused: true });
   const { pagesDone, touchedPages } = domain.stats().image!;
   assert(pagesDone > 50 && touchedPages === 0, `${pagesDone} pages, of which ${touchedPages} were touched`);
   await assertAudited(host);
 });
 
-test('hot pages whose second copies were altered come from their first places', { timeout: 120_000 }, async () => {
-  await using host = await Host.start({ memory: '1GiB' });
+test('hot pages whose second copies were altered come from their first places', LIMIT, async () => {
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const path = join(folder, 'cold.core');
   await copyFile(original, path);
   await using image = await openImage(path);
@@ -70,8 +74,8 @@ test('hot pages whose second copies were altered come from their first places', 
   await assertAudited(host);
 });
 
-test('memory is what it was, touched or read in the background, and each page is read once', { timeout: 120_000 }, async () => {
-  await using host = await Host.start({ memory: '1GiB' });
+test('memory is what it was, touched or read in the background, and each page is read once', LIMIT, async () => {
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const domain = await restored(host);
   assert.equal(await ask(domain, 'echo $x'), '42\n');
   const before = domain.stats().image!;
@@ -100,8 +104,8 @@ test('memory is what it was, touched or read in the background, and each page is
   await assertAudited(host);
 });
 
-test('every verb is legal while pages are in the file', { timeout: 120_000 }, async () => {
-  await using host = await Host.start({ memory: '1GiB' });
+test('every verb is legal while pages are in the file', LIMIT, async () => {
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const domain = await restored(host);
   {
     await using checkpoint = await domain.checkpoint();
@@ -142,8 +146,8 @@ test('every verb is legal while pages are in the file', { timeout: 120_000 }, as
   await restored(host, { readAhead: true });
 });
 
-test('ten domains from one image share its pages', { timeout: 120_000 }, async () => {
-  await using host = await Host.start({ memory: '1GiB' });
+test('ten domains from one image share its pages', LIMIT, async () => {
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const used = () => host.stats().memoryBytes - host.stats().freeBytes;
   const one = await restored(host, { name: 'd0' });
   assert.equal(await ask(one, 'md5sum /tmp/f'), sum);
@@ -161,8 +165,8 @@ test('ten domains from one image share its pages', { timeout: 120_000 }, async (
   await assertAudited(host);
 });
 
-test('an altered file stops the guest, naming file and page; put right, it goes on', { timeout: 120_000 }, async () => {
-  await using host = await Host.start({ memory: '1GiB' });
+test('an altered file stops the guest, naming file and page; put right, it goes on', LIMIT, async () => {
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const path = join(folder, 'altered.core');
   await copyFile(original, path);
   const domain = await restored(host, { name: 'victim' }, path);
@@ -198,8 +202,8 @@ test('an altered file stops the guest, naming file and page; put right, it goes 
   await assertAudited(host);
 });
 
-test('a file cut short stops the guest; the same image in a new file lets it go on', { timeout: 120_000 }, async () => {
-  await using host = await Host.start({ memory: '1GiB' });
+test('a file cut short stops the guest; the same image in a new file lets it go on', LIMIT, async () => {
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const path = join(folder, 'cut.core');
   await copyFile(original, path);
   const domain = await restored(host, {}, path);
@@ -221,7 +225,7 @@ test('a file cut short stops the guest; the same image in a new file lets it go 
   await assertAudited(host);
 });
 
-test('out of frames while loading: guests stall, and go on when there is room', { timeout: 120_000 }, async () => {
+test('out of frames while loading: guests stall, and go on when there is room', LIMIT, async () => {
   await using host = await Host.start({ memory: '256MiB' });
   const domain = await restored(host);
   const hog = await restored(host, { name: 'hog' });
@@ -231,14 +235,13 @@ test('out of frames while loading: guests stall, and go on when there is room', 
   await limited(hog, () => eventOf(hog, 'stalled'));
   await assertAudited(host);
   await hog.destroy();
-  if (domain.state === 'paused') await domain.unpause();
-  assert.equal(await asked, sum);
+  assert.equal(await whileGoingOn([domain], () => asked), sum);
   assert.ok(await filled instanceof Error);
   await assertAudited(host);
 });
 
-test('eager: all is read before the guest runs, and what is wrong is said at once', { timeout: 120_000 }, async () => {
-  await using host = await Host.start({ memory: '1GiB' });
+test('eager: all is read before the guest runs, and what is wrong is said at once', LIMIT, async () => {
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const progress: number[] = [];
   const domain = await host.restore(original, {
     lazy: false, onProgress: ({ pagesDone, pageCount }) => progress.push(pagesDone / pageCount),

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { Host } from '../../src/host/index.ts';
 import type { Domain } from '../../src/host/index.ts';
+import { hostMemory } from '../host-memory.ts';
 import { FAST_BOOT, complaints, limited, testHost } from './guests.ts';
 import { SHELL, Shell } from './shell.ts';
 
@@ -59,7 +60,7 @@ test('eight vCPUs on two pCPUs: all work, stop for checkpoint and rollback, and 
   await domain.save(image);
   await domain.destroy();
   for (const pcpus of [1, 3]) {
-    await using other = await Host.start({ memory: '1GiB', pcpus });
+    await using other = await Host.start({ memory: hostMemory('1GiB'), pcpus });
     const restored = await other.restore(image);
     const again = new Shell(restored, `on${pcpus}`);
     assert.equal(await limited(restored, () => again.ask('touch /tmp/end; cat /tmp/state')), 'before');

@@ -15,6 +15,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { ZazenError } from '../../src/base/errors.ts';
 import type { Checkpoint, Domain } from '../../src/host/index.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 import { FAST_BOOT, limited, testHost } from './guests.ts';
 import { Shell, SHELL } from './shell.ts';
 
@@ -116,11 +117,11 @@ const portOf = (forward: string): number => Number(forward.split(':')[1]);
 
 /** Until the guest's server listens: a connection that it refuses ends at once. */
 async function eventually<T>(attempt: () => Promise<T>): Promise<T> {
-  for (let tries = 0; ; tries++) {
+  for (const start = performance.now(); ;) {
     try {
       return await attempt();
     } catch (error) {
-      if (tries === 100) throw error;
+      if (performance.now() - start > PATIENCE_MILLIS) throw error;
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
   }

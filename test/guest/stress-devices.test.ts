@@ -16,6 +16,7 @@ import { after, test } from 'node:test';
 import { SeededRandom } from '../../src/base/random.ts';
 import { prepareGuest } from '../../src/guest/initramfs.ts';
 import type { Checkpoint, Domain } from '../../src/host/index.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 import { FAST_BOOT, testHost } from './guests.ts';
 
 const ACTIONS = Number(process.env['ZAZEN_STRESS_ACTIONS'] ?? 24);
@@ -28,7 +29,6 @@ const LIVES_MAX = 5;
 const CHECKPOINTS_MAX = 6;
 const IMAGES_MAX = 2;
 const AUDIT_EVERY = 20;
-const PATIENCE_MILLIS = 120_000;
 
 const folder = mkdtempSync(join(tmpdir(), 'zazen-stress-devices-'));
 after(() => rmSync(folder, { recursive: true }));

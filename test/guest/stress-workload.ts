@@ -15,6 +15,7 @@ import { createHash } from 'node:crypto';
 import { Assembler } from '../../src/a64/test-assembler.ts';
 import { prepareGuest } from '../../src/guest/initramfs.ts';
 import type { Checkpoint, Domain, DomainSpec } from '../../src/host/index.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 import { FAST_BOOT } from './guests.ts';
 
 // ---- the program: a static ELF file for Linux, with the buffer behind it
@@ -309,7 +310,7 @@ export class Watch {
       const timer = setTimeout(() => {
         this.#waiting.delete(check);
         reject(new Error(`${this.domain.name} (${this.domain.state}) does not get on: ${JSON.stringify(this.place)}`));
-      }, 60_000);
+      }, PATIENCE_MILLIS);
       this.#waiting.add(check);
       check();
     });

@@ -17,17 +17,15 @@ import { XENMAPSPACE, XENMEM, xenAddToPhysmap } from '../../src/abi/xen-memory.t
 import { sharedInfo } from '../../src/abi/xen-shared-info.ts';
 import { DOMID_SELF, GUEST_XENSTORE_GFN, SCHEDOP, SHUTDOWN, schedPoll } from '../../src/abi/xen.ts';
 import { XENSTORE_DOMAIN_INTERFACE, XENSTORE_RING_SIZE, XS_TYPE } from '../../src/abi/xenstore-wire.ts';
-import { DATA, FREE, bareMetalImage, fresh, hypercall, powerOff, repeat } from '../hostile/bare-metal.ts';
+import { DATA, FREE, bareMetalImage, fresh, hypercall, powerOff } from '../hostile/bare-metal.ts';
 
 export interface SuspendGuest {
   /** Advertises a suspend event channel; default true. */
   readonly channel?: boolean;
   /** Watches control/shutdown, and says so; default true. */
   readonly store?: boolean;
-  /** When asked: `late` works for tens of milliseconds first; `never` goes on; `crash` stops for another reason. */
+  /** When asked: `late` waits until `data/go` is in the store; `never` goes on; `crash` stops for another reason. */
   readonly answer?: 'at-once' | 'late' | 'never' | 'crash' | 'late-crash';
-  /** How much it works when it is late. */
-  readonly lateInstructions?: number;
 }
 
 const STORE_PAGE = GUEST_XENSTORE_GFN * 4096;
@@ -53,6 +51,7 @@ const MESSAGES = {
   read: message(XS_TYPE.READ, 'control/shutdown\0'),
   acknowledge: message(XS_TYPE.WRITE, 'control/shutdown\0'),
   resumed: message(XS_TYPE.WRITE, 'data/resumed\x00??'),
+  go: message(XS_TYPE.READ, 'data/go\0'),
 };
 type MessageName = keyof typeof MESSAGES;
 
@@ -63,9 +62,7 @@ const data = Buffer.concat(Object.entries(MESSAGES).map(([name, bytes], i, all) 
 }));
 
 /** The bytes of an arm64 Image. */
-export function suspendGuest(
-  { channel = true, store = true, answer = 'at-once', lateInstructions = 40_000_000 }: SuspendGuest = {},
-): Uint8Array {
+export function suspendGuest({ channel = true, store = true, answer = 'at-once' }: SuspendGuest = {}): Uint8Array {
   return bareMetalImage({
     data,
     code: a => {
@@ -75,7 +72,7 @@ export function suspendGuest(
       // The store tells of the watch at once, so that what was asked for before is not missed.
       if (store) request(a, 'watch');
       if (store) request(a, 'feature');
-      lookForRequests(a, { channel, store, answer, lateInstructions });
+      lookForRequests(a, { channel, store, answer });
       subroutines(a, channel ? 2 : 1);
     },
   });
@@ -98,10 +95,10 @@ function lookForRequests(a: Assembler, guest: Required<SuspendGuest>): void {
   a.label('no-message').bl('wait').b('loop');
 }
 
-function stopItself(a: Assembler, { channel, answer, lateInstructions }: Required<SuspendGuest>): void {
+function stopItself(a: Assembler, { channel, answer }: Required<SuspendGuest>): void {
   const [isCancelled, tell] = ['cancelled', 'tell'].map(fresh) as [string, string];
   if (answer === 'never') return;
-  if (answer.startsWith('late')) work(a, lateInstructions);
+  if (answer.startsWith('late')) waitForWord(a);
   a.mov(1, FREE).mov(2, answer.endsWith('crash') ? SHUTDOWN.crash : SHUTDOWN.suspend).str(2, 1, 0, 'W').mov(0, SCHEDOP.shutdown);
   hypercall(a, 'sched_op');
   a.movReg(18, 0).cbnz(0, isCancelled);
@@ -112,11 +109,11 @@ function stopItself(a: Assembler, { channel, answer, lateInstructions }: Require
   request(a, 'resumed');
 }
 
-/** Works for about so many instructions. */
-function work(a: Assembler, instructions: number): void {
-  a.movReg(17, 22);
-  repeat(a, instructions / 2, () => {});
-  a.movReg(22, 17);
+/** Asks the store again and again. */
+function waitForWord(a: Assembler): void {
+  const again = fresh('go');
+  a.label(again);
+  request(a, 'go').cmp(12, XS_TYPE.READ).bCond('ne', again);
 }
 
 function mapSharedInfo(a: Assembler): void {

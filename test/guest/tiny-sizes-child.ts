@@ -4,6 +4,7 @@
 //   node tiny-sizes-child.ts IMAGE COMMANDS    a list, as JSON
 
 import { Host } from '../../src/host/index.ts';
+import { hostMemory } from '../host-memory.ts';
 import { limited } from './guests.ts';
 import { Shell } from './shell.ts';
 
@@ -20,7 +21,7 @@ export interface ChildReport {
 
 const [, , path, commands] = process.argv;
 if (path !== undefined && commands !== undefined) {
-  await using host = await Host.start({ memory: '1GiB' });
+  await using host = await Host.start({ memory: hostMemory('1GiB') });
   const domain = await host.restore(path);
   const before = domain.stats();
   const outputs: string[] = [];

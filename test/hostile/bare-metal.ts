@@ -18,6 +18,8 @@ import { HYPERVISOR, XEN_HYPERCALL_TAG } from '../../src/abi/xen.ts';
 import { Host } from '../../src/host/index.ts';
 import type { Domain, DomainSpec } from '../../src/host/index.ts';
 import { PSCI } from '../../src/hypervisor/psci.ts';
+import { hostMemory } from '../host-memory.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 
 export const BASE = 0x4000_0000;
 export const DATA = BASE + 0x40_0000;
@@ -138,8 +140,6 @@ export class Dice {
 
 // ---- what must hold afterwards
 
-const PATIENCE_MILLIS = 120_000;
-
 /** Looks every few milliseconds. */
 export async function until(what: string, condition: () => boolean): Promise<void> {
   const deadline = performance.now() + PATIENCE_MILLIS;
@@ -161,6 +161,25 @@ async function soon<T>(what: string, promise: Promise<T>): Promise<T> {
   }
 }
 
+/**
+ * Unpauses guests that have stalled, now and as often as they do it while `work` goes on: a vCPU that found no frame a moment
+ * before there were some may say so only then.
+ */
+export async function whileGoingOn<T>(guests: readonly Domain[], work: () => Promise<T>): Promise<T> {
+  const subscriptions = guests.map(guest => guest.events({ history: false }));
+  for (const [index, guest] of guests.entries()) {
+    void (async () => {
+      for await (const { type } of subscriptions[index]!) if (type === 'stalled') await guest.unpause();
+    })();
+    if (guest.state === 'paused') await guest.unpause();
+  }
+  try {
+    return await work();
+  } finally {
+    for (const subscription of subscriptions) void subscription.return();
+  }
+}
+
 /** A host with a witness: a guest that checks its own memory for ever and crashes if another guest got at it. */
 export class Arena {
   readonly host: Host;
@@ -174,7 +193,7 @@ export class Arena {
     this.#witness = witness;
   }
 
-  static async open(memory = '512MiB'): Promise<Arena> {
+  static async open(memory = hostMemory('512MiB')): Promise<Arena> {
     const directory = mkdtempSync(join(tmpdir(), 'zazen-hostile-'));
     const host = await Host.start({ memory, pcpus: 2 });
     const path = join(directory, 'witness');

@@ -16,8 +16,11 @@ const WRITTEN = 0xfeed_0000_1111n;
 const IN_CODE_PAGE = BASE + 0x100;
 const RESIDENT_MAX_BYTES = 128 * 1024;
 
+/** All of it is taken once. */
+const HOST_MEMORY = '512MiB';
+
 let arena: Arena;
-before(async () => { arena = await Arena.open(); });
+before(async () => { arena = await Arena.open(HOST_MEMORY); });
 after(() => arena.close());
 
 /** A word at the start of each page, made of its address. */

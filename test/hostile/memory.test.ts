@@ -5,7 +5,7 @@ import { after, before, test } from 'node:test';
 import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { ERRNO, XENVER, multicallEntry } from '../../src/abi/xen.ts';
 import type { Domain, DomainEvent } from '../../src/host/index.ts';
-import { Arena, DATA, FREE, fresh, hypercall, powerOff, until } from './bare-metal.ts';
+import { Arena, DATA, FREE, fresh, hypercall, powerOff, until, whileGoingOn } from './bare-metal.ts';
 
 /** Nearly all of it are the host's own records; see `Host.stats`. */
 const HOST_MEMORY = '384MiB';
@@ -100,8 +100,7 @@ async function stallAndGoOn(code: typeof touchAll): Promise<void> {
 
   const other = hungry === first ? second : first;
   await arena.survive(other);
-  await hungry.unpause();
-  assert.equal(await hungry.waitForShutdown(), 'poweroff');
+  assert.equal(await whileGoingOn([hungry], () => hungry.waitForShutdown()), 'poweroff');
   await arena.survive(hungry);
 }
 
@@ -130,8 +129,7 @@ test('several vCPUs stall at once', async () => {
   await until('it has stalled', () => second.state === 'paused');
   assert.deepEqual(await eventsOf(second, 4), ['started', 'paused', 'unpaused', 'stalled']);
   await first.destroy();
-  await second.unpause();
-  assert.equal(await second.waitForShutdown(), 'poweroff');
+  assert.equal(await whileGoingOn([second], () => second.waitForShutdown()), 'poweroff');
   await arena.survive(second);
 });
 

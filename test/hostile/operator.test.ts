@@ -10,11 +10,14 @@ import { Host, ZazenError } from '../../src/host/index.ts';
 import type { DomainSpec, HostOptions } from '../../src/host/index.ts';
 import { Arena, Dice, MEMORY, bareMetalImage, until } from './bare-metal.ts';
 
+/** More than it has is asked for. */
+const HOST_MEMORY = '512MiB';
+
 let arena: Arena;
 let directory: string;
 let freeBytes: number;
 before(async () => {
-  arena = await Arena.open();
+  arena = await Arena.open(HOST_MEMORY);
   await arena.settle();
   freeBytes = free();
   directory = mkdtempSync(join(tmpdir(), 'zazen-operator-'));

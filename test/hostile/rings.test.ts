@@ -1,5 +1,5 @@
 // Guests that write nonsense into the pages that they share with the store and the console, ask the store for more
-// than anybody should have, and flood their console. Seeds are in the tests' names.
+// than anybody should have, and flood their console. Seeds are in the tests' names. ZAZEN_FUZZ_ROUNDS: more of what it asks for.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
@@ -12,6 +12,9 @@ import { Arena, DATA, Dice, FREE, forEachRow, forever, fresh, hypercall, powerOf
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });
 after(() => arena.close());
+
+/** Of 20,000 each. Every few dozen of them wait for the host's thread, which on a busy machine takes its time. */
+const WATCH_ROUNDS = Number(process.env['ZAZEN_FUZZ_ROUNDS'] ?? 4);
 
 const STORE_PAGE = GUEST_XENSTORE_GFN * 4096;
 const CONSOLE_PAGE = GUEST_CONSOLE_GFN * 4096;
@@ -130,9 +133,9 @@ test('a message that never ends', async () => {
   await stream(Buffer.concat(Array.from({ length: 30 }, () => message(XS_TYPE.WRITE, '', 0, 0xffff_ffff))));
 });
 
-test('a million watches', async () => {
+test('watches without number', async () => {
   await stream(Buffer.concat(Array.from({ length: 20_000 }, (_, index) =>
-    message(XS_TYPE.WATCH, `data/${index % 50}\0token${index}\0`))), 50);
+    message(XS_TYPE.WATCH, `data/${index % 50}\0token${index}\0`))), WATCH_ROUNDS);
 });
 
 test('nodes without number, deep paths, large values, many transactions at once', async () => {

@@ -8,10 +8,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { SeededRandom } from '../../src/base/random.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 const ZAZEN = join(ROOT, 'src/cli/main.ts');
-const LIMIT = ['--timeout', '120'];
+const LIMIT = ['--timeout', String(PATIENCE_MILLIS / 1000)];
 
 const scratch = mkdtempSync(join(tmpdir(), 'zazen-front-door-'));
 after(() => rmSync(scratch, { recursive: true, force: true }));

@@ -9,6 +9,7 @@ import test from 'node:test';
 import type { Assembler, SystemRegisterName } from '../../src/a64/test-assembler.ts';
 import { Host } from '../../src/host/index.ts';
 import { PSCI } from '../../src/hypervisor/psci.ts';
+import { hostMemory } from '../host-memory.ts';
 import { MEMORY, bareMetalImage, fresh, powerOff } from '../hostile/bare-metal.ts';
 
 const GICD = 0x0300_1000;
@@ -135,7 +136,7 @@ const programs: Readonly<Record<string, (a: Assembler) => void>> = {
 
 test('timers and interrupts, from a guest without an operating system', async (t) => {
   const folder = mkdtempSync(join(tmpdir(), 'zazen-interrupts-'));
-  await using host = await Host.start({ memory: '512MiB' });
+  await using host = await Host.start({ memory: hostMemory('512MiB') });
   try {
     for (const [name, program] of Object.entries(programs)) {
       await t.test(name, async () => {

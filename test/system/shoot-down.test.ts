@@ -18,6 +18,7 @@ import { after, test } from 'node:test';
 import type { Assembler, SysOperation } from '../../src/a64/test-assembler.ts';
 import { Host } from '../../src/host/index.ts';
 import { PSCI } from '../../src/hypervisor/psci.ts';
+import { hostMemory } from '../host-memory.ts';
 import { BASE, DATA, FREE, MEMORY, bareMetalImage, fresh, powerOff, repeat, spin } from '../hostile/bare-metal.ts';
 
 const PAGE_VA = 0x8000_0000n;
@@ -134,7 +135,7 @@ function reader(a: Assembler, { readerAsid, switches }: Case): void {
 }
 
 const folder = mkdtempSync(join(tmpdir(), 'zazen-shoot-down-'));
-const host = await Host.start({ memory: '256MiB', pcpus: 2 });
+const host = await Host.start({ memory: hostMemory('256MiB'), pcpus: 2 });
 after(async () => {
   await host.close();
   rmSync(folder, { recursive: true });

@@ -16,6 +16,7 @@ import { GUEST_BASE, createTestMachine } from '../../src/cpu/test-machine.ts';
 import type { TestMachine } from '../../src/cpu/test-machine.ts';
 import { ForcedRegions } from '../../src/cpu/test-regions.ts';
 import { VcpuState } from '../../src/cpu/vcpu-state.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 
 const at = vcpuRecord.at;
 const VECTORS = GUEST_BASE;
@@ -26,7 +27,6 @@ const RESULTS = GUEST_BASE + 0x40_0000;
 export const RESULTS_MAX = 0x4_0000;
 export const VCPUS = 4;
 const VECTOR_CALL = 0xbad;
-const PATIENCE_MILLIS = 60_000;
 
 /**
  * Words that a rig and its threads share. In `round`, together so that nobody sees one without the other: how many
