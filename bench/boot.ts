@@ -1,11 +1,16 @@
 // Boots the same kernel and initramfs in Zazen and in QEMU TCG in turn: time from nothing (for Zazen: an importing
 // process; for QEMU: a process start) to the first line of init, until the guest has powered off, instructions, MIPS.
-// The same once more with emulated devices (type hvm). Then the cost of an idle guest. What is checked: the guest's command says where it runs, and has computed something.
+// Zazen boots twice in each round: as for the first time ever, with an empty store of compiled regions, and then with what that
+// boot has left in it, as every later boot of a user. The same once more with emulated devices (type hvm). Then the cost of an
+// idle guest. What is checked: the guest's command says where it runs, and has computed something.
 
+import { readdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { assert } from '../src/base/assert.ts';
 import { Host } from '../src/host/index.ts';
 import { initReached } from '../src/guest/init-script.ts';
+import { withOwnStore } from './own-store.ts';
 import { debianGuest } from './peers/qemu-guest.ts';
 import { bootQemu, findQemu, qemuMissing } from './peers/qemu.ts';
 import type { QemuBoot } from './peers/qemu.ts';
@@ -26,6 +31,8 @@ interface ZazenBoot {
   readonly mips: number;
   readonly guestTouchedMib: number;
   readonly processResidentMib: number;
+  /** Regions that former boots have left and this one has made use of. */
+  readonly foundRegions: number;
 }
 
 /** The first words say where it runs. */
@@ -53,9 +60,25 @@ async function bootZazen(type: 'pvh' | 'hvm'): Promise<ZazenBoot> {
   return {
     bootMillis: bootMillis!, totalMillis, hostStartMillis, instructions: instructionsRetired,
     mips: instructionsRetired / runMillis / 1000, guestTouchedMib: residentBytes / 2 ** 20,
-    processResidentMib: process.memoryUsage.rss() / 2 ** 20,
+    processResidentMib: process.memoryUsage.rss() / 2 ** 20, foundRegions: host.stats().codeCache.foundRegions,
   };
 }
+
+interface Round {
+  readonly firstEver: ZazenBoot;
+  readonly withStore: ZazenBoot;
+  readonly hvm: ZazenBoot;
+  readonly storeMib: number;
+}
+
+const bootRound = (): Promise<Round> => withOwnStore(async folder => {
+  const firstEver = await bootZazen('pvh');
+  const storeBytes = readdirSync(folder).reduce((sum, name) => sum + statSync(join(folder, name)).size, 0);
+  assert(firstEver.foundRegions === 0 && storeBytes > 0, 'the store was not empty, or is');
+  const withStore = await bootZazen('pvh');
+  assert(withStore.foundRegions > 0, 'nothing of the store was made use of');
+  return { firstEver, withStore, hvm: await bootZazen('hvm'), storeMib: storeBytes / 2 ** 20 };
+});
 
 /** Share of one core that the process uses while a guest sits at its shell prompt. */
 async function idleShare(): Promise<number> {
@@ -82,39 +105,47 @@ const benchmark: Benchmark = {
     const guest = await debianGuest(MEMORY_MIB, COMMAND, 'quiet', log);
     const qemu = findQemu();
     if (qemu === undefined) log(qemuMissing);
-    const zazen: ZazenBoot[] = [];
-    const hvm: ZazenBoot[] = [];
+    const rounds: Round[] = [];
     const peer: Omit<QemuBoot, 'output'>[] = [];
     for (let run = 0; run < RUNS; run++) {
-      zazen.push(await bootZazen('pvh'));
-      hvm.push(await bootZazen('hvm'));
-      log(`zazen ${round(zazen.at(-1)!.bootMillis)} ms to init, ${round(zazen.at(-1)!.mips)} MIPS; with emulated devices ${round(hvm.at(-1)!.bootMillis)} ms`);
+      const last = await bootRound();
+      rounds.push(last);
+      log(`zazen ${round(last.withStore.bootMillis)} ms to init, ${round(last.withStore.mips)} MIPS; for the first time ${round(last.firstEver.bootMillis)} ms; `
+        + `with emulated devices ${round(last.hvm.bootMillis)} ms`);
       if (qemu === undefined) continue;
       const { output, ...times } = await bootQemu(qemu, { ...guest, marker: initReached });
       assert(output.includes(ANSWER), 'the guest in QEMU did not get to its command');
       peer.push(times);
       log(`qemu ${round(peer.at(-1)!.bootMillis)} ms to init`);
     }
+    const zazen = rounds.map(({ withStore }) => withStore);
+    const hvm = rounds.map(one => one.hvm);
     const boot = summarize(zazen.map(one => one.bootMillis));
-    const hvmBoot = summarize(hvm.map(one => one.bootMillis));
-    const idle = await idleShare();
+    const first = summarize(rounds.map(({ firstEver }) => firstEver.bootMillis));
+    const idle = await withOwnStore(idleShare);
     const last = zazen.at(-1)!;
+    const toQemu = (millis: number): number | undefined =>
+      qemu === undefined ? undefined : round(millis / summarize(peer.map(one => one.bootMillis)).median);
     return {
       zazen: {
         bootMillis: boot, totalMillis: summarize(zazen.map(one => one.totalMillis)),
         hostStartMillis: round(last.hostStartMillis), instructions: last.instructions,
         mips: round(summarize(zazen.map(one => one.mips)).median),
         guestTouchedMib: round(last.guestTouchedMib), processResidentMib: round(last.processResidentMib),
-        idleCoreShare: round(idle),
+        idleCoreShare: round(idle), foundRegions: last.foundRegions, storeMib: round(rounds.at(-1)!.storeMib),
+      },
+      firstEver: {
+        bootMillis: first, totalMillis: summarize(rounds.map(({ firstEver }) => firstEver.totalMillis)),
+        mips: round(summarize(rounds.map(({ firstEver }) => firstEver.mips)).median),
       },
       hvm: {
-        bootMillis: hvmBoot, totalMillis: summarize(hvm.map(one => one.totalMillis)),
+        bootMillis: summarize(hvm.map(one => one.bootMillis)), totalMillis: summarize(hvm.map(one => one.totalMillis)),
         // Of each round, so that a round in which the machine was slow counts as no more than one.
         toParavirtual: round(summarize(hvm.map((one, i) => one.bootMillis / zazen[i]!.bootMillis)).median),
         instructionsToParavirtual: round(hvm.at(-1)!.instructions / last.instructions),
       },
       qemu: qemu === undefined ? qemuMissing : summarizeFields(peer),
-      ratio: qemu === undefined ? undefined : round(boot.median / summarize(peer.map(one => one.bootMillis)).median),
+      ratio: toQemu(boot.median), firstEverRatio: toQemu(first.median),
     };
   },
 };

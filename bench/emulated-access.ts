@@ -65,7 +65,7 @@ class Bench {
 
   /** Every pCPU's thread has our code compiled for itself: so many guests at once as there are pCPUs, twice. */
   async warmUp(host: Host, name: string, pcpus: number): Promise<void> {
-    for (let round = 0; round < 2; round++) {
+    for (let times = 0; times < 2; times++) {
       await Promise.all(Array.from({ length: pcpus }, () => this.#run(host, name, ACCESSES)));
     }
   }

@@ -61,7 +61,8 @@ export const goals: readonly Goal[] = [
   { what: 'p99 of an allocation, scrubbing to idle', unit: '×', atMost: 2, path: 'destroy.allocation.p99Ratio' },
   { what: 'emulated access', unit: 'ns', atMost: 2000, path: 'hypercall.emulatedLoad.nanos.median' },
   { what: 'the same, 4 pCPUs to 1', unit: '×', atMost: 1.1, path: 'hypercall.byPcpus.mostToOne' },
-  { what: 'boot of the stock kernel to init, to QEMU', unit: '×', atMost: 1, path: 'boot.ratio' },
+  { what: 'boot of the stock kernel to init, with what a boot before has compiled, to QEMU', unit: '×', atMost: 1, path: 'boot.ratio' },
+  { what: 'the same, the first boot ever', unit: '×', atMost: 1, path: 'boot.firstEverRatio' },
   ...programs.map(({ name }) => ({
     what: `compute: ${name}, times faster than QEMU`, unit: '×', atLeast: 1, path: `compute.timesQemu.${name}`,
   })),

@@ -1,12 +1,13 @@
 // `npm run bench`: every benchmark, or `npm run bench -- NAME... [--json]` some of them, and at the end what they say
 // of the goals. A benchmark checks its own results and throws when one is wrong, so that a wrong result cannot be fast;
-// the others run all the same. Progress goes to standard error, results to standard output: tables, or with --json one
+// the others run all the same. Each begins with an empty store of compiled regions (own-store.ts). Progress goes to standard error, results to standard output: tables, or with --json one
 // document, an object with the result of each benchmark under its name and the goals under `goals`.
 //
 // Exit status: 0; 1 when a benchmark failed (a goal that is missed is no failure); 2 for wrong usage.
 
 import { parseArgs } from 'node:util';
 import { judge } from './goals.ts';
+import { withOwnStore } from './own-store.ts';
 import { formatGoals, formatResult } from './report.ts';
 
 export interface Benchmark {
@@ -79,7 +80,7 @@ async function main(words: string[]): Promise<number> {
     try {
       const { default: benchmark } = await load();
       console.error(`${name}: ${benchmark.description}`);
-      results[name] = await benchmark.run({ log: line => console.error(`  ${line}`) });
+      results[name] = await withOwnStore(() => benchmark.run({ log: line => console.error(`  ${line}`) }));
     } catch (error) {
       console.error(error);
       failures++;

@@ -50,4 +50,5 @@ export const constantSystemRegisters = {
   CTR_EL0: 0x9449_c007n,
   /** DC ZVA zeroes 64 bytes. */
   DCZID_EL0: 4n,
+  MIDR_EL1: 0x000f_0510n,
 } as const;

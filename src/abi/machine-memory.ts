@@ -221,6 +221,10 @@ export const MACHINE_HEADER = struct('machineHeader', {
   regionParcels: u32,
   /** How many regions of guest code the translator has compiled and not given up. */
   compiledRegions: u32,
+  /** Regions in the store (cpu/jit/region-store.ts), those of them that this host has made use of, and those it has added. */
+  storedRegions: u32,
+  foundRegions: u32,
+  addedRegions: u32,
 }, { padTo: FRAME_BYTES });
 
 /** 'ZZMM', little-endian. */

@@ -28,7 +28,10 @@ const TLB_BYTES = TLB_ENTRIES * TLB_ENTRY_BYTES;
  * host address (modulo 2^32 or 2^64). Exec: `target` is the address of the page's decoded records.
  */
 export const tlbEntry = struct('tlb_entry', { tag: u64, target: u64 }, { sizeBytes: TLB_ENTRY_BYTES });
-/** Equals no page address and no page address with alignment bits below 16. */
+/**
+ * Equals no page address and no page address with alignment bits below 16. An entry is empty whenever this bit of its tag is
+ * set.
+ */
 export const TLB_INVALID_TAG = 0x800;
 
 export const vcpuRecord = struct('vcpu', {
@@ -104,6 +107,8 @@ export const vcpuRecord = struct('vcpu', {
   tlbMisses: u32,
   /** What the pCPU that runs it is doing for it now, one of ACTIVITY: for whoever looks from time to time. */
   activity: u32,
+  /** Exceptions of this run that cost fuel though they retired nothing, so that a guest cannot raise them for ever. */
+  charged: u32,
 }, { padTo: 4096 });
 
 /** Bits of `pending`: the slice is to end; or it may go on after a look at the IRQ line and at TLB requests. */
@@ -139,6 +144,8 @@ export const tlbCoverage = struct('tlb_coverage', {
   asid: u32,
   /** EL1's read and write TLBs may have entries for pages that EL0 may access; never while PSTATE.PAN is set at EL1. */
   userEntriesAtEl1: u32,
+  /** EL1's TLBs may have entries of the lower half. */
+  lowerHalfAtEl1: u32,
   /** Address of the word that names the root of the domain's p2m, while a pCPU runs the vCPU; 0: there is none. */
   stageTwoRoot: u32,
   /** Some entry comes from a block descriptor of more than 2 MiB. */

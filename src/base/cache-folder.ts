@@ -16,3 +16,13 @@ export function cacheFolder(env: NodeJS.ProcessEnv = process.env): string {
 export function compileCacheFolder(env: NodeJS.ProcessEnv = process.env): string {
   return env['NODE_COMPILE_CACHE'] || join(cacheFolder(env), 'node');
 }
+
+/**
+ * Where compiled regions of guest code are kept for the next process: `$ZAZEN_REGION_STORE`, else a folder in the cache.
+ * @returns undefined: nowhere, which is what `off` says
+ */
+export function regionStoreFolder(env: NodeJS.ProcessEnv = process.env): string | undefined {
+  const chosen = env['ZAZEN_REGION_STORE'];
+  if (chosen === 'off') return undefined;
+  return chosen ? resolve(chosen) : join(cacheFolder(env), 'regions');
+}

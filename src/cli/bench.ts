@@ -26,7 +26,8 @@ async function runBenchmarks({ positionals, switches }: Arguments, io: Io): Prom
       { hint: 'run it from a checkout of the source' });
   }
   io.signal.throwIfAborted();
-  const child = spawn(process.execPath, [PROGRAM, ...positionals, ...switches.has('json') ? ['--json'] : []],
+  // With V8's options of this process, which are those that guests run with.
+  const child = spawn(process.execPath, [...process.execArgv, PROGRAM, ...positionals, ...switches.has('json') ? ['--json'] : []],
     { stdio: ['ignore', 'pipe', 'pipe'] });
   const end = (): void => { child.kill(); };
   const forget = io.onExit(end);

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -171,6 +171,17 @@ test('the launcher passes signals on', async () => {
   program.child.kill('SIGTERM');
   assert.deepEqual(await program.ended,
     { status: 143, signal: null, out: 'ready\n', err: 'zazen: ended by SIGTERM\n' });
+});
+
+test('the launcher starts verbs that run guests with what makes guests faster', async () => {
+  const launcher = checkout('options', true);
+  const program = join(scratch, 'options/src/cli/main.ts');
+  rmSync(program);
+  writeFileSync(program, 'console.log(process.execArgv.join());');
+  const optionsOf = async (...words: string[]): Promise<string> =>
+    (await startProgram('node', [launcher, ...words]).ended).out.trim();
+  assert.equal(await optionsOf('run', '--exec', 'x'), '--no-wasm-inlining,--no-wasm-inlining-call-indirect');
+  assert.equal(await optionsOf('list'), '');
 });
 
 test('without its dependencies the launcher says what to do', async () => {

@@ -151,7 +151,7 @@ export class DataAccess {
     const el = sizeAndFlags & ACCESS_UNPRIVILEGED ? 0 : vcpu.el as 0 | 1;
     const tlb = tlbOffsets[el];
     const { reach, global, user } = this.#engine.translation;
-    noteFill(vcpu, low, high, reach, global, user && el === 1);
+    noteFill(vcpu, low, high, reach, global, el, user);
     fillDataTlb(vcpu, access === ACCESS_WRITE ? tlb.write : tlb.read, low, high, mfn);
   }
 

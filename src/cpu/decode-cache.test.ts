@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { Assembler } from '../a64/test-assembler.ts';
 import { handlerCount } from '../a64/table.ts';
 import { HANDLER_DECODE } from '../abi/decode-cache.ts';
+import type { CodePage } from './decode-cache.ts';
 import { GUEST_BASE, createTestMachine } from './test-machine.ts';
 
 test('a record that has been decoded, or made a region\'s, since its number was read is not decoded anew', () => {
@@ -36,4 +37,24 @@ test('a run ends at branches: what is decoded has been reached, but for what fol
   assert.equal(decoded(), 0b00011);
   decodeCache.decodeRun(slot + 3 * 16);
   assert.equal(decoded(), 0b01011);
+});
+
+test('a region of what stood in a line before it was invalidated does not come', () => {
+  const m = createTestMachine();
+  m.load(GUEST_BASE, new Assembler().add(1, 1, 3).add(1, 1, 4).hvc(0).words());
+  const { decodeCache } = m.engine;
+  const { firstFrame } = m.machine;
+  const slot = decodeCache.slotFor(firstFrame);
+  const REGION = handlerCount + 5;
+  const handler = (): number => m.machine.u16[slot / 2]!;
+  const enter = (page: CodePage): boolean => decodeCache.enterRegion(page, [0, 1, 2], REGION, []);
+  assert.equal(enter(decodeCache.pageOf(slot)!), true);
+  assert.equal(handler(), REGION);
+  // Of any line of the page, and whether or not its instructions have been decoded.
+  for (const offset of [0, 64, 4032]) {
+    const asked = decodeCache.pageOf(slot)!;
+    decodeCache.invalidateLine(firstFrame, offset, 64, (action) => action());
+    assert.equal(enter(asked), false, `${offset}`);
+    assert.equal(enter(decodeCache.pageOf(slot)!), true);
+  }
 });

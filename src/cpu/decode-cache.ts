@@ -6,10 +6,10 @@
 // use (u32), count of slots whose memory was touched, and to be touched (u32 each), then from byte 64 one u32 per slot: the frame
 // that it decodes; and one more: bit 0 says that compiled regions begin in the slot, the rest counts invalidations.
 //
-// A record at which a compiled region begins has the region's number in place of its handler (jit/). All regions of a
-// page go when any of its instructions changes.
+// A record at which a compiled region begins has the region's number in place of its handler (jit/). All regions that begin
+// in a page go when any of its instructions changes; those that go on in it look for the number of its content, which goes too.
 
-import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED, SLOT_BYTES, SLOT_RECORDS } from '../abi/decode-cache.ts';
+import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED, SLOT_BYTES, SLOT_CONTENT, SLOT_RECORDS } from '../abi/decode-cache.ts';
 import { FRAME, FRAME_STATE, FRAME_STATE_MASK } from '../abi/machine-memory.ts';
 import { RECORD_BYTES, RECORD_IMM, RECORD_IMM64 } from '../a64/operand.ts';
 import { operandsOf } from '../a64/row.ts';
@@ -21,8 +21,8 @@ import type { MachineMemory } from '../memory/machine-memory.ts';
 const PAGE_WORDS = 1024;
 /** A run is decoded together up to its end; bounded, because what follows a branch may never be reached. */
 const RUN_MAX = 64;
-/** Slots whose memory is touched before they are taken, 2 MiB: what a restored guest takes before it speaks. */
-const SLOTS_AHEAD = 128;
+/** Slots whose memory is touched before they are taken, 4 MiB: a restored guest takes some 190 before it speaks. */
+const SLOTS_AHEAD = 256;
 const PAGE_BYTES = 4096;
 
 /**
@@ -191,6 +191,7 @@ export class DecodeCache {
       for (let i = 0; i < SLOT_RECORDS - 1; i++) u16[first + i * (RECORD_BYTES / 2)] = HANDLER_DECODE;
     }
     u16[first + (SLOT_RECORDS - 1) * (RECORD_BYTES / 2)] = HANDLER_END_OF_PAGE;
+    this.#setContent(slot, 0n);
     return slot;
   }
 
@@ -230,6 +231,12 @@ export class DecodeCache {
   get slotsInUse(): number {
     return Math.min(Atomics.load(this.#machine.u32, this.#used), this.#slotCount);
   }
+
+  /** What a slot decodes: for as long as both are the same, nobody has said that its instructions have changed. */
+  frameIn(slot: number): number { return this.#machine.u32[this.#frames + slot]!; }
+  versionOf(slot: number): number { return Atomics.load(this.#machine.u32, this.#versions + slot) >>> 1; }
+  /** Address of the record of an instruction. */
+  recordOf(slot: number, index: number): number { return this.#slots + slot * SLOT_BYTES + index * RECORD_BYTES; }
 
   #placeOf(record: number): { slot: number; first: number } {
     const slot = Math.floor((record - this.#slots) / SLOT_BYTES);
@@ -307,10 +314,11 @@ export class DecodeCache {
     const end = first + (lineBytes / 4) * RECORD_BYTES;
     let record = first;
     while (record < end && u16[record / 2] === HANDLER_DECODE) record += RECORD_BYTES;
-    // What no record has been made of is in no region either.
-    if (record === end) return;
+    // What no record has been made of is in no region of this page either; nor of another, while nobody knows what is in it.
+    if (record === end && this.#contentOf(slot) === 0n) return;
     whileStopped(() => {
       this.#dropRegions(slot);
+      this.#setContent(slot, 0n);
       for (record = first; record < end; record += RECORD_BYTES) u16[record / 2] = HANDLER_DECODE;
     });
   }
@@ -331,10 +339,15 @@ export class DecodeCache {
   /**
    * Has a region run at a record, unless the page has changed since `pageOf`. Only by a thread that counts as in code,
    * so that slots are not given back meanwhile.
-   * @param indices of all its instructions: their records get decoded, for a region may leave one to its handler
+   * @param indices of all its instructions in the page: their records get decoded, for a region may leave one to its handler
+   * @param contents of pages, as far as they are known
    */
-  enterRegion({ slot, index, version, generation, mfn }: CodePage, indices: Iterable<number>, tableIndex: number): boolean {
+  enterRegion(
+    { slot, index, version, generation, mfn }: CodePage, indices: Iterable<number>, tableIndex: number,
+    contents: Iterable<{ page: CodePage; content: bigint }>,
+  ): boolean {
     const { u16, u32 } = this.#machine;
+    for (const { page, content } of contents) this.#markContent(page, content);
     const isSame = (): boolean => Atomics.load(u32, this.#versions + slot) >>> 1 === version && this.generation === generation;
     if (!isSame()) return false;
     const base = this.#slots + slot * SLOT_BYTES;
@@ -348,6 +361,22 @@ export class DecodeCache {
     if (isSame()) return true;
     Atomics.compareExchange(u16, entry, tableIndex, HANDLER_DECODE);
     return false;
+  }
+
+  /**
+   * Says what is in a page, for regions that go on in it from another one; unless it has changed since `pageOf`.
+   * @param content its number (jit/page-contents.ts)
+   */
+  #markContent({ slot, version, generation }: CodePage, content: bigint): void {
+    const isSame = (): boolean => Atomics.load(this.#machine.u32, this.#versions + slot) >>> 1 === version && this.generation === generation;
+    if (!isSame()) return;
+    this.#setContent(slot, content);
+    if (!isSame()) this.#setContent(slot, 0n);
+  }
+  #contentAt(slot: number): number { return (this.#slots + slot * SLOT_BYTES + SLOT_CONTENT) / 8; }
+  #contentOf(slot: number): bigint { return Atomics.load(this.#machine.u64, this.#contentAt(slot)); }
+  #setContent(slot: number, content: bigint): void {
+    Atomics.store(this.#machine.u64, this.#contentAt(slot), content);
   }
 
   #dropRegions(slot: number): void {

@@ -1,17 +1,18 @@
 // The walk in emitted code against the one in TypeScript: over random tables, registers and addresses it makes the same
-// TLB entries where it makes any, and it makes one wherever nothing out of the ordinary is about the address.
+// TLB entries where it makes any, and it makes one wherever nothing out of the ordinary is about the address; the faults that it
+// tells of are the same.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { systemRegister } from '../a64/system-registers.ts';
-import { P2M_KIND, P2M_VALUE_SHIFT } from '../abi/machine-memory.ts';
+import { FRAME, FRAME_MAPPING, FRAME_PIN, P2M_KIND, P2M_READ_ONLY, P2M_VALUE_SHIFT } from '../abi/machine-memory.ts';
 import {
   TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbCoverage, tlbCoverageOffset, tlbOffsets, vcpuRecord,
 } from '../abi/vcpu.ts';
 import { SeededRandom } from '../base/random.ts';
 import { ModuleBuilder } from '../wasm/module.ts';
 import { ACCESS_ALIGNED, ACCESS_UNPRIVILEGED } from './emitted-calls.ts';
-import { emitWalk } from './emitted-walk.ts';
+import { FAULT_ANSWERS, emitWalk } from './emitted-walk.ts';
 import { handlerSignature, interpreterLayout } from './interpreter.ts';
 import { SCTLR_UCI, cacheOperation } from './maintenance.ts';
 import { GUEST_BASE, createTestMachine } from './test-machine.ts';
@@ -119,7 +120,7 @@ function fill(rig: Rig, access: TestAccess): boolean {
   const mfn = isWrite ? stageTwo.frameForWrite(vcpu, guestFrame) : stageTwo.frameForRead(vcpu, guestFrame);
   if (mfn <= 0) return false;
   const tlb = tlbOffsets[el][tlbName[access.kind]];
-  noteFill(vcpu, low, high, reach, global, user && el === 1 && access.kind !== ACCESS_EXEC);
+  noteFill(vcpu, low, high, reach, global, el, user && access.kind !== ACCESS_EXEC);
   if (access.kind === ACCESS_EXEC) fillExecTlb(vcpu, tlb, low, high, decodeCache.slotFor(mfn));
   else fillDataTlb(vcpu, tlb, low, high, mfn);
   return true;
@@ -139,7 +140,7 @@ function takeEntry(rig: Rig, access: TestAccess): string {
   const first = (vcpu.address + tlbOffsets[0].read) / 4;
   const entries = 6 * TLB_ENTRIES;
   for (let i = 0; i < entries; i++) {
-    if (u32[first + 4 * i] === TLB_INVALID_TAG) continue;
+    if ((u32[first + 4 * i]! & TLB_INVALID_TAG) !== 0) continue;
     const target = u64[(first + 4 * i) / 2 + 1]!;
     const isWhole = rig.machine.parameters.addressType === 'i64' && access.kind !== ACCESS_EXEC;
     found.push(`${i}: ${u64[(first + 4 * i) / 2]!.toString(16)} ${(isWhole ? target : target & 0xffff_ffffn).toString(16)}`);
@@ -154,6 +155,9 @@ for (const addressType of ['i32', 'i64'] as const) {
     const rig = machineWithWalk(addressType);
     const { vcpu } = rig;
     const made = [0, 0, 0];
+    const faults = [0, 0, 0];
+    let updates = 0;
+    const tables = rig.ram.subarray(ROOT - GUEST_BASE, ROOT - GUEST_BASE + 16 * 4096);
     for (let round = 0; round < 40; round++) {
       if (round % 8 === 0) randomTables(rig, random);
       randomRegisters(rig, random);
@@ -166,15 +170,25 @@ for (const addressType of ['i32', 'i64'] as const) {
         vcpu.readFrames.clear();
         vcpu.writeFrames.clear();
         assert.equal(emittedWalk(rig, access), 0, `${what}: no frame is known`);
+        rig.engine.translation.status = -1;
+        const before = tables.slice();
         const isFilled = fill(rig, access);
+        const after = tables.slice();
+        const { status } = rig.engine.translation;
         const expected = takeEntry(rig, access);
+        // What TypeScript has set in descriptors is to be set once more.
+        tables.set(before);
         const entry = emittedWalk(rig, access);
         const actual = takeEntry(rig, access);
+        if (entry !== 0) assert.equal(Buffer.compare(tables, after), 0, `${what}: access flag and dirty state`);
+        if (entry !== 0 && Buffer.compare(before, after) !== 0) updates++;
+        tables.set(after);
         const isStrict = (vcpu.get64(at.sctlrEl1) & SCTLR_A) !== 0n && kind !== ACCESS_EXEC;
         const hasFewBits = (vcpu.get64(at.tcrEl1) >> 32n & 7n) < 2n;
         const isTagged = ![0n, 0xffn].includes(access.va >> 56n);
         if (!isFilled || isStrict || hasFewBits || isTagged) {
-          assert.equal(entry, 0, what);
+          assert.ok(entry === 0 || !isFilled && entry === 1 + status, `${what}: ${entry}`);
+          if (entry !== 0) faults[kind]!++;
           // An entry that cannot be made for want of decoded code is announced all the same.
           if (!isFilled && kind !== ACCESS_EXEC) assert.equal(actual, none, what);
           continue;
@@ -185,7 +199,8 @@ for (const addressType of ['i32', 'i64'] as const) {
         made[kind]!++;
       }
     }
-    for (const count of made) assert.ok(count > 50, `${made.join()} entries`);
+    for (const count of [...made, ...faults]) assert.ok(count > 50, `${made.join()} entries, ${faults.join()} faults`);
+    assert.ok(updates > 20, `${updates} updates of descriptors`);
   });
 }
 
@@ -216,8 +231,9 @@ function machineWithVictim(): { rig: Rig; use: (va: bigint, kind: 0 | 1 | 2) => 
   const use = (va: bigint, kind: 0 | 1 | 2): number => {
     const before = vcpu.get32(at.tlbMisses);
     const entry = emittedWalk(rig, { va, kind, unprivileged: false });
-    if (entry !== 0) assert.equal(rig.machine.u64[entry / 8], va, 'the entry is that of the page');
-    return entry === 0 ? -1 : vcpu.get32(at.tlbMisses) - before;
+    if (entry <= FAULT_ANSWERS) return -1;
+    assert.equal(rig.machine.u64[entry / 8], va, 'the entry is that of the page');
+    return vcpu.get32(at.tlbMisses) - before;
   };
   for (const va of [NEAR, FAR]) {
     for (const kind of [ACCESS_READ, ACCESS_WRITE, ACCESS_EXEC] as const) {
@@ -244,7 +260,7 @@ const forgetting: Readonly<Record<string, (vcpu: VcpuState) => void>> = {
   'an address': vcpu => flushAddress(vcpu, ...split(NEAR)),
   'another ASID': vcpu => flushNotGlobal(vcpu),
   'a block': vcpu => {
-    noteFill(vcpu, ...split(NEAR), 21, false, false);
+    noteFill(vcpu, ...split(NEAR), 21, false, 0, false);
     flushAddress(vcpu, 0x5000, 0);
   },
 };
@@ -298,7 +314,7 @@ test('leaves accesses that cross a page and misaligned ordered ones alone', () =
   assert.equal(rig.vcpu.get32(at.tlbMisses) - missesBefore, 3, 'what was served is counted');
 });
 
-test('reads from the domain\'s p2m what it has not been told', () => {
+test('reads from the domain\'s p2m what it has not been told, and writes to what the domain has alone', () => {
   const rig = machineWithPage();
   const { vcpu, machine, gfn } = rig;
   const words = machine.u32;
@@ -337,6 +353,31 @@ test('reads from the domain\'s p2m what it has not been told', () => {
   assert.equal(tries(), false);
   put(root, base >>> 18, P2M_KIND.node, middle);
   assert.ok(tries());
+
+  const count = (mfn: number): number => (machine.region('frameTable').offsetBytes + mfn * FRAME.sizeBytes + FRAME.at.count) / 4;
+  const sequence = count(root) + (FRAME.at.decode - FRAME.at.count) / 4;
+  const writes = (): boolean => {
+    vcpu.writeFrames.clear();
+    return emittedWalk(rig, { ...PAGE_READ, kind: ACCESS_WRITE }) !== 0;
+  };
+  for (const mfn of [middle, leaf, mfnOf(gfn)]) words[count(mfn)] = FRAME_MAPPING + FRAME_PIN;
+  assert.ok(writes());
+  assert.equal(vcpu.writeFrames.get(gfn), mfnOf(gfn));
+  flushAll(vcpu);
+  noteGlobalInLowerHalf(vcpu);
+  for (const mfn of [middle, leaf, mfnOf(gfn)]) {
+    words[count(mfn)] = 2 * FRAME_MAPPING;
+    assert.equal(writes(), false, 'shared');
+    words[count(mfn)] = FRAME_MAPPING;
+  }
+  put(leaf, gfn & 511, P2M_KIND.frame | P2M_READ_ONLY, mfnOf(gfn));
+  assert.equal(writes(), false);
+  assert.ok(tries());
+  put(leaf, gfn & 511, P2M_KIND.frame, mfnOf(gfn));
+  words[sequence] = 5;
+  assert.equal(writes(), false, 'the tree is being changed');
+  words[sequence] = 4;
+  assert.ok(writes());
 });
 
 test('cache maintenance by address is done where nothing is to be done', () => {

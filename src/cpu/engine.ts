@@ -22,7 +22,7 @@ import { regionImports } from './jit/compile.ts';
 import type { RegionClient } from './jit/region-client.ts';
 import { StageTwo } from './stage-two.ts';
 import { FORGET_EVERYTHING, obeyTlbRequests, postTlbRequest } from './tlb-requests.ts';
-import { fillExecTlb, flushAddress, flushAll, flushAsid, flushFrame, noteFill, probeExecTlb, updateAsid } from './tlb.ts';
+import { execNeighbours, fillExecTlb, flushAddress, flushAll, flushAsid, flushFrame, noteFill, probeExecTlb, updateAsid } from './tlb.ts';
 import { ACCESS_EXEC, Translation } from './translation.ts';
 import { TrapHandlers } from './traps.ts';
 import { VcpuState } from './vcpu-state.ts';
@@ -57,8 +57,6 @@ export class Engine {
   /** Generation of the decode cache whose code the vCPU is in. */
   #generation = 0;
   #codeHasMoved = false;
-  /** Exceptions of this run that cost fuel though they retired nothing, so that a guest cannot raise them for ever. */
-  #charged = 0;
 
   /** @param interpreter compiled from `buildInterpreter` for this machine memory. */
   constructor(machine: MachineMemory, host: CpuHost, interpreter: WebAssembly.Module, options: EngineOptions = {}) {
@@ -123,9 +121,10 @@ export class Engine {
    * Instructions are counted in the vCPU record.
    */
   run(vcpu: VcpuState, instructions: number): ExitReason {
-    let granted = Math.min(instructions, this.#regions?.quantum ?? instructions);
+    let quantum = Math.min(instructions, this.#regions?.quantum ?? instructions);
+    let granted = quantum;
     this.#exit = undefined;
-    this.#charged = 0;
+    vcpu.set32(at.charged, 0);
     vcpu.set32(at.fuel, granted << RECORD_SHIFT);
     vcpu.set32(at.record, 0);
     this.takeOver(vcpu);
@@ -136,16 +135,17 @@ export class Engine {
       else this.#charge(vcpu);
       if (this.#exit !== undefined || this.#isWanted(vcpu)) break;
       if (this.#remaining(vcpu) > 0) continue;
-      this.#sample(vcpu);
+      this.#sample(vcpu, quantum);
       if (this.codeIsGone) this.#leaveCode(vcpu, 0);
       if (granted === instructions) break;
-      const quantum = Math.min(instructions - granted, this.#regions!.quantum);
+      quantum = Math.min(instructions - granted, this.#regions!.quantum);
       vcpu.set32(at.fuel, vcpu.get32(at.fuel) + (quantum << RECORD_SHIFT));
       granted += quantum;
     }
     this.#leaveCode(vcpu, 0);
     this.#regions?.endRun();
-    const retired = BigInt((((granted << RECORD_SHIFT) - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT) - this.#charged);
+    const retired = BigInt((((granted << RECORD_SHIFT) - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT) - vcpu.get32(at.charged));
+    vcpu.set32(at.charged, 0);
     vcpu.set64(at.instructionsRetired, vcpu.get64(at.instructionsRetired) + retired);
     return this.#exit ?? 'slice';
   }
@@ -157,9 +157,11 @@ export class Engine {
   }
 
   /** A run is cut into quanta, so that hot code shows (jit/sampling.ts). */
-  #sample(vcpu: VcpuState): void {
+  #sample(vcpu: VcpuState, instructions: number): void {
     const record = vcpu.get32(at.record);
-    if (record !== 0) this.#regions?.sample(record, this.machine.u16[record / 2]!);
+    if (record !== 0) {
+      this.#regions?.sample(record, this.machine.u16[record / 2]!, instructions, () => execNeighbours(vcpu, vcpu.pc()));
+    }
     this.#takeInRegions(vcpu);
   }
   /** Between instructions, while this thread counts as in code. */
@@ -169,7 +171,7 @@ export class Engine {
       if ('epoch' in message) this.#dropRegions(vcpu, message.epoch);
       else {
         if (message.module !== undefined) this.addRegions(message.module);
-        for (const { page, indices, tableIndex } of message.entries) this.decodeCache.enterRegion(page, indices, tableIndex);
+        for (const entry of message.entries) this.decodeCache.enterRegion(entry.page, entry.indices, entry.tableIndex, entry.contents);
       }
     }
   }
@@ -275,7 +277,7 @@ export class Engine {
   /** Leaves code for an exception that retires nothing. */
   #charge(vcpu: VcpuState): void {
     this.#leaveCode(vcpu, 1);
-    this.#charged++;
+    vcpu.set32(at.charged, vcpu.get32(at.charged) + 1);
   }
   /** Back into code after a change of flow, unless it is time to leave. */
   #goOn(vcpu: VcpuState): void {
@@ -388,7 +390,7 @@ export class Engine {
       // Others may have taken the frame away meanwhile, too.
       return this.#fetch(vcpu, low, high);
     }
-    noteFill(vcpu, low, high, translation.reach, translation.global, false);
+    noteFill(vcpu, low, high, translation.reach, translation.global, el, false);
     fillExecTlb(vcpu, tlbOffsets[el as 0 | 1].exec, low, high, slot);
     return slot;
   }

@@ -20,11 +20,13 @@ export const faultStatus = {
   externalAbort: 0x10, externalAbortOnWalk: 0x14, alignment: 0x21, exclusiveUnsupported: 0x35,
 } as const;
 
-const SPSR_IL = 1 << 20;
+export const SPSR_IL = 1 << 20;
 const SPSR_M = 0xf;
-const DAIF_ALL = 0x3c0;
-const PAN = 1 << 22;
-const SCTLR_SPAN = 1 << 23;
+export const DAIF_ALL = 0x3c0;
+export const PSTATE_PAN = 1 << 22;
+export const SCTLR_SPAN = 1 << 23;
+/** In the vector table, by where the exception comes from: the current level with SP_EL0 or its own, the lower one. */
+export const vectorOffset = { currentSp0: 0, current: 0x200, lower: 0x400 } as const;
 
 export const syndrome = (ec: number, iss: number): number => ((ec << 26) | (1 << 25) | iss) >>> 0;
 
@@ -44,7 +46,8 @@ export function takeException(vcpu: VcpuState, kind: VectorKind, returnAddress: 
   vcpu.set64(at.spsrEl1, BigInt(pstate(vcpu)));
   vcpu.set64(at.elrEl1, returnAddress);
   if (esr !== undefined) vcpu.setHalves(at.esrEl1, esr, 0);
-  const from = vcpu.el === 0 ? 0x400 : vcpu.get32(at.spSel) === 0 ? 0 : 0x200;
+  const { currentSp0, current, lower } = vectorOffset;
+  const from = vcpu.el === 0 ? lower : vcpu.get32(at.spSel) === 0 ? currentSp0 : current;
   vcpu.saveSp();
   vcpu.enterEl(1, 1);
   vcpu.set32(at.daif, DAIF_ALL);
@@ -65,7 +68,7 @@ export function exceptionReturn(vcpu: VcpuState): bigint {
   vcpu.saveSp();
   vcpu.setNzcv(spsr);
   vcpu.set32(at.daif, spsr & DAIF_ALL);
-  setPan(vcpu, (spsr & PAN) !== 0);
+  setPan(vcpu, (spsr & PSTATE_PAN) !== 0);
   vcpu.set32(at.pstateRest, legal ? spsr & SPSR_IL : SPSR_IL);
   if (legal) vcpu.enterEl(mode === 0 ? 0 : 1, spsr & SPSR_M & 1);
   vcpu.set64(at.exclusiveAddress, 0xffff_ffff_ffff_ffffn);

@@ -18,7 +18,9 @@ import { ModuleBuilder } from '../wasm/module.ts';
 import type { MemoryImport } from '../wasm/module.ts';
 import type { Address, I32 } from '../wasm/types.ts';
 import { ACCESS_ALIGNED, computeSignature, emittedCalls, trapSignature } from './emitted-calls.ts';
-import { emitWalk } from './emitted-walk.ts';
+import { emitTraps } from './emitted-traps.ts';
+import type { EmittedTraps } from './emitted-traps.ts';
+import { FAULT_ANSWERS, emitWalk } from './emitted-walk.ts';
 import type { WalkLayout } from './emitted-walk.ts';
 import { DecodeCache } from './decode-cache.ts';
 import { dispatch, goThroughTlb, handlerBehind, loads, orderedLoads, orderedStores, stores } from './engine-machine.ts';
@@ -66,7 +68,7 @@ export function buildInterpreter(memory: MemoryImport, layout: InterpreterLayout
   const module = new ModuleBuilder(handlerSignature, memory);
   const imports = Object.fromEntries(Object.entries(emittedCalls)
     .map(([name, signature]) => [name, module.importFunction(name, signature)])) as Record<keyof typeof emittedCalls, Callable>;
-  const traps = Object.fromEntries(trapNames
+  const trapsInTypeScript = Object.fromEntries(trapNames
     .map(name => [name, module.importFunction(`trap_${name}`, trapSignature)])) as InterpreterContext['traps'];
   const compute = Object.fromEntries(computeNames
     .map(name => [name, module.importFunction(`compute_${name}`, computeSignature)])) as InterpreterContext['compute'];
@@ -74,10 +76,11 @@ export function buildInterpreter(memory: MemoryImport, layout: InterpreterLayout
   const leave = emitLeave(module);
   const resume = emitResume(module);
   const { fillData, fillExec, maintain } = emitWalk(module, layout);
-  const slowLoad = emitSlowAccess(module, imports.slowLoad, fillData, 'load');
-  const slowStore = emitSlowAccess(module, imports.slowStore, fillData, 'store');
-  const fillTlb = emitSlowAccess(module, imports.fillTlb, fillData, 'fill');
-  const jump = emitJump(module, imports.fetch, fillExec, resume, leave);
+  const { traps, dataAbort, instructionAbort } = emitTraps(module, trapsInTypeScript, fillExec);
+  const slowLoad = emitSlowAccess(module, imports.slowLoad, fillData, dataAbort, 'load');
+  const slowStore = emitSlowAccess(module, imports.slowStore, fillData, dataAbort, 'store');
+  const fillTlb = emitSlowAccess(module, imports.fillTlb, fillData, dataAbort, 'fill');
+  const jump = emitJump(module, imports.fetch, fillExec, instructionAbort, resume, leave);
   const storeFlags = emitStoreFlags(module);
   const handOver = emitHandOver(module, storeFlags);
   const shared: Record<keyof typeof sharedFunctions, Callable> = {
@@ -211,13 +214,18 @@ function emitEndOfPage(module: ModuleBuilder, jump: Callable): Callable {
 }
 
 /** (record, vcpu, fuel, va): through the exec TLB. A misaligned address misses, and `fetch` takes the exception. */
-function emitJump(module: ModuleBuilder, fetch: Callable, fillExec: Callable, resume: Callable, leave: Callable): Callable {
+function emitJump(
+  module: ModuleBuilder, fetch: Callable, fillExec: Callable, instructionAbort: EmittedTraps['instructionAbort'], resume: Callable, leave: Callable,
+): Callable {
   const f = module.function({ params: ['i32', 'i32', 'i32', 'i64'], results: [] });
   const { record, vcpu, fuel } = handlerParams(f);
   const va = f.param(3, 'i64');
   goThroughTlb(f, leave, record, vcpu, fuel, va, low => {
-    f.if(i32.eqz(f.callExpr('i32', fillExec, vcpu, va)), () => {
+    const found = f.let(f.callExpr('i32', fillExec, vcpu, va));
+    f.if(i32.leU(found, i32.const(FAULT_ANSWERS)), () => {
       save(f, record, vcpu, fuel);
+      const status = i32.sub(found, i32.const(1));
+      f.if(found, () => f.if(f.callExpr('i32', instructionAbort, vcpu, va, status), () => f.returnCall(resume, vcpu)));
       f.call(fetch, vcpu, low, i32.wrapI64(i64.shrU(va, i64.const(32))));
       f.returnCall(resume, vcpu);
     }, undefined, 'unlikely');
@@ -226,7 +234,9 @@ function emitJump(module: ModuleBuilder, fetch: Callable, fillExec: Callable, re
 }
 
 /** (record, vcpu, fuel, va, size and flags[, is write]) → for a load, the low 64 bits. */
-function emitSlowAccess(module: ModuleBuilder, target: Callable, fillData: Callable, kind: 'load' | 'store' | 'fill'): Callable {
+function emitSlowAccess(
+  module: ModuleBuilder, target: Callable, fillData: Callable, dataAbort: EmittedTraps['dataAbort'], kind: 'load' | 'store' | 'fill',
+): Callable {
   const params = ['i32', 'i32', 'i32', 'i64', 'i32', ...(kind === 'fill' ? ['i32' as const] : [])] as const;
   const f = module.function({ params: [...params], results: kind === 'load' ? ['i64'] : [] });
   const { record, vcpu, fuel } = handlerParams(f);
@@ -234,7 +244,7 @@ function emitSlowAccess(module: ModuleBuilder, target: Callable, fillData: Calla
   const sizeAndFlags = f.param(4, 'i32');
   const isWrite = kind === 'fill' ? f.param(5, 'i32') : i32.const(kind === 'store' ? 1 : 0);
   const entry = f.let(f.callExpr('i32', fillData, vcpu, va, sizeAndFlags, isWrite));
-  f.if(entry, () => {
+  f.if(i32.gtU(entry, i32.const(FAULT_ANSWERS)), () => {
     f.do(i32.store(vcpu, i32.const(0), at.abort));
     if (kind === 'fill') return f.return();
     const host = f.let(module.addressType === 'i64'
@@ -245,6 +255,10 @@ function emitSlowAccess(module: ModuleBuilder, target: Callable, fillData: Calla
     each(f, vcpu, host, size, false);
   });
   save(f, record, vcpu, fuel);
+  f.if(entry, () => {
+    const aborts = f.callExpr('i32', dataAbort, vcpu, va, i32.sub(entry, i32.const(1)), isWrite);
+    f.if(aborts, () => f.return(...(kind === 'load' ? [i64.const(0)] : [])));
+  });
   f.call(target, vcpu, i32.wrapI64(va), i32.wrapI64(i64.shrU(va, i64.const(32))), sizeAndFlags,
     ...(kind === 'fill' ? [isWrite] : []));
   if (kind === 'load') f.push(i64.load(vcpu, scratchOffset(0)));

@@ -46,7 +46,7 @@ const PAN_BIT = 1 << 22;
  * design of the guest, and Linux then leaves out mitigations that would only cost.
  */
 const identification: Readonly<Record<number, bigint>> = {
-  [sysreg.MIDR_EL1]: 0x000f_0510n,
+  [sysreg.MIDR_EL1]: constantSystemRegisters.MIDR_EL1,
   [sysreg.REVIDR_EL1]: 0n,
   [sysreg.AIDR_EL1]: 0n,
   [sysreg.ID_AA64PFR0_EL1]: 0x1300_0000_0100_0011n,

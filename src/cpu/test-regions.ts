@@ -7,7 +7,7 @@ import { DecodeCache } from './decode-cache.ts';
 import type { Engine } from './engine.ts';
 import { RegionClient } from './jit/region-client.ts';
 import type { SamplingOptions } from './jit/region-client.ts';
-import type { RegionMessage } from './jit/region-parcels.ts';
+import type { HotPlace, RegionMessage } from './jit/region-parcels.ts';
 import { Translator } from './jit/translator.ts';
 import type { TranslatorLimits } from './jit/translator.ts';
 
@@ -30,6 +30,7 @@ export class LocalTranslator {
     this.#machine = machine;
     this.#options = options;
     this.#translator = translatorFor(machine, options);
+    machine.u32[MACHINE_HEADER.at.storedRegions >>> 2] = options.store?.size ?? 0;
   }
 
   get regionCount(): number { return this.#translator.regionCount; }
@@ -40,13 +41,14 @@ export class LocalTranslator {
     const queue: RegionMessage[] = [];
     const number = this.#queues.push(queue) - 1;
     return new RegionClient(this.#machine, {
-      request: records => this.#translate(records, number),
+      request: places => this.#translate(places, number),
       receive: () => queue.shift(),
     }, this.#options);
   }
 
-  #translate(records: readonly number[], requester: number): void {
-    for (const record of records) this.#translator.request(record, requester);
+  #translate(places: readonly HotPlace[], requester: number): void {
+    for (const place of places) this.#translator.request(place, requester);
+    this.#translator.look(requester);
     const { module, entries } = this.#translator.translate();
     this.#send(number => ({ module, entries: entries.get(number) ?? [] }));
     if (!this.#translator.isFull) return;
@@ -82,16 +84,19 @@ export class ForcedRegions {
     for (const module of this.#modules) engine.addRegions(module);
   }
 
-  /** Has regions run from each of these places on. */
-  compile(places: Iterable<{ mfn: number; offsetInPage: number }>): void {
+  /** Has regions run from each of these places on. They may go on in each other's pages: addresses are as in physical memory. */
+  compile(places: readonly { mfn: number; offsetInPage: number }[]): void {
+    const pages = new Set(places.map(({ mfn }) => mfn));
     for (const { mfn, offsetInPage } of places) {
-      this.#translator.request(this.#decodeCache.slotFor(mfn) + (offsetInPage / 4) * RECORD_BYTES, 0);
+      const neighbours = [...pages].filter(other => other !== mfn).flatMap(other => [other - mfn, this.#decodeCache.slotFor(other)]);
+      const record = this.#decodeCache.slotFor(mfn) + (offsetInPage / 4) * RECORD_BYTES;
+      this.#translator.request({ record, neighbours: new Int32Array(neighbours), followsCalls: true }, 0);
     }
     const { module, entries } = this.#translator.translate();
     if (module !== undefined) {
       this.#modules.push(module);
       for (const engine of this.#engines) engine.addRegions(module);
     }
-    for (const { page, indices, tableIndex } of entries.get(0) ?? []) this.#decodeCache.enterRegion(page, indices, tableIndex);
+    for (const entry of entries.get(0) ?? []) this.#decodeCache.enterRegion(entry.page, entry.indices, entry.tableIndex, entry.contents);
   }
 }

@@ -14,8 +14,8 @@ const ENTRY_WORDS = TLB_ENTRY_BYTES / 4;
 /** As in SPSR. */
 const PAN_BIT = 1 << 22;
 /** TCR_EL1: the ASID is that of TTBR1_EL1; high word: it has sixteen bits. */
-const TCR_A1 = 1 << 22;
-const TCR_AS = 1 << 4;
+export const TCR_A1 = 1 << 22;
+export const TCR_AS = 1 << 4;
 /** All entries, those of the TLBs and their victims: where they begin in the record, and how many there are. */
 const victims: readonly (readonly [offset: number, count: number])[] = [[victimsOffset, 6 * VICTIM_ENTRIES]];
 const allEntries: typeof victims = [[tlbOffsets[0].read, 2 * TLB_SET_BYTES / TLB_ENTRY_BYTES], ...victims];
@@ -55,6 +55,26 @@ export function probeExecTlb(vcpu: VcpuState, tlbOffset: number, low: number, hi
   return u32[index + 2]!;
 }
 
+/** Pages that a direct branch may go to. */
+const NEIGHBOURS_REACH = 1 << 15;
+
+/**
+ * What the exec TLB in use has of the pages that direct branches reach from an address.
+ * @returns how many pages away each is, and the address of its records, in turn
+ */
+export function execNeighbours(vcpu: VcpuState, va: bigint): Int32Array {
+  const { u32 } = vcpu;
+  const [low, high] = [Number(va >> 12n & 0xf_ffffn), Number(va >> 32n)];
+  const found: number[] = [];
+  let index = (vcpu.address + tlbOffsets[vcpu.el as 0 | 1].exec) / 4;
+  for (let i = 0; i < TLB_ENTRIES; i++, index += ENTRY_WORDS) {
+    if ((u32[index]! & TLB_INVALID_TAG) !== 0) continue;
+    const distance = (u32[index + 1]! - high) * 0x10_0000 + ((u32[index]! >>> 12) - low);
+    if (distance !== 0 && Math.abs(distance) < NEIGHBOURS_REACH) found.push(distance, u32[index + 2]!);
+  }
+  return new Int32Array(found);
+}
+
 export function flushAll(vcpu: VcpuState): void {
   const { u32 } = vcpu;
   for (const [offset, count] of allEntries) {
@@ -67,6 +87,7 @@ export function flushAll(vcpu: VcpuState): void {
   vcpu.set32(coverage('notGlobalInUpperHalf'), 0);
   vcpu.set32(coverage('globalInLowerHalf'), 0);
   vcpu.set32(coverage('userEntriesAtEl1'), 0);
+  vcpu.set32(coverage('lowerHalfAtEl1'), 0);
   const blocks = (vcpu.address + coverage('largeBlocks')) / 4;
   u32.fill(0, blocks, blocks + 1 + (1 << BLOCK_BITS) / 32);
 }
@@ -102,12 +123,16 @@ const isUpper = (high: number): boolean => (high & 0x0080_0000) !== 0;
 /**
  * Remembers, for later invalidation, what kind of translation an entry is made from.
  * @param reach log2 of the descriptor's reach
- * @param user at EL1, for a page that EL0 may access
+ * @param el whose entry it is
+ * @param user for data that EL0 may access
  */
-export function noteFill(vcpu: VcpuState, low: number, high: number, reach: number, global: boolean, user: boolean): void {
+export function noteFill(
+  vcpu: VcpuState, low: number, high: number, reach: number, global: boolean, el: number, user: boolean,
+): void {
   const upper = isUpper(high);
   if (upper && !global) vcpu.set32(coverage('notGlobalInUpperHalf'), 1);
-  if (user) vcpu.set32(coverage('userEntriesAtEl1'), 1);
+  if (!upper && el === 1) vcpu.set32(coverage('lowerHalfAtEl1'), 1);
+  if (user && el === 1) vcpu.set32(coverage('userEntriesAtEl1'), 1);
   if (reach < BLOCK_REACH) return;
   // Such a block's entries go together. Kernels map by blocks what they never unmap, so most invalidations miss them all.
   if (reach > BLOCK_REACH) return vcpu.set32(coverage('largeBlocks'), 1);
@@ -121,6 +146,7 @@ export function flushNotGlobal(vcpu: VcpuState): void {
   if (vcpu.get32(coverage('notGlobalInUpperHalf')) !== 0) return flushAll(vcpu);
   flushHalf(vcpu, false);
   vcpu.set32(coverage('globalInLowerHalf'), 0);
+  vcpu.set32(coverage('lowerHalfAtEl1'), 0);
 }
 export function flushAsid(vcpu: VcpuState, asid: number): void {
   if (asid === vcpu.get32(coverage('asid'))) flushNotGlobal(vcpu);

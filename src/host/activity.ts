@@ -32,7 +32,12 @@ export class ActivitySampler {
   }
   get codeCache(): CodeCacheStats {
     const { slots, used } = this.#decodeCache.capacity;
-    return { pages: slots, usedPages: used, regions: this.#machine.u32[MACHINE_HEADER.at.compiledRegions / 4]! };
+    const { at } = MACHINE_HEADER;
+    const count = (offset: number): number => this.#machine.u32[offset / 4]!;
+    return {
+      pages: slots, usedPages: used, regions: count(at.compiledRegions), storedRegions: count(at.storedRegions),
+      foundRegions: count(at.foundRegions), addedRegions: count(at.addedRegions),
+    };
   }
 
   #look(): void {

@@ -1,9 +1,10 @@
 // The host's insides, shared by host.ts (the public face) and domain.ts: the machine, the main thread's hypervisor, the
 // store, the ends of event channels, and the pCPU workers.
 
+import { setTimeout as sleep } from 'node:timers/promises';
 import { MessageChannel } from 'node:worker_threads';
 import type { MessagePort, Worker } from 'node:worker_threads';
-import { FRAME_BYTES, SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
+import { FRAME_BYTES, MACHINE_HEADER, SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
 import { unreachable } from '../base/assert.ts';
@@ -44,6 +45,7 @@ const RELEASE_STEP_FRAMES = 512;
 const RELEASE_WATCH_MILLIS = 2;
 const WASM_PAGE_BYTES = 65536;
 const HOUSEKEEPING_MILLIS = 500;
+const TRANSLATOR_END_MILLIS = 2000;
 
 export interface CoreOptions {
   readonly memoryBytes: number;
@@ -67,6 +69,8 @@ export class HostCore {
   readonly events = new EventLog<HostEvent>();
   /** Makes the host's half of a domain; set by the host, since domains know the core. */
   makeHosted: (parts: HostedDomainParts) => HostedDomain = () => unreachable('the core has no host yet');
+  /** Somebody is about to take a checkpoint, not to save it but to have it; set by the host. */
+  onCheckpoint: () => void = () => {};
   /** p2m trees of checkpoints. */
   readonly frozenRoots = new Set<number>();
   /** Domains that are the host's own (rehearsals.ts). */
@@ -90,7 +94,7 @@ export class HostCore {
   #isClosing = false;
   #closed = false;
   #housekeeping: NodeJS.Timeout | undefined;
-  #workersEnded: Promise<unknown> = Promise.resolve();
+  readonly #workersEnded: Promise<void>[] = [];
 
   constructor({ memoryBytes, pcpus, clock, random, log, networks = new HostNetworks() }: CoreOptions) {
     const machine = MachineMemory.create({
@@ -118,30 +122,26 @@ export class HostCore {
     for (let number = machine.parameters.vcpuCount - 1; number >= 0; number--) this.#freeVcpus.push(number);
   }
 
-  /** Resolves when all pCPUs wait for work. */
+  /**
+   * Resolves when the first pCPU waits for work. The other threads load their code beside whatever comes next, instead of
+   * sharing the cores with the one that a guest can begin on.
+   */
   async startWorkers(): Promise<void> {
     const { machine } = this.thread;
     const { addressType, sizeBytes, pcpuCount } = machine.parameters;
     const channels = Array.from({ length: pcpuCount }, () => new MessageChannel());
-    const ready = channels.map(({ port1: translator }, pcpu) => {
-      const workerData: PCpuWorkerData = { memory: machine.memory, pcpu, translator };
-      const worker = startWorker(new URL('./pcpu-worker.ts', import.meta.url),
-        { workerData, name: `pcpu${pcpu}`, transferList: [translator] });
-      this.#workers.push(worker);
-      return new Promise<void>((resolve, reject) => {
-        worker.once('message', () => resolve());
-        worker.once('error', reject);
-      });
+    const first = this.#startPcpu(0, channels[0]!.port1);
+    const ready = new Promise<void>((resolve, reject) => {
+      first.once('message', () => resolve());
+      first.once('error', reject);
     });
-    this.#workersEnded = Promise.all(this.#workers.map(worker => new Promise<void>(resolve => {
-      worker.once('exit', () => resolve());
-    })));
-    this.#startTranslator(channels.map(({ port2 }) => port2));
-    // While the workers load their code, the interpreter is made.
+    // While it loads its code, the interpreter is made.
     const interpreter = await WebAssembly.compile(buildInterpreter(
       { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, interpreterLayout(machine)));
-    for (const worker of this.#workers) worker.postMessage(interpreter);
-    await Promise.all(ready);
+    first.postMessage(interpreter);
+    await ready;
+    this.#startTranslator(channels.map(({ port2 }) => port2));
+    for (let pcpu = 1; pcpu < pcpuCount; pcpu++) this.#startPcpu(pcpu, channels[pcpu]!.port1).postMessage(interpreter);
     // From here on, an error in a worker is our bug: the host's state cannot be trusted any more.
     for (const worker of this.#workers) {
       worker.on('error', error => { throw error; });
@@ -151,7 +151,15 @@ export class HostCore {
     this.#housekeeping = setInterval(() => this.#keepHouse(), HOUSEKEEPING_MILLIS).unref();
   }
 
-  /** Ends with the host: it holds nothing that anybody waits for. */
+  #startPcpu(pcpu: number, translator: MessagePort): Worker {
+    const workerData: PCpuWorkerData = { memory: this.thread.machine.memory, pcpu, translator };
+    const worker = startWorker(new URL('./pcpu-worker.ts', import.meta.url),
+      { workerData, name: `pcpu${pcpu}`, transferList: [translator] });
+    this.#workers.push(worker);
+    this.#workersEnded.push(new Promise(resolve => { worker.once('exit', () => resolve()); }));
+    return worker;
+  }
+
   #startTranslator(ports: MessagePort[]): void {
     const workerData: TranslatorWorkerData = { memory: this.thread.machine.memory, ports };
     this.#translator = startWorker(new URL('./translator-worker.ts', import.meta.url),
@@ -171,6 +179,11 @@ export class HostCore {
     if (this.#decodeCache.wantAhead() || heap.hasIdleWork) scheduling.wakeIdlePcpus();
     this.images.keepHouse();
     this.diskThread.keepHouse();
+  }
+
+  /** A guest is on its way whose code nobody has decoded yet: pCPUs that have time touch memory for that. */
+  expectCode(): void {
+    if (this.#decodeCache.wantAhead()) this.thread.scheduling.wakeIdlePcpus();
   }
 
   /** Hears what guests tell the host, until the host closes. */
@@ -315,7 +328,23 @@ export class HostCore {
     clearTimeout(this.#releaseWatch);
     this.thread.scheduling.close();
     this.ports.ring();
-    await this.#workersEnded;
-    await Promise.all([this.#translator?.terminate(), this.diskThread.close()]);
+    await Promise.all(this.#workersEnded);
+    await Promise.all([this.#endTranslator(), this.diskThread.close()]);
+  }
+
+  /** It keeps what it has compiled for the next process, if that does not take long. */
+  async #endTranslator(): Promise<void> {
+    const translator = this.#translator;
+    if (translator === undefined) return;
+    const { u32 } = this.thread.machine;
+    if (Atomics.load(u32, MACHINE_HEADER.at.compiledRegions >>> 2) > 0) {
+      const ended = new Promise<void>(resolve => { translator.once('exit', () => resolve()); });
+      const timeout = new AbortController();
+      translator.ref();
+      translator.postMessage('close');
+      await Promise.race([ended, sleep(TRANSLATOR_END_MILLIS, undefined, { signal: timeout.signal }).catch(() => {})]);
+      timeout.abort();
+    }
+    await translator.terminate();
   }
 }

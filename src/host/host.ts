@@ -24,7 +24,7 @@ import { HostCore } from './host-core.ts';
 import { loadCheckpoint } from './image-files.ts';
 import { HostNetworks } from './networks.ts';
 import { parseSize } from './size.ts';
-import { warmUpLater } from './warm-up.ts';
+import { warmUpForCheckpoints, warmUpLater } from './warm-up.ts';
 import type {
   AuditOptions,
   Checkpoint, CreateOptions, Domain, DomainSpec, EventSubscription, Host as HostInterface, HostEvent, HostOptions,
@@ -258,6 +258,7 @@ async function start(options: HostOptions = {}): Promise<HostInterface> {
   });
   await core.startWorkers();
   warmUpLater();
+  core.onCheckpoint = warmUpForCheckpoints;
   return hostOf(core, options.cacheDir);
 }
 

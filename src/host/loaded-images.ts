@@ -40,6 +40,13 @@ function stampOfFile(path: string): string {
   return status === undefined ? 'missing' : stampOf(status);
 }
 
+export interface LoadedImageParts {
+  readonly stamp: string;
+  readonly number: number;
+  /** Under way. */
+  readonly hotPages: HotPages;
+}
+
 export class LoadedImage implements FrameCache {
   readonly number: number;
   readonly root: number;
@@ -64,7 +71,7 @@ export class LoadedImage implements FrameCache {
   #gone: Promise<void> | undefined;
 
   /** @throws ZazenError ZAZEN_HOST_OUT_OF_MEMORY, ZAZEN_IMAGE_PARENT */
-  constructor(core: HostCore, image: Image, stamp: string, number: number, forget: () => void) {
+  constructor(core: HostCore, image: Image, { stamp, number, hotPages }: LoadedImageParts, forget: () => void) {
     this.#core = core;
     this.image = image;
     this.path = image.path;
@@ -72,9 +79,10 @@ export class LoadedImage implements FrameCache {
     this.number = number;
     this.#forget = forget;
     const { thread } = core;
-    this.root = makeTemplate(thread, image, number);
-    this.#hotPages = new HotPages(thread, image, this.root);
     const workingSet = decodeWorkingSet(image);
+    this.root = makeTemplate(thread, image, number);
+    hotPages.placeIn(this.root);
+    this.#hotPages = hotPages;
     this.#workingSetPages = workingSet.reduce((sum, { count }) => sum + count, 0);
     this.#loader = new TemplateLoader(thread, () => this.image, this.root, workingSet,
       () => Atomics.load(this.#counters, TOUCH_COUNT.requests));
@@ -301,14 +309,20 @@ export class LoadedImages implements ImagePages {
 
   async #open(path: string): Promise<LoadedImage> {
     const image = await openImage(path);
+    let hotPages: HotPages | undefined;
     try {
       const stamp = stampOf(image.status);
       this.#core.makeRoom(image.storedPages * FRAME_BYTES);
       const number = ++this.#lastNumber;
-      const loaded = new LoadedImage(this.#core, image, stamp, number, () => this.#byNumber.delete(number));
+      // They are on their way while all else is made.
+      hotPages = new HotPages(this.#core.thread, image);
+      const forget = (): void => { this.#byNumber.delete(number); };
+      const loaded = new LoadedImage(this.#core, image, { stamp, number, hotPages }, forget);
       this.#byNumber.set(number, loaded);
       return loaded;
     } catch (error) {
+      hotPages?.placeIn(0);
+      await hotPages?.done;
       await image.close();
       throw error;
     }

@@ -35,13 +35,13 @@ import { takeSample } from './sample.ts';
 export interface PCpuWorkerData {
   readonly memory: WebAssembly.Memory;
   readonly pcpu: number;
-  /** To the translator's thread: records go out, parcels come in. */
+  /** To the translator's thread: hot places go out, parcels come in. */
   readonly translator: MessagePort;
 }
 
 function regionChannel(port: MessagePort): RegionChannel {
   return {
-    request: records => port.postMessage(records),
+    request: places => port.postMessage(places),
     receive: () => receiveMessageOnPort(port)?.message as RegionMessage | undefined,
   };
 }

@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { PATIENCE_MILLIS } from '../../test/patience.ts';
 import { Assembler } from '../a64/test-assembler.ts';
 import { DOMAIN } from '../abi/domain-record.ts';
 import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
@@ -27,7 +28,6 @@ const GREEDY_GFN = RAM_GFN + RAM_PAGES;
 const GREEDY_PAGES = 2 ** 18;
 /** In frames like those, and not touched. */
 const UNTOUCHED = [4, 702, 1501].map((page) => RAM_GFN + page);
-const DEADLINE_MILLIS = 30_000;
 
 /** Loads from and stores to the pages in turn; then writes to all pages of the memory that follow, and is lost behind it. */
 function program(): Uint32Array {
@@ -50,7 +50,7 @@ async function startCore(): Promise<HostCore> {
   return core;
 }
 
-test('a rehearsal tells which pages are touched and in which order, and leaves nothing', { timeout: 60_000 }, async (t) => {
+test('a rehearsal tells which pages are touched and in which order, and leaves nothing', { timeout: PATIENCE_MILLIS }, async (t) => {
   const core = await startCore();
   t.after(() => core.close());
   const { thread, builder } = core;
@@ -84,11 +84,11 @@ test('a rehearsal tells which pages are touched and in which order, and leaves n
   const last = TOUCHED.at(-1)!;
   const touchedSoFar = (): readonly number[] => rehearsal.touched();
   for (const start = performance.now(); !touchedSoFar().includes(last); await sleep(1)) {
-    assert(performance.now() - start < DEADLINE_MILLIS, `it came no further than ${touchedSoFar().map((gfn) => gfn - RAM_GFN)}`);
+    assert(performance.now() - start < PATIENCE_MILLIS, `it came no further than ${touchedSoFar().map((gfn) => gfn - RAM_GFN)}`);
   }
   const unseen = [...core.unseen].find((record) => record !== domain)!;
   for (const start = performance.now(); unseen.get(DOMAIN.at.stalled) === 0; await sleep(1)) {
-    assert(performance.now() - start < DEADLINE_MILLIS, 'it has all the memory that it wants');
+    assert(performance.now() - start < PATIENCE_MILLIS, 'it has all the memory that it wants');
   }
   assert(heap.stats().used - used < 2100, `it has taken ${heap.stats().used - used} frames`);
   const touched = rehearsal.end();

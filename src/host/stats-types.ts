@@ -122,6 +122,10 @@ export interface CodeCacheStats {
   readonly usedPages: number;
   /** Pieces of it that are compiled. */
   readonly regions: number;
+  /** Pieces that processes before this one have left in the store, that were made use of here, and that were added to it. */
+  readonly storedRegions: number;
+  readonly foundRegions: number;
+  readonly addedRegions: number;
 }
 
 export interface PcpuStats {

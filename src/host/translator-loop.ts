@@ -1,15 +1,19 @@
 // What the translator's thread does: collects requests for compilation, and answers all that have come with one module.
 
+import type { MessagePort } from 'node:worker_threads';
 import { setFlagsFromString } from 'node:v8';
 import { MACHINE_HEADER } from '../abi/machine-memory.ts';
-import type { RegionMessage } from '../cpu/jit/region-parcels.ts';
+import type { HotPlace, RegionMessage } from '../cpu/jit/region-parcels.ts';
 import { Translator } from '../cpu/jit/translator.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
+import { KeptRegions } from './kept-regions.ts';
 import type { TranslatorWorkerData } from './translator-worker.ts';
 
 const WASM_PAGE_BYTES = 65536;
 /** From the first request of a module until it is made. */
 const GATHER_MILLIS = 5;
+/** When nobody asks: twice as long from one look at what has been decoded to the next, up to this. */
+const LOOK_LAST_MILLIS = 640;
 
 /**
  * V8 compiles a function when it is first called: by the pCPU's thread, while the guest waits. Not so what this thread
@@ -24,34 +28,51 @@ function makeModule(bytes: Uint8Array<ArrayBuffer>): WebAssembly.Module {
   }
 }
 
-export function runTranslator({ memory, ports }: TranslatorWorkerData): void {
+/** @param control says when the host closes; the thread ends then */
+export function runTranslator({ memory, ports }: TranslatorWorkerData, control: MessagePort): void {
   const machine = MachineMemory.attach(memory);
   const { addressType, sizeBytes } = machine.parameters;
-  const translator = new Translator(
-    machine, { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, MACHINE_HEADER.at.pairLock, { makeModule });
-  let isScheduled = false;
+  const kept = KeptRegions.open(machine);
+  const translator = new Translator(machine, { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES },
+    MACHINE_HEADER.at.pairLock, { makeModule, store: kept?.store });
+  let timer: NodeJS.Timeout | undefined;
+  let waitMillis = GATHER_MILLIS;
+  /** Who has run last: what is found without having been asked for is entered there. */
+  let lastToAsk = 0;
   const send = (messageFor: (pcpu: number) => RegionMessage): void => {
     ports.forEach((port, pcpu) => port.postMessage(messageFor(pcpu)));
     Atomics.add(machine.u32, MACHINE_HEADER.at.regionParcels >>> 2, 1);
   };
   const count = (): void => {
     Atomics.store(machine.u32, MACHINE_HEADER.at.compiledRegions >>> 2, translator.regionCount);
+    kept?.notice();
   };
   const translate = (): void => {
-    isScheduled = false;
+    timer = undefined;
+    const hasMore = translator.look(lastToAsk);
     const { module, entries } = translator.translate();
-    send(pcpu => ({ module, entries: entries.get(pcpu) ?? [] }));
+    if (module !== undefined || entries.size > 0) send(pcpu => ({ module, entries: entries.get(pcpu) ?? [] }));
+    if (translator.isFull) {
+      const reset = translator.startOver();
+      send(() => reset);
+    }
     count();
-    if (!translator.isFull) return;
-    const reset = translator.startOver();
-    send(() => reset);
-    count();
+    if (hasMore) waitMillis = GATHER_MILLIS;
+    else if (kept === undefined || (waitMillis *= 2) > LOOK_LAST_MILLIS) return;
+    timer = setTimeout(translate, waitMillis);
   };
-  ports.forEach((port, pcpu) => port.on('message', (records: readonly number[]) => {
-    for (const record of records) translator.request(record, pcpu);
-    if (isScheduled) return;
-    isScheduled = true;
+  ports.forEach((port, pcpu) => port.on('message', (places: readonly HotPlace[]) => {
+    for (const place of places) translator.request(place, pcpu);
+    lastToAsk = pcpu;
+    if (timer !== undefined && waitMillis === GATHER_MILLIS) return;
+    clearTimeout(timer);
+    waitMillis = GATHER_MILLIS;
     // What comes meanwhile goes into the same module: each costs every pCPU's thread as much as 10,000 instructions.
-    setTimeout(translate, GATHER_MILLIS);
+    timer = setTimeout(translate, GATHER_MILLIS);
   }));
+  control.once('message', () => {
+    kept?.save();
+    // It ends this thread alone.
+    process.exit();
+  });
 }

@@ -1,7 +1,8 @@
 // Entry of the worker thread that compiles hot code for all pCPUs.
 
-import { workerData } from 'node:worker_threads';
+import { parentPort, workerData } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
+import { assert } from '../base/assert.ts';
 import { runTranslator } from './translator-loop.ts';
 
 export interface TranslatorWorkerData {
@@ -10,4 +11,5 @@ export interface TranslatorWorkerData {
   readonly ports: readonly MessagePort[];
 }
 
-runTranslator(workerData);
+assert(parentPort !== null, 'this file is the entry of a worker');
+runTranslator(workerData, parentPort);

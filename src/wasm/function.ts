@@ -16,6 +16,14 @@ export interface Callable {
   index: number;
 }
 
+/** A function that has been emitted. It names types and other functions by their numbers in its module. */
+export interface FunctionBody {
+  /** The declaration of its locals and its code. */
+  readonly bytes: Uint8Array;
+  /** Offsets in it of branches hardly ever taken. */
+  readonly unlikely: readonly number[];
+}
+
 /** A place that `br` can leave for: the depth is computed at the time of use. */
 export interface Label {
   readonly height: number;
@@ -197,24 +205,23 @@ export class FunctionBuilder implements Callable {
     this.code.raw([0xfe, 0x03, 0x00]);
   }
 
-  /** The function's entry in the code section. @returns the offset of the code behind the declaration of the locals */
-  encode(out: Code): number {
-    const locals = new Code();
+  /** All of it, as it stands in the code section behind its size. */
+  body(): FunctionBody {
+    const out = new Code();
     const runs: { type: ValType; count: number }[] = [];
     for (const type of this.#locals) {
       const last = runs.at(-1);
       if (last?.type === type) last.count++;
       else runs.push({ type, count: 1 });
     }
-    locals.unsigned(runs.length);
+    out.unsigned(runs.length);
     for (const run of runs) {
-      locals.unsigned(run.count);
-      locals.byte(valTypeCode(run.type));
+      out.unsigned(run.count);
+      out.byte(valTypeCode(run.type));
     }
-    out.unsigned(locals.length + this.code.length + 1);
-    out.raw(locals.bytes());
+    const start = out.length;
     out.raw(this.code.bytes());
     out.byte(0x0b);
-    return locals.length;
+    return { bytes: out.bytes(), unlikely: this.unlikely.map(offset => start + offset) };
   }
 }

@@ -8,12 +8,16 @@
 
 import { Code, valTypeCode } from './code.ts';
 import { FunctionBuilder } from './function.ts';
-import type { Callable, Signature } from './function.ts';
+import type { Callable, FunctionBody, Signature } from './function.ts';
 
 export interface MemoryImport {
   readonly addressType: 'i32' | 'i64';
   readonly minPages: number;
   readonly maxPages: number;
+}
+
+interface ModuleFunction extends Callable {
+  body(): FunctionBody;
 }
 
 export class ModuleBuilder {
@@ -22,7 +26,7 @@ export class ModuleBuilder {
   readonly #secondMemory: MemoryImport | undefined;
   readonly #types: Signature[] = [];
   readonly #imports: { name: string; type: number }[] = [];
-  readonly #functions: FunctionBuilder[] = [];
+  readonly #functions: ModuleFunction[] = [];
   readonly #exports: { name: string; target: Callable }[] = [];
   readonly #elements: { tableIndex: number; target: Callable }[] = [];
   #table: { size: number; initial?: Callable } | undefined;
@@ -60,10 +64,16 @@ export class ModuleBuilder {
 
   /** A new function; the builder may be filled later, in any order. */
   function(signature: Signature): FunctionBuilder {
-    const builder = new FunctionBuilder(signature, this.addressType);
-    builder.index = this.#imports.length + this.#functions.length;
-    this.#functions.push(builder);
-    return builder;
+    return this.#add(new FunctionBuilder(signature, this.addressType));
+  }
+  /** A function that was emitted before, for a module with the same imports in the same order and the same table. */
+  emitted(signature: Signature, body: FunctionBody): Callable {
+    return this.#add({ signature, index: -1, body: () => body });
+  }
+  #add<F extends ModuleFunction>(f: F): F {
+    f.index = this.#imports.length + this.#functions.length;
+    this.#functions.push(f);
+    return f;
   }
 
   /** A builder that does not become a part of the module: for code that is only looked at. */
@@ -115,8 +125,10 @@ export class ModuleBuilder {
     const code = new Code();
     const hints: BranchHints[] = [];
     section(code, 10, this.#functions, (s, f) => {
-      const start = f.encode(s);
-      if (f.unlikely.length > 0) hints.push({ index: f.index, offsets: f.unlikely.map(offset => start + offset) });
+      const { bytes, unlikely } = f.body();
+      s.unsigned(bytes.length);
+      s.raw(bytes);
+      if (unlikely.length > 0) hints.push({ index: f.index, offsets: unlikely });
     });
     encodeBranchHints(out, hints);
     out.raw(code.bytes());

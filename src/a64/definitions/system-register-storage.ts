@@ -20,6 +20,8 @@ interface Storage {
   readonly bits: 32 | 64;
   readonly read?: Access;
   readonly write?: Access;
+  /** Bits that a write keeps; all unless given. */
+  readonly kept?: bigint;
 }
 
 const storage: readonly Storage[] = [
@@ -27,9 +29,11 @@ const storage: readonly Storage[] = [
   { register: 'TPIDRRO_EL0', offset: at.tpidrroEl0, bits: 64, read: 'el0', write: 'el1' },
   { register: 'TPIDR_EL1', offset: at.tpidrEl1, bits: 64, read: 'el1', write: 'el1' },
   { register: 'ELR_EL1', offset: at.elrEl1, bits: 64, read: 'el1', write: 'el1' },
-  { register: 'SPSR_EL1', offset: at.spsrEl1, bits: 64, read: 'el1' },
+  { register: 'SPSR_EL1', offset: at.spsrEl1, bits: 64, read: 'el1', write: 'el1', kept: 0xffff_ffffn },
   { register: 'ESR_EL1', offset: at.esrEl1, bits: 64, read: 'el1' },
   { register: 'FAR_EL1', offset: at.farEl1, bits: 64, read: 'el1' },
+  { register: 'TTBR0_EL1', offset: at.ttbr0El1, bits: 64, read: 'el1' },
+  { register: 'TTBR1_EL1', offset: at.ttbr1El1, bits: 64, read: 'el1' },
   { register: 'DAIF', offset: at.daif, bits: 32, read: 'el1' },
   { register: 'CONTEXTIDR_EL1', offset: at.contextidrEl1, bits: 64, read: 'el1', write: 'el1' },
 ];
@@ -43,7 +47,7 @@ const denied = (m: Machine, access: Access): I32 =>
   access === 'el0' ? i32.const(0) : i32.eqz(m.readState32(at.el));
 const EL_DEPENDS = 'its value or the access depends on the exception level; tests of the system registers cover it';
 
-for (const { register, offset, bits, read, write } of storage) {
+for (const { register, offset, bits, read, write, kept = -1n } of storage) {
   const encoding = sysreg[register];
   if (read) {
     inst(`MRS ${register}`, pattern(encoding, true), {
@@ -61,15 +65,15 @@ for (const { register, offset, bits, read, write } of storage) {
       undifferentiable: write === 'el1' ? EL_DEPENDS : undefined,
       meaning: (m, o) => {
         m.trapIf(denied(m, write), 'msr', i32.const(encoding), m.slotOffset(o.t));
-        m.writeState64(offset, m.x(o.t));
+        m.writeState64(offset, i64.and(m.x(o.t), i64.const(kept)));
       },
     });
   }
 }
 
-// Linux reads these before each clearing of a page and each maintenance of caches. At EL0 the value, or whether it can be
-// read, depends on SCTLR_EL1.
-for (const register of ['CTR_EL0', 'DCZID_EL0'] as const) {
+// Linux reads these before each clearing of a page, each maintenance of caches and at each change of address space. At EL0 the
+// value, or whether it can be read, depends on SCTLR_EL1.
+for (const register of ['CTR_EL0', 'DCZID_EL0', 'MIDR_EL1'] as const) {
   inst(`MRS ${register}`, pattern(sysreg[register], true), {
     operands: f => ({ t: xd(f.Rt) }),
     undifferentiable: EL_DEPENDS,

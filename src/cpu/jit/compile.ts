@@ -4,19 +4,23 @@
 import { computeNames } from '../../a64/slow.ts';
 import { ModuleBuilder } from '../../wasm/module.ts';
 import type { MemoryImport } from '../../wasm/module.ts';
-import type { Callable } from '../../wasm/function.ts';
+import type { Callable, FunctionBody } from '../../wasm/function.ts';
 import { computeSignature } from '../emitted-calls.ts';
 import { TABLE_SIZE, handlerSignature, sharedFunctions } from '../interpreter.ts';
 import { RegionEmitter } from './region-emitter.ts';
 import type { Natures } from './region-emitter.ts';
 import type { RegionContext } from './region-machine.ts';
 import { formRegion } from './region.ts';
-import type { IsReached, Region } from './region.ts';
+import type { FormOptions, Region } from './region.ts';
 
-/** A region and its place in the table. */
-export interface PlacedRegion {
-  readonly region: Region;
-  readonly tableIndex: number;
+/** A region, to be emitted or emitted before, and its place in the table. */
+export type PlacedRegion = { readonly tableIndex: number } & ({ readonly region: Region } | { readonly body: FunctionBody });
+
+export interface CompiledRegions {
+  /** The module; instantiated with `regionImports` it puts the regions into the table. */
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  /** Of the regions that were emitted. */
+  readonly bodies: ReadonlyMap<Region, FunctionBody>;
 }
 
 export class RegionCompiler {
@@ -34,8 +38,8 @@ export class RegionCompiler {
   }
 
   /** @param words of a page @returns undefined when there is nothing to compile */
-  form(words: Uint32Array, entry: number, maximum?: number, isReached?: IsReached): Region | undefined {
-    return formRegion(words, entry, this.#surveyor.endsInTrap, maximum, isReached);
+  form(words: Uint32Array, entry: number, options: FormOptions): Region | undefined {
+    return formRegion(words, entry, this.#surveyor.endsInTrap, options);
   }
 
   #begin(): { module: ModuleBuilder; emitter: RegionEmitter } {
@@ -51,16 +55,22 @@ export class RegionCompiler {
     return { module, emitter: new RegionEmitter(context, this.#natures, () => module.scratch(handlerSignature)) };
   }
 
-  /** @returns the module's bytes; instantiated with `regionImports` it puts the regions into the table */
-  compile(regions: readonly PlacedRegion[]): Uint8Array<ArrayBuffer> {
+  compile(regions: readonly PlacedRegion[]): CompiledRegions {
     const { module, emitter } = this.#begin();
-    for (const { region, tableIndex } of regions) {
-      const f = module.function(handlerSignature);
-      emitter.emit(f, region);
-      module.place(tableIndex, f);
+    const bodies = new Map<Region, FunctionBody>();
+    for (const placed of regions) {
+      if ('region' in placed) bodies.set(placed.region, emitBody(module, emitter, placed.region));
+      const body = 'region' in placed ? bodies.get(placed.region)! : placed.body;
+      module.place(placed.tableIndex, module.emitted(handlerSignature, body));
     }
-    return module.encode();
+    return { bytes: module.encode(), bodies };
   }
+}
+
+function emitBody(module: ModuleBuilder, emitter: RegionEmitter, region: Region): FunctionBody {
+  const f = module.scratch(handlerSignature);
+  emitter.emit(f, region);
+  return f.body();
 }
 
 /**

@@ -14,7 +14,7 @@ function effectsOf({ operands, row }: Instruction): Effects {
   const named = (isWritten: boolean) => registersOf(Object.entries(operands)
     .filter(([key]) => ['d', 't', 'link'].includes(key) === isWritten && row.branch === undefined || (!isWritten && row.branch !== undefined))
     .map(([, operand]) => operand));
-  return { reads: named(false), writes: named(true), setsFlags: row.name.startsWith('SUBS'), accesses: row.name.startsWith('LDR') };
+  return { reads: named(false), writes: named(true), setsFlags: row.name.startsWith('SUBS'), accesses: row.name.startsWith('LDR'), forgets: row.name.startsWith('LDXR') };
 }
 
 function statesOf(write: (a: Assembler) => void): Map<number, BlockState> {

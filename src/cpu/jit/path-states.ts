@@ -3,7 +3,7 @@
 // as it is; where ways meet, all of them have to agree, and the edges see to it: they load what only others have.
 
 import type { Block, Instruction, Region } from './region.ts';
-import { isBackward, loopOf } from './region.ts';
+import { isBackward, loopOf, pageOf } from './region.ts';
 import { allRegisters, intersection, isEqual, noRegisters, union } from './register-set.ts';
 import type { RegisterSet } from './register-set.ts';
 
@@ -14,6 +14,8 @@ export interface Effects {
   readonly setsFlags: boolean;
   /** Outside of loops changed registers are stored before that. */
   readonly accesses: boolean;
+  /** It makes a call that may change translations, and goes on. */
+  readonly forgets: boolean;
 }
 
 /** Where the flags are: in the record, differently on different ways, or as this instruction has set them. */
@@ -25,6 +27,8 @@ export interface BlockState {
   readonly available: RegisterSet;
   readonly dirty: RegisterSet;
   readonly flags: FlagsFrom;
+  /** Pages that are known to be what the region was made for, one bit each. */
+  readonly pages: number;
 }
 
 interface BlockEffects {
@@ -58,6 +62,7 @@ export function settleStates({ blocks, entry }: Region, effects: ReadonlyMap<Ins
   const own = new Map(blocks.map(block => [block, effectsOfBlock(block, effects)]));
   const dirty = settleDirty(blocks, own);
   const flags = settleFlags(blocks, entry, own);
+  const pages = settlePages(blocks, entry, effects);
   const states = new Map<Block, BlockState>();
   /** Common to all forward ways to the block, so far. */
   const common = new Map<Block, RegisterSet>([[entry, noRegisters]]);
@@ -67,7 +72,7 @@ export function settleStates({ blocks, entry }: Region, effects: ReadonlyMap<Ins
     if (isMerge) available = union(available, dirty.get(block)!);
     // What a loop uses is loaded before it.
     if (block.isLoopHead) for (const inner of loopOf(block, blocks)) available = union(available, own.get(inner)!.touched);
-    states.set(block, { isMerge, available, dirty: dirty.get(block)!, flags: flags.get(block)! });
+    states.set(block, { isMerge, available, dirty: dirty.get(block)!, flags: flags.get(block)!, pages: pages.get(block)! });
     const behind = union(available, own.get(block)!.touched);
     for (const successor of block.successors) {
       if (!isBackward(block, successor)) common.set(successor, intersection(common.get(successor) ?? allRegisters, behind));
@@ -111,4 +116,25 @@ function settleFlags(blocks: readonly Block[], entry: Block, own: ReadonlyMap<Bl
     }
   }
   return flags;
+}
+
+/** A page that control has passed into is known until something may have changed translations; the current one stays. */
+function settlePages(blocks: readonly Block[], entry: Block, effects: ReadonlyMap<Instruction, Effects>): Map<Block, number> {
+  const pages = new Map(blocks.map(block => [block, -1]));
+  pages.set(entry, 1);
+  for (let changed = true; changed;) {
+    changed = false;
+    for (const block of blocks) {
+      const forgets = block.instructions.some(instruction => effects.get(instruction)!.forgets);
+      const behind = forgets ? 1 << pageOf(block.start) : pages.get(block)!;
+      for (const successor of block.successors) {
+        const before = pages.get(successor)!;
+        const now = before & (behind | (1 << pageOf(successor.start)));
+        if (before === now) continue;
+        pages.set(successor, now);
+        changed = true;
+      }
+    }
+  }
+  return pages;
 }

@@ -163,3 +163,28 @@ test('code that has changed is not run from a region of before', () => {
     assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount);
   }
 });
+
+test('one line that has changed ends the regions that lead through it, wherever in the page they begin', () => {
+  const LINE_BYTES = 64;
+  const m = createTestMachine({ regions: { quantumMin: 500 } });
+  const body = 31;
+  const constants = Array<number>(body).fill(3);
+  const a = new Assembler().nop().label('again');
+  for (const constant of constants) a.add(1, 1, constant);
+  m.load(GUEST_BASE, a.subs(0, 0, 1).bCond('ne', 'again').hvc(0).words());
+  const words = new Uint32Array(m.ram.buffer, m.ram.byteOffset, 64);
+  const check = (): void => {
+    const perLoop = constants.reduce((total, constant) => total + constant, 0);
+    assert.deepEqual(run(m, GUEST_BASE), { result: sum(perLoop), retired: BigInt((body + 2) * LOOPS + 2) });
+    assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount, 'the loop is a region');
+  };
+  check();
+  // The first and last instructions of both lines; the loop begins in the first one.
+  for (const index of [16, 31, 20, 15, 1]) {
+    constants[index - 1] = 100 + index;
+    words[index] = new Assembler().add(1, 1, 100 + index).words()[0]!;
+    const offset = Math.floor(4 * index / LINE_BYTES) * LINE_BYTES;
+    m.engine.decodeCache.invalidateLine(m.machine.firstFrame, offset, LINE_BYTES, (action) => action());
+    check();
+  }
+});

@@ -5,13 +5,16 @@ import { MACHINE_HEADER } from '../../abi/machine-memory.ts';
 import { assert } from '../../base/assert.ts';
 import type { MachineMemory } from '../../memory/machine-memory.ts';
 import { handlerCount } from '../../a64/table.ts';
-import type { RegionMessage } from './region-parcels.ts';
+import { DecodeCache } from '../decode-cache.ts';
+import type { HotPlace, RegionMessage } from './region-parcels.ts';
 
 const QUANTUM_MIN = 6_000;
 const QUANTUM_MAX = 256_000;
 /** Samples at one place that make it hot; and so many more until it is asked for again, its page having changed. */
 const HOT_SAMPLES = 2;
 const AGAIN_SAMPLES = 8;
+/** Instructions that a region's samples stand for before it is made anew, with calls followed. */
+const FOLLOW_CALLS_AFTER = 4_000_000;
 const REQUEST_RECORDS = 16;
 /** Runs of vCPUs that end before fewer are asked for. */
 const RUNS_WAITED_MAX = 4;
@@ -22,11 +25,13 @@ export interface SamplingOptions {
   /** Instructions of the shortest quantum. */
   readonly quantumMin?: number;
   readonly hotSamples?: number;
+  /** Instructions; 0: calls are followed from the beginning. */
+  readonly followCallsAfter?: number;
 }
 
 export interface RegionChannel {
-  /** Asks for the code at some records. */
-  readonly request: (records: readonly number[]) => void;
+  /** Asks for the code at some places; with none, for a look at what has been decoded. */
+  readonly request: (places: readonly HotPlace[]) => void;
   /** The next message of the translator's, if one has come. */
   readonly receive: () => RegionMessage | undefined;
 }
@@ -39,30 +44,43 @@ export class RegionClient {
   /** Instructions until the next sample. */
   quantum: number;
   readonly #machine: MachineMemory;
+  readonly #decodeCache: DecodeCache;
   readonly #channel: RegionChannel;
   readonly #quantumMin: number;
   readonly #hotSamples: number;
+  readonly #followCallsAfter: number;
   readonly #samples = new Map<number, number>();
-  #wanted: number[] = [];
+  /** By record at which a region begins: instructions that samples there stand for. */
+  readonly #spent = new Map<number, number>();
+  #wanted: HotPlace[] = [];
   #runsWaited = 0;
+  /** Pages that were decoded when the translator was last asked for something. */
+  #slotsSeen = 0;
   #parcelsSeen = 0;
 
   constructor(machine: MachineMemory, channel: RegionChannel, options: SamplingOptions = {}) {
-    const { quantumMin = QUANTUM_MIN, hotSamples = HOT_SAMPLES } = options;
+    const { quantumMin = QUANTUM_MIN, hotSamples = HOT_SAMPLES, followCallsAfter = FOLLOW_CALLS_AFTER } = options;
     this.quantum = quantumMin;
     this.#quantumMin = quantumMin;
     this.#hotSamples = hotSamples;
+    this.#followCallsAfter = followCallsAfter;
     this.#machine = machine;
+    this.#decodeCache = new DecodeCache(machine);
     this.#channel = channel;
   }
 
   /** Whether the last quantum ended in compiled code. */
   isInRegions = false;
 
-  /** A quantum has ended at a record that holds a handler's or region's number. */
-  sample(record: number, handler: number): void {
+  /**
+   * A quantum has ended at a record that holds a handler's or region's number.
+   * @param instructions of the quantum
+   * @param neighbours called where the place is asked for
+   */
+  sample(record: number, handler: number, instructions: number, neighbours: () => Int32Array): void {
     this.isInRegions = handler >= handlerCount;
     if (handler >= handlerCount) {
+      this.#weigh(record, instructions, neighbours);
       this.quantum = Math.min(QUANTUM_MAX, this.quantum * 2);
       return;
     }
@@ -73,26 +91,43 @@ export class RegionClient {
     this.#samples.set(record, samples);
     if (samples === this.#hotSamples) {
       this.#samples.set(record, -AGAIN_SAMPLES);
-      this.#wanted.push(record);
+      this.#wanted.push({ record, neighbours: neighbours(), followsCalls: this.#followCallsAfter === 0 });
     }
+    if (this.#wanted.length >= REQUEST_RECORDS) this.send();
+  }
+
+  /** A quantum has ended where a region begins. */
+  #weigh(record: number, instructions: number, neighbours: () => Int32Array): void {
+    const before = this.#spent.get(record) ?? 0;
+    if (this.#spent.size >= PLACES_MAX) this.#spent.clear();
+    this.#spent.set(record, before + instructions);
+    if (before >= this.#followCallsAfter || before + instructions < this.#followCallsAfter) return;
+    this.#wanted.push({ record, neighbours: neighbours(), followsCalls: true });
     if (this.#wanted.length >= REQUEST_RECORDS) this.send();
   }
 
   /** All decoded code has gone: what stands at a place now is something else. */
   forget(): void {
     this.#samples.clear();
+    this.#spent.clear();
     this.#wanted = [];
   }
 
   /** A run has ended: what was found may wait for a few more, for a message costs as much as thousands of instructions. */
   endRun(): void {
-    if (this.#wanted.length === 0) return;
+    if (this.#wanted.length === 0 && !this.#wantsLook) return;
     if (++this.#runsWaited >= RUNS_WAITED_MAX) this.send();
+  }
+  /** A page is new, and regions of it may be known from other processes (region-finder.ts). */
+  get #wantsLook(): boolean {
+    return Atomics.load(this.#machine.u32, MACHINE_HEADER.at.storedRegions >>> 2) > 0
+      && this.#decodeCache.slotsInUse !== this.#slotsSeen;
   }
   /** Asks for what has been found. */
   send(): void {
     this.#runsWaited = 0;
-    if (this.#wanted.length === 0) return;
+    if (this.#wanted.length === 0 && !this.#wantsLook) return;
+    this.#slotsSeen = this.#decodeCache.slotsInUse;
     this.#channel.request(this.#wanted);
     this.#wanted = [];
   }

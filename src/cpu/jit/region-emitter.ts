@@ -13,8 +13,8 @@ import { settleStates } from './path-states.ts';
 import type { BlockState, Effects } from './path-states.ts';
 import { RegionMachine, atMerge } from './region-machine.ts';
 import type { FlagState, PathState, RegionContext } from './region-machine.ts';
-import { isBackward } from './region.ts';
-import type { Block, Instruction, Region } from './region.ts';
+import { REGION_PAGES_MAX, isBackward } from './region.ts';
+import type { Block, Instruction, Region, RegionPage } from './region.ts';
 import { allRegisters, noRegisters, registersOf, union } from './register-set.ts';
 
 /** What an instruction does, as far as its row and statics decide it. */
@@ -22,10 +22,14 @@ interface Nature {
   readonly endsInTrap: boolean;
   readonly setsFlags: boolean;
   readonly accesses: boolean;
+  readonly forgets: boolean;
   /** Keys of the operands whose registers it writes, and of those that it needs the values of. */
   readonly writes: readonly string[];
   readonly reads: readonly string[];
 }
+
+/** For instructions that are only looked at. */
+const ANY_PAGES: readonly RegionPage[] = Array.from({ length: REGION_PAGES_MAX }, () => ({ distance: 0, content: 0n }));
 
 /** By handler number. */
 export type Natures = Map<number, Nature>;
@@ -48,7 +52,7 @@ export class RegionEmitter {
   #natureOf(instruction: Instruction): Nature {
     const known = this.#natures.get(instruction.handler);
     if (known !== undefined) return known;
-    const machine = new RegionMachine(this.#newFunction(), this.#context, 0, allRegisters, () => {});
+    const machine = new RegionMachine(this.#newFunction(), this.#context, 0, ANY_PAGES, allRegisters, () => {});
     const goesOn = emitInstruction(machine, instruction, { reads: allRegisters });
     const keysOf = (found: ReadonlySet<Operand>): string[] =>
       Object.keys(instruction.operands).filter(key => found.has(instruction.operands[key]!));
@@ -56,6 +60,7 @@ export class RegionEmitter {
       endsInTrap: !goesOn && !instruction.row.ends,
       setsFlags: machine.state.flags !== 'record',
       accesses: machine.accesses,
+      forgets: machine.forgets,
       writes: keysOf(machine.written),
       reads: keysOf(machine.read),
     };
@@ -66,9 +71,9 @@ export class RegionEmitter {
   readonly endsInTrap = (instruction: Instruction): boolean => this.#natureOf(instruction).endsInTrap;
 
   #effectsOf(instruction: Instruction): Effects {
-    const { writes, reads, setsFlags, accesses } = this.#natureOf(instruction);
+    const { writes, reads, setsFlags, accesses, forgets } = this.#natureOf(instruction);
     const named = (keys: readonly string[]) => registersOf(keys.map(key => instruction.operands[key]!));
-    return { reads: named(reads), writes: named(writes), setsFlags, accesses };
+    return { reads: named(reads), writes: named(writes), setsFlags, accesses, forgets };
   }
 
   /** @param f of (record, vcpu, fuel), empty */
@@ -77,7 +82,7 @@ export class RegionEmitter {
       .map(instruction => [instruction, this.#effectsOf(instruction)]));
     const states = settleStates(region, effects);
     const used = [...effects.values()].reduce((all, { reads, writes }) => union(all, union(reads, writes)), noRegisters);
-    const machine = new RegionMachine(f, this.#context, region.entry.start, used, target => structure.follow(target));
+    const machine = new RegionMachine(f, this.#context, region.entry.start, region.pages, used, target => structure.follow(target));
     const structure = new Structure(f, machine, region, states, effects);
     structure.emit();
   }
@@ -101,6 +106,7 @@ class Structure {
   readonly #flagsOf = new Map<Instruction, FlagState>();
   readonly #entry: Block;
   #current: Block;
+  /** Of the current instruction. */
   #place = 0;
 
   constructor(
@@ -130,12 +136,12 @@ class Structure {
   /** Before control goes to a block: makes its state true. @returns what is known there */
   #arrive(to: Block): PathState {
     const machine = this.#machine;
-    const { isMerge, available, dirty, flags } = this.#states.get(to)!;
+    const { isMerge, available, dirty, flags, pages } = this.#states.get(to)!;
     if (!isMerge) return { ...machine.state, isInLoop: to.isInLoop };
     if (flags === 'merged') machine.mergeFlags();
     machine.makeAvailable(available);
     return {
-      available, dirty, ...atMerge, isInLoop: to.isInLoop,
+      available, dirty, pages, ...atMerge, isInLoop: to.isInLoop,
       flags: typeof flags === 'string' ? flags : this.#flagsOf.get(flags)!,
     };
   }
@@ -168,7 +174,7 @@ class Structure {
     machine.state = { ...state };
     this.#current = block;
     for (const instruction of block.instructions) {
-      this.#place = instruction.index;
+      this.#place = instruction.place;
       const effects = this.#effects.get(instruction)!;
       const goesOn = emitInstruction(machine, instruction, effects);
       if (!goesOn) return;
@@ -177,17 +183,17 @@ class Structure {
       this.#current = block;
     }
     assert(block.next !== undefined, 'control falls out of a block that has no next instruction');
-    this.#place = block.next - 1;
+    this.#place = block.instructions.at(-1)!.place;
     this.follow(block.next);
   }
 
-  /** The edge from the current instruction to a place in the page. */
+  /** The edge from the current instruction to a place. */
   follow(target: number): void {
     const from = this.#current;
     const machine = this.#machine;
-    machine.addFuel(this.#place, target);
     const to = this.#blockAt.get(target);
-    if (to === undefined || !from.successors.includes(to)) return this.#leave(target);
+    if (to === undefined || !from.successors.includes(to)) return machine.leaveTo(this.#place, target);
+    machine.pass(this.#place, target);
     const state = this.#arrive(to);
     const backward = isBackward(from, to);
     if (backward) machine.leaveIfDue(target);
@@ -198,9 +204,5 @@ class Structure {
     const place = this.#place;
     this.#tree(to, state);
     this.#place = place;
-  }
-
-  #leave(target: number): void {
-    this.#machine.leaveTo(target);
   }
 }

@@ -13,7 +13,8 @@ import type { FlagSource } from '../../a64/machine.ts';
 import { DISCARD_SLOT, RECORD_BYTES, SP_SLOT, ZERO_SLOT } from '../../a64/operand.ts';
 import type { Imm, Imm64, Operand, Reg, VReg } from '../../a64/operand.ts';
 import type { TrapName } from '../../a64/slow.ts';
-import { vOffset, vcpuRecord, xOffset } from '../../abi/vcpu.ts';
+import { SLOT_CONTENT } from '../../abi/decode-cache.ts';
+import { TLB_ENTRIES, TLB_ENTRY_BYTES, tlbEntry, vOffset, vcpuRecord, xOffset } from '../../abi/vcpu.ts';
 import { assert } from '../../base/assert.ts';
 import type { Callable, FunctionBuilder } from '../../wasm/function.ts';
 import { i32, i64 } from '../../wasm/scalar.ts';
@@ -24,8 +25,8 @@ import { EngineMachine, dispatch, goThroughTlb, handlerBehind, leaveIfDue } from
 import type { EngineContext } from '../engine-machine.ts';
 import { carryOut, conditionOf, packedFlags, recordFlags } from '../flags.ts';
 import { FLAG_KIND, flagKindOf } from './lazy-flags.ts';
-import { PAGE_INSTRUCTIONS } from './region.ts';
-import type { Instruction } from './region.ts';
+import { PAGE_INSTRUCTIONS, indexOf, pageOf } from './region.ts';
+import type { Instruction, RegionPage } from './region.ts';
 import { contains, noRegisters, union } from './register-set.ts';
 import type { RegisterSet } from './register-set.ts';
 
@@ -57,6 +58,8 @@ export interface PathState {
   isInLoop: boolean;
   /** What is known of the values of general registers: equal sums, equal values. */
   sums: ReadonlyMap<number, Sum>;
+  /** Pages that are known to be what the region was made for, one bit each: where their records are is in locals. */
+  pages: number;
   /** Accesses before, of which the host addresses are in locals; the last one first. */
   known: readonly KnownHost[];
 }
@@ -69,20 +72,23 @@ export interface KnownHost {
 }
 /** What is known in a block that several ways lead to, beside what they have in common. */
 export const atMerge: Pick<PathState, 'fpChecked' | 'sums' | 'known'> = { fpChecked: false, sums: new Map(), known: [] };
-const atEntry = (): PathState => ({ available: noRegisters, dirty: noRegisters, flags: 'record', isInLoop: false, ...atMerge });
+const atEntry = (): PathState => ({ available: noRegisters, dirty: noRegisters, flags: 'record', isInLoop: false, pages: 1, ...atMerge });
 
 /** For host addresses that are known at the same time. */
 const HOST_SLOTS = [0, 1, 2, 3] as const;
 /** Bytes from one access to another that is expected in the same page. */
 const REACH = 512;
 
-/** Goes to a place in the same page; the path's state is the machine's. The code behind it is not reached. */
+/** Goes to a place in the region; the path's state is the machine's. The code behind it is not reached. */
 export type FollowEdge = (target: number) => void;
 
+const PAGE_BYTES = 4 * PAGE_INSTRUCTIONS;
 const NOTHING: ReadonlySet<Expr> = new Set();
 
 export class RegionMachine extends EngineMachine<RegionContext> {
-  readonly #base: I32;
+  readonly #pages: readonly RegionPage[];
+  /** By page, the address of its records. */
+  readonly #bases: readonly I32[];
   readonly #general = new Map<number, I64>();
   readonly #vectors = new Map<number, V128>();
   readonly #tlbs: { read: I32; write: I32 };
@@ -100,18 +106,25 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   readonly read = new Set<Operand>();
   /** The instruction accesses memory. */
   accesses = false;
+  /** The instruction makes a call that may change translations, and goes on. */
+  forgets = false;
   state: PathState = atEntry();
 
   /**
    * @param f of (record, vcpu, fuel), empty
    * @param entry place of the first instruction
+   * @param pages of the region
    * @param used these registers get locals
    */
-  constructor(f: FunctionBuilder, context: RegionContext, entry: number, used: RegisterSet, follow: FollowEdge) {
+  constructor(
+    f: FunctionBuilder, context: RegionContext, entry: number, pages: readonly RegionPage[], used: RegisterSet, follow: FollowEdge,
+  ) {
     super(f, context);
     this.#follow = follow;
+    this.#pages = pages;
     const record = f.param(0, 'i32');
-    this.#base = entry === 0 ? record : f.let(i32.sub(record, i32.const(RECORD_BYTES * entry)));
+    const base = entry === 0 ? record : f.let(i32.sub(record, i32.const(RECORD_BYTES * entry)));
+    this.#bases = [base, ...pages.slice(1).map(() => f.local('i32'))];
     this.#tlbs = { read: f.let(this.readState32(at.tlbRead)), write: f.let(this.readState32(at.tlbWrite)) };
     this.#merged = { kind: f.local('i32'), a: f.local('i64'), b: f.local('i64') };
     for (let n = 0; n <= SP_SLOT; n++) {
@@ -161,8 +174,8 @@ export class RegionMachine extends EngineMachine<RegionContext> {
 
   // ---- ways out
 
-  #recordOf(index: number): I32 { return i32.add(this.#base, i32.const(RECORD_BYTES * index)); }
-  protected record(): I32 { return this.#recordOf(this.#instruction!.index); }
+  #recordOf(place: number): I32 { return i32.add(this.#bases[pageOf(place)]!, i32.const(RECORD_BYTES * indexOf(place))); }
+  protected record(): I32 { return this.#recordOf(this.#instruction!.place); }
 
   protected override beforeAccess(): void {
     this.accesses = true;
@@ -227,36 +240,80 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     this.f.set(this.#merged.kind, i32.const(FLAG_KIND.recorded));
   }
 
-  /** A taken branch: fuel stays relative to the record. */
-  addFuel(from: number, to: number): void {
-    const distance = RECORD_BYTES * (to - from - 1);
+  /** Control passes from one place to another: fuel stays relative to the record. */
+  pass(from: number, to: number): void {
+    if (pageOf(from) !== pageOf(to)) return this.#passPage(from, to);
+    const distance = RECORD_BYTES * (indexOf(to) - indexOf(from) - 1);
     if (distance !== 0) this.f.set(this.fuel, i32.add(this.fuel, i32.const(distance)));
+  }
+  /** Virtual address of the start of another page of the region. */
+  #startOf(page: number, from: number): I64 {
+    const distance = PAGE_BYTES * (this.#pages[page]!.distance - this.#pages[from]!.distance);
+    const start = i64.add(this.readState64(at.pcBase), i64.extendI32U(i32.shrU(this.#bases[from]!, i32.const(2))));
+    return distance === 0 ? start : i64.add(start, i64.const(distance));
+  }
+  /** Virtual address of a place, while the vCPU is at another one. */
+  #addressOf(place: number, from: number): I64 {
+    return i64.add(this.#startOf(pageOf(place), pageOf(from)), i64.const(4 * indexOf(place)));
+  }
+  #passPage(from: number, to: number): void {
+    const { f } = this;
+    const [before, page] = [pageOf(from), pageOf(to)];
+    const start = f.let(this.#startOf(page, before));
+    if ((this.state.pages >>> page & 1) === 0) this.#look(from, to, start);
+    const base = this.#bases[page]!;
+    this.writeState64(at.pcBase, i64.sub(start, i64.extendI32U(i32.shrU(base, i32.const(2)))));
+    const distance = i32.const(RECORD_BYTES * (indexOf(to) - indexOf(from) - 1));
+    f.set(this.fuel, i32.add(i32.add(this.fuel, i32.sub(base, this.#bases[before]!)), distance));
+  }
+  /** Finds the records of a page in the exec TLB. Where there are none, or not those of this code, the region is left. */
+  #look(from: number, to: number, start: I64): void {
+    const { f } = this;
+    const page = pageOf(to);
+    const index = i32.and(i32.shrU(i32.wrapI64(start), i32.const(8)), i32.const((TLB_ENTRIES - 1) * TLB_ENTRY_BYTES));
+    const entry = f.let(i32.add(index, this.readState32(at.tlbExec)));
+    const isPage = f.let(i64.eq(i64.load(entry, tlbEntry.at.tag), start));
+    // Of another page's entry, or an empty one, it is not looked at: where it leads to there need not be any memory.
+    const slot = f.let(i32.and(i32.load(entry, tlbEntry.at.target), i32.sub(i32.const(0), isPage)));
+    // The first page is the one that the region runs in, or another.
+    const isOther = page === 0 ? i32.ne(slot, this.#bases[0]!)
+      : i64.ne(i64.load(slot, SLOT_CONTENT), i64.const(this.#pages[page]!.content));
+    f.if(i32.or(i32.eqz(isPage), isOther), () => {
+      this.#spillInline();
+      f.returnCall(this.context.jump, this.#recordOf(from), this.vcpu, this.fuel, i64.add(start, i64.const(4 * indexOf(to))));
+    }, undefined, 'unlikely');
+    if (page !== 0) f.set(this.#bases[page]!, slot);
+    this.state.pages |= 1 << page;
   }
   /** At a place that control comes to again and again. */
   leaveIfDue(target: number): void {
     leaveIfDue(this.f, this.context.leave, this.f.let(this.#recordOf(target)), this.vcpu, this.fuel, () => this.spill());
   }
   /** Out of the region, to whatever the target's record says. */
-  leaveTo(target: number): void {
+  leaveTo(from: number, target: number): void {
+    if (pageOf(from) !== pageOf(target)) return this.#jump(from, this.#addressOf(target, from));
+    this.pass(from, target);
     this.#spillInline();
     const record = this.f.let(this.#recordOf(target));
     // Not only on ways back: where no vCPU ever stops, nobody finds hot code.
-    if (target < PAGE_INSTRUCTIONS) leaveIfDue(this.f, this.context.leave, record, this.vcpu, this.fuel);
+    if (indexOf(target) < PAGE_INSTRUCTIONS) leaveIfDue(this.f, this.context.leave, record, this.vcpu, this.fuel);
     dispatch(this.f, record, this.vcpu, this.fuel);
   }
   /** The interpreter does this instruction. */
   #handOver(): void {
     this.#spillRegisters();
     const record = this.f.let(this.record());
+    const { page, handler: number } = this.#instruction!;
+    // In the region's own page the record has been decoded, and may name this region; in another it says what is to be done.
+    const handler = page === 0 ? i32.const(number) : i32.load16U(record);
     const { flags } = this.state;
     // No call that comes back: a function without one is compiled faster.
     if (flags !== 'record') {
       const { kind, a, b } = flags === 'merged' ? this.#merged
         : { kind: i32.const(flagKindOf(flags)), ...RegionMachine.#lazy(flags) };
-      const handler = i32.const(this.#instruction!.handler);
       return this.f.returnCall(this.context.handOver, record, this.vcpu, this.fuel, handler, kind, a, b);
     }
-    this.f.returnCallIndirect(i32.const(this.#instruction!.handler), record, this.vcpu, this.fuel, handlerBehind(record));
+    this.f.returnCallIndirect(handler, record, this.vcpu, this.fuel, handlerBehind(record));
   }
 
   // ---- general registers
@@ -373,7 +430,11 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   #hostSlot(slot: number): Address {
     return this.#hostSlots[slot] ??= this.f.lastingLocal(this.context.addressType);
   }
-  protected override forgetHosts(): void { this.state.known = []; }
+  protected override forgetHosts(): void {
+    this.forgets = true;
+    this.state.known = [];
+    this.state.pages = 1 << this.#instruction!.page;
+  }
 
   // ---- flags
   setFlags(source: FlagSource): void {
@@ -416,19 +477,28 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     this.#ended = false;
   }
   #branch(offset: Imm): void {
-    const { index } = this.#instruction!;
-    const target = index + (offset.value as number) / 4;
-    if (target >= 0 && target < PAGE_INSTRUCTIONS) return this.#follow(target);
-    this.#jump(i64.add(this.pc(), this.imm64(offset)));
+    const { place, index, target } = this.#instruction!;
+    if (target !== undefined) return this.#follow(target);
+    const near = (offset.value as number) / 4;
+    if (index + near >= 0 && index + near < PAGE_INSTRUCTIONS) return this.leaveTo(place, place + near);
+    this.#jump(place, i64.add(this.pc(), this.imm64(offset)));
   }
   branchTo(va: I64): void {
+    this.#branchTo(va);
     this.#ended = true;
-    this.#jump(va);
   }
-  #jump(va: I64): void {
+  #branchTo(va: I64): void {
+    const { place, target } = this.#instruction!;
+    if (target === undefined) return this.#jump(place, va);
+    // To where the call came from that the region has followed, most likely.
+    const address = this.f.let(va);
+    this.f.if(i64.ne(address, this.#addressOf(target, place)), () => this.#jump(place, address), undefined, 'unlikely');
+    this.#follow(target);
+  }
+  #jump(from: number, va: I64): void {
     const target = this.f.let(va);
     this.#spillInline();
-    const record = this.f.let(this.record());
+    const record = this.f.let(this.#recordOf(from));
     goThroughTlb(this.f, this.context.leave, record, this.vcpu, this.fuel, target,
       () => this.f.returnCall(this.context.jump, record, this.vcpu, this.fuel, target));
   }

@@ -7,11 +7,22 @@
 
 import type { CodePage } from '../decode-cache.ts';
 
+/** A place that is hot. */
+export interface HotPlace {
+  readonly record: number;
+  /** Pages of code that the vCPU could go to from there: how many pages away each is, and the address of its records, in turn. */
+  readonly neighbours: Int32Array;
+  /** It has been hot for long: calls from there are to be followed. */
+  readonly followsCalls: boolean;
+}
+
 /** A region's number is to stand at a place, if the page is still the same. */
 export interface RegionEntry {
   readonly page: CodePage;
   /** Places of all its instructions in the page. */
   readonly indices: readonly number[];
+  /** Pages of which it is known what is in them. */
+  readonly contents: readonly { readonly page: CodePage; readonly content: bigint }[];
   readonly tableIndex: number;
 }
 

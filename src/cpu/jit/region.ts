@@ -1,12 +1,14 @@
-// A region: instructions of one page that are compiled into one function, with one entry. It follows both ways of a
-// conditional branch and the target of an unconditional one, and ends at calls, indirect branches, whatever goes to
-// the hypervisor, the end of the page, and its size.
+// A region: instructions that are compiled into one function, with one entry. It follows both ways of a conditional
+// branch, the target of an unconditional one, calls of small functions and the returns from them, into a few other pages
+// as well; and ends at other calls, indirect branches, whatever goes to the hypervisor, and its size.
 //
 //    entry ─► block ─► block ◄──┐         every block knows its predecessors, its immediate dominator and whether it
 //               │        │      │         is the head of a loop; an edge that would enter a loop in its middle (the
 //               └──► block ─────┘         control flow is irreducible there) is none: it leaves the region instead
 //
-// A region knows nothing of addresses: the same instructions at the same places of another page are the same region.
+// A region knows nothing of addresses: the same instructions at the same places of other pages are the same region. Of
+// other pages than its first it knows how far they are from that, and all that is in them, by a number
+// (page-contents.ts): emitted code looks, where control passes into one, whether that is what is there.
 
 import type { Fields, Row } from '../../a64/row.ts';
 import { operandsOf } from '../../a64/row.ts';
@@ -20,9 +22,30 @@ export const PAGE_INSTRUCTIONS = 1024;
  */
 export const REGION_MAX = 640;
 const BRANCHES_MAX = 48;
+/** Pages that a region has instructions of at most. */
+export const REGION_PAGES_MAX = 4;
+/** Of a function that is followed into: instructions; calls of one within another; and how many a region follows. */
+const CALLEE_MAX = 40;
+const CALL_DEPTH_MAX = 2;
+const CALLS_MAX = 8;
+
+/**
+ * A place in a region tells three things: the call that the code was followed through (0: none), as the same function may be
+ * there several times; the page, by its number in `Region.pages`; and the instruction in the page. In the first page,
+ * outside of calls, it is the instruction alone. PAGE_INSTRUCTIONS is what comes behind a page.
+ */
+const PAGE_PLACES = 2 * PAGE_INSTRUCTIONS;
+export const placeOf = (call: number, page: number, index: number): number =>
+  (call * REGION_PAGES_MAX + page) * PAGE_PLACES + index;
+export const indexOf = (place: number): number => place % PAGE_PLACES;
+export const pageOf = (place: number): number => Math.floor(place / PAGE_PLACES) % REGION_PAGES_MAX;
+const callOf = (place: number): number => Math.floor(place / (PAGE_PLACES * REGION_PAGES_MAX));
 
 export interface Instruction {
-  /** Place in the page. */
+  /** In the region. */
+  readonly place: number;
+  /** Number of the page in `Region.pages`, and which instruction of the page it is. */
+  readonly page: number;
   readonly index: number;
   readonly word: number;
   readonly row: Row;
@@ -30,8 +53,13 @@ export interface Instruction {
   readonly operands: Operands;
   /** What the interpreter's record of this instruction holds. */
   readonly handler: number;
-  /** Place in the page that a direct branch goes to; undefined for others and for targets outside. */
+  /**
+   * Place that a direct branch goes to; of a return, where the call that was followed comes back to. Undefined for others,
+   * for calls that are not followed, and for targets in pages that the region has nothing of.
+   */
   readonly target: number | undefined;
+  /** Place of the instruction that follows; of one that never goes on there, no matter. */
+  readonly next: number;
 }
 
 export interface Block {
@@ -52,12 +80,21 @@ export interface Block {
   forwardEdges: number;
 }
 
+/** A page that a region has instructions of. */
+export interface RegionPage {
+  /** Pages from the one that the region begins in, which is the first and has 0. */
+  readonly distance: number;
+  /** What is in it, by number (page-contents.ts); 0n for the first. */
+  readonly content: bigint;
+}
+
 export interface Region {
   readonly entry: Block;
   /** In reverse postorder. */
   readonly blocks: readonly Block[];
+  readonly pages: readonly RegionPage[];
   readonly instructionCount: number;
-  /** Tells regions apart: equal strings, equal instructions at equal places. */
+  /** Tells regions apart: equal strings, equal instructions at equal places, and other pages with equal contents. */
   readonly key: string;
 }
 
@@ -67,11 +104,32 @@ export type EndsInTrap = (instruction: Instruction) => boolean;
 /** Whether some vCPU has got to a place in the page, as far as that is known. */
 export type IsReached = (index: number) => boolean;
 
+/** A page that a region may go on in. */
+export interface PageSource {
+  readonly words: Uint32Array;
+  readonly content: bigint;
+  readonly isReached: IsReached;
+}
+/** The page so many pages away from the one that the region begins in, if it is known what is there. */
+export type Neighbour = (distance: number) => PageSource | undefined;
+
+export interface FormOptions {
+  /** Instructions at most. */
+  readonly maximum?: number | undefined;
+  /** Left out: everything is. */
+  readonly isReached?: IsReached | undefined;
+  readonly neighbour?: Neighbour;
+  /** Into small functions: it makes a region twice as large. */
+  readonly followsCalls?: boolean;
+}
+
 /** @returns undefined when there is nothing to compile at the entry */
 export function formRegion(
-  words: Uint32Array, entry: number, endsInTrap: EndsInTrap, maximum = REGION_MAX, isReached: IsReached = () => true,
+  words: Uint32Array, entry: number, endsInTrap: EndsInTrap, options: FormOptions = {},
 ): Region | undefined {
-  const { found, leaders } = explore(words, entry, endsInTrap, maximum, isReached);
+  const exploration = new Exploration(words, endsInTrap, options);
+  exploration.explore(entry);
+  const { found, leaders, pages, calls } = exploration;
   if (!found.has(entry)) return undefined;
   const blocks = makeBlocks(found, leaders, endsInTrap);
   const first = blocks.get(entry)!;
@@ -81,57 +139,178 @@ export function formRegion(
   for (const block of ordered) {
     if (block.isLoopHead) for (const inner of loopOf(block, ordered)) inner.isInLoop = true;
   }
-  const indices = [...found.keys()].toSorted((a, b) => a - b);
-  const key = `${entry}:${indices.map(index => `${index}=${found.get(index)!.word.toString(36)}`).join()}`;
-  return { entry: first, blocks: ordered, instructionCount: found.size, key };
+  const places = [...found.keys()].toSorted((a, b) => a - b);
+  const key = [
+    `${entry}:${places.map(place => `${place}=${found.get(place)!.word.toString(36)}`).join()}`,
+    ...pages.slice(1).map(({ distance, source }) => `${distance}=${source.content.toString(36)}`),
+    ...calls.slice(1).map(({ from }) => from),
+  ].join('|');
+  return {
+    entry: first, blocks: ordered, instructionCount: found.size, key,
+    pages: pages.map(({ distance, source: { content } }) => ({ distance, content })),
+  };
 }
 
-export function decodeAt(words: Uint32Array, index: number): Instruction | undefined {
+/** What an instruction is wherever it stands in a region. `target`: from the start of the page; it may lie outside. */
+type Decoded = Pick<Instruction, 'word' | 'row' | 'fields' | 'operands' | 'handler' | 'target'>;
+
+function decodeAt(words: Uint32Array, index: number): Decoded | undefined {
+  if (!isInPage(index)) return undefined;
   const word = words[index]!;
   const decoded = decode(word);
   if (decoded === undefined) return undefined;
   const { row, fields } = decoded;
   const operands = operandsOf(row, fields);
-  let target: number | undefined;
-  let far = false;
-  if (row.branch !== undefined) {
-    const place = index + (operands[row.branch]!.value as number) / 4;
-    far = place < 0 || place >= PAGE_INSTRUCTIONS;
-    if (!far) target = place;
-  }
-  return { index, word, row, fields, operands, handler: handlerNumber(row, fields, far), target };
+  const target = row.branch === undefined ? undefined : index + (operands[row.branch]!.value as number) / 4;
+  const far = target !== undefined && !isInPage(target);
+  return { word, row, fields, operands, handler: handlerNumber(row, fields, far), target };
 }
 
-/** A call's target is another region's: what comes back from there comes back to the entry of yet another. */
-const isCall = ({ operands }: Instruction): boolean => 'link' in operands;
+const isInPage = (index: number): boolean => index >= 0 && index < PAGE_INSTRUCTIONS;
+const isCall = (operands: Operands): boolean => 'link' in operands;
+const isReturn = (row: Row): boolean => row.name === 'RET';
 
-function explore(words: Uint32Array, entry: number, endsInTrap: EndsInTrap, maximum: number, isReached: IsReached) {
-  const found = new Map<number, Instruction>();
-  const leaders = new Set([entry]);
-  const waiting = [entry];
-  let branches = 0;
-  for (let start = waiting.shift(); start !== undefined; start = waiting.shift()) {
-    for (let index = start; index < PAGE_INSTRUCTIONS; index++) {
-      if (found.has(index)) {
-        leaders.add(index);
-        break;
+interface Call {
+  /** Place of the call, and where it comes back to. */
+  readonly from: number;
+  readonly returnsTo: number;
+  readonly depth: number;
+}
+
+class Exploration {
+  readonly found = new Map<number, Instruction>();
+  readonly leaders = new Set<number>();
+  readonly pages: { readonly distance: number; readonly source: PageSource }[];
+  readonly calls: Call[] = [{ from: -1, returnsTo: -1, depth: 0 }];
+  readonly #waiting: number[] = [];
+  readonly #neighbour: Neighbour;
+  readonly #endsInTrap: EndsInTrap;
+  readonly #maximum: number;
+  readonly #callsMax: number;
+  #branches = 0;
+
+  constructor(words: Uint32Array, endsInTrap: EndsInTrap, options: FormOptions) {
+    const { maximum = REGION_MAX, isReached = () => true, neighbour = () => undefined, followsCalls = false } = options;
+    this.pages = [{ distance: 0, source: { words, isReached, content: 0n } }];
+    this.#neighbour = neighbour;
+    this.#endsInTrap = endsInTrap;
+    this.#maximum = maximum;
+    this.#callsMax = followsCalls ? CALLS_MAX : 0;
+  }
+
+  explore(entry: number): void {
+    this.#lead(entry);
+    for (let start = this.#waiting.shift(); start !== undefined; start = this.#waiting.shift()) {
+      for (let place: number | undefined = start; place !== undefined;) {
+        if (this.found.has(place)) {
+          this.leaders.add(place);
+          break;
+        }
+        place = this.#take(place);
       }
-      const instruction = found.size < maximum && branches < BRANCHES_MAX ? decodeAt(words, index) : undefined;
-      if (instruction === undefined) break;
-      found.set(index, instruction);
-      const { row, target } = instruction;
-      if (target !== undefined && !isCall(instruction)) {
-        leaders.add(target);
-        if (!found.has(target) && isReached(target)) waiting.push(target);
-      }
-      if (row.ends || endsInTrap(instruction)) break;
-      if (row.branch === undefined) continue;
-      leaders.add(index + 1);
-      branches++;
-      if (!isReached(index + 1)) break;
     }
   }
-  return { found, leaders };
+
+  /** Something begins at a place, and is looked at in its turn. */
+  #lead(place: number): void {
+    this.leaders.add(place);
+    if (!this.found.has(place)) this.#waiting.push(place);
+  }
+
+  /** @returns the place to go on at */
+  #take(place: number): number | undefined {
+    const isFull = this.found.size >= this.#maximum || this.#branches >= BRANCHES_MAX;
+    const { source: { words, isReached } } = this.pages[pageOf(place)]!;
+    const index = indexOf(place);
+    const decoded = isFull ? undefined : decodeAt(words, index);
+    if (decoded === undefined) return undefined;
+    const { row } = decoded;
+    const target = this.#targetOf(place, decoded);
+    const next = row.ends ? place + 1 : this.#near(place, index + 1) ?? place + 1;
+    const instruction = { ...decoded, place, page: pageOf(place), index, target, next };
+    this.found.set(place, instruction);
+    if (target !== undefined) {
+      if (isInPage(indexOf(target)) && this.pages[pageOf(target)]!.source.isReached(indexOf(target))) this.#lead(target);
+      else this.leaders.add(target);
+    }
+    if (row.ends || this.#endsInTrap(instruction)) return undefined;
+    // Where control passes into another page, a block begins.
+    if (pageOf(next) !== pageOf(place)) this.leaders.add(next);
+    if (row.branch === undefined) return next;
+    this.leaders.add(next);
+    this.#branches++;
+    return pageOf(next) !== pageOf(place) || isReached(index + 1) ? next : undefined;
+  }
+
+  #targetOf(place: number, { row, operands, target }: Decoded): number | undefined {
+    const call = callOf(place);
+    if (isReturn(row)) return call === 0 ? undefined : this.calls[call]!.returnsTo;
+    if (target === undefined) return undefined;
+    return isCall(operands) ? this.#follow(place, target) : this.#near(place, target);
+  }
+
+  /** The place of an instruction, counted from the start of a place's page. */
+  #near(place: number, index: number): number | undefined {
+    if (isInPage(index)) return placeOf(callOf(place), pageOf(place), index);
+    const page = this.#pageAt(this.#distanceOf(place, index), index & (PAGE_INSTRUCTIONS - 1));
+    return page === undefined ? undefined : placeOf(callOf(place), page, index & (PAGE_INSTRUCTIONS - 1));
+  }
+  #distanceOf(place: number, index: number): number {
+    return this.pages[pageOf(place)]!.distance + Math.floor(index / PAGE_INSTRUCTIONS);
+  }
+  #sourceAt(distance: number): PageSource | undefined {
+    const known = this.pages.find(page => page.distance === distance);
+    return known?.source ?? (this.pages.length < REGION_PAGES_MAX ? this.#neighbour(distance) : undefined);
+  }
+  /** The number of a page, for an instruction there that some vCPU has got to. */
+  #pageAt(distance: number, index: number): number | undefined {
+    const known = this.pages.findIndex(page => page.distance === distance);
+    const source = this.#sourceAt(distance);
+    if (source === undefined || !source.isReached(index)) return undefined;
+    return known >= 0 ? known : this.pages.push({ distance, source }) - 1;
+  }
+
+  /** A call: the place of the function, if it is followed. */
+  #follow(place: number, target: number): number | undefined {
+    const depth = this.calls[callOf(place)]!.depth + 1;
+    if (this.calls.length > this.#callsMax || depth > CALL_DEPTH_MAX) return undefined;
+    const [distance, index] = [this.#distanceOf(place, target), target & (PAGE_INSTRUCTIONS - 1)];
+    if (!this.#isSmall(distance, index, depth)) return undefined;
+    const page = this.#pageAt(distance, index);
+    const returnsTo = this.#near(place, indexOf(place) + 1);
+    if (page === undefined || returnsTo === undefined) return undefined;
+    return placeOf(this.calls.push({ from: place, returnsTo, depth }) - 1, page, index);
+  }
+
+  /** Whether a function is short, and can be followed to its end. */
+  #isSmall(distance: number, entry: number, depth: number): boolean {
+    const source = this.#sourceAt(distance);
+    if (source === undefined || !source.isReached(entry)) return false;
+    const { words, isReached } = source;
+    const seen = new Set<number>();
+    const waiting = [entry];
+    let returns = false;
+    for (let start = waiting.pop(); start !== undefined; start = waiting.pop()) {
+      for (let index = start; isInPage(index) && !seen.has(index); index++) {
+        const decoded = decodeAt(words, index);
+        if (decoded === undefined) break;
+        if (seen.size >= CALLEE_MAX) return false;
+        seen.add(index);
+        const { row, operands, target } = decoded;
+        returns ||= isReturn(row);
+        if (target !== undefined && isCall(operands)) {
+          const inner = distance + Math.floor(target / PAGE_INSTRUCTIONS);
+          if (depth >= CALL_DEPTH_MAX || !this.#isSmall(inner, target & (PAGE_INSTRUCTIONS - 1), depth + 1)) break;
+          continue;
+        }
+        if (target !== undefined && isInPage(target) && isReached(target)) waiting.push(target);
+        const instruction = { ...decoded, place: index, page: 0, index, target: undefined, next: index + 1 };
+        if (row.ends || this.#endsInTrap(instruction)) break;
+        if (target !== undefined && !isReached(index + 1)) break;
+      }
+    }
+    return returns;
+  }
 }
 
 function makeBlocks(found: ReadonlyMap<number, Instruction>, leaders: ReadonlySet<number>, endsInTrap: EndsInTrap): Map<number, Block> {
@@ -143,20 +322,20 @@ function makeBlocks(found: ReadonlyMap<number, Instruction>, leaders: ReadonlySe
       order: -1, immediateDominator: undefined, isLoopHead: false, isInLoop: false, forwardEdges: 0,
     };
     blocks.set(start, block);
-    for (let index = start; ; index++) {
-      const instruction = found.get(index);
-      if (instruction === undefined || (index > start && leaders.has(index))) {
-        block.next = index;
+    for (let place = start; ;) {
+      const instruction = found.get(place);
+      if (instruction === undefined || (place !== start && leaders.has(place))) {
+        block.next = place;
         break;
       }
       block.instructions.push(instruction);
       if (instruction.row.ends || endsInTrap(instruction)) break;
+      place = instruction.next;
     }
   }
   for (const block of blocks.values()) {
-    const last = block.instructions.at(-1)!;
-    const places = [isCall(last) ? undefined : last.target, block.next];
-    for (const place of new Set(places)) {
+    const { target } = block.instructions.at(-1)!;
+    for (const place of new Set([target, block.next])) {
       const successor = place === undefined ? undefined : blocks.get(place);
       if (successor !== undefined) block.successors.push(successor);
     }
