@@ -71,7 +71,7 @@ test('a guest whose kernel panics is an error with its last words', async () => 
 });
 
 test('npm start without a terminal: the guest introduces itself, then come the times', async () => {
-  const { status, out } = await runProgram(join(ROOT, 'src/cli/start.ts'), []);
+  const { status, out } = await runProgram(join(ROOT, 'bin/start.js'), []);
   const text = out.toString();
   assert.equal(status, 0);
   for (const shown of [/# uname -a\nLinux zazen .* aarch64 /, /\ntype +xen\n/, /\nMem: +\d+/, /GICv3.*arch_timer/,

@@ -1,0 +1,46 @@
+// What starts Zazen's programs of a checkout: with the Node that this package pins, whatever Node runs this file. Standard
+// streams, signals and the exit status pass through. Plain JavaScript that an old Node understands.
+
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { availableParallelism, constants, homedir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** V8's own number of threads that compile and collect garbage beside the program. */
+const V8_THREADS = 4;
+
+const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));
+
+/**
+ * @param entry file of the program, relative to this one
+ * @param words its arguments
+ * @param runsGuests whether it runs guests in its own process. V8 then gets a thread less than there are cores: with more,
+ * they keep the vCPU from its core, which waits for less than it runs itself (docs/performance.md)
+ */
+export function launch(entry, words, runsGuests) {
+  const suffix = process.platform === 'win32' ? '.exe' : '';
+  // Its own place in a checkout; beside this package when that is a dependency of another one.
+  const node = ['../node_modules/node/bin/node', '../../node/bin/node'].map((path) => pathOf(path) + suffix)
+    .find((path) => existsSync(path));
+  if (node === undefined) {
+    console.error('zazen: its Node is not installed; run: npm ci  (its install scripts must be allowed to run)');
+    process.exit(1);
+  }
+  // As src/base/cache-folder.ts has it: with the compile cache on from the start, Node reads no TypeScript at all.
+  const { env } = process;
+  const cache = env.ZAZEN_CACHE_DIR || join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'zazen');
+  const v8Threads = Math.max(1, Math.min(V8_THREADS, availableParallelism() - 1));
+  const options = runsGuests ? [`--v8-pool-size=${v8Threads}`] : [];
+  const child = spawn(node, [...options, pathOf(entry), ...words], {
+    stdio: 'inherit', env: { ...env, NODE_COMPILE_CACHE: env.NODE_COMPILE_CACHE || join(cache, 'node') },
+  });
+  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT']) process.on(name, () => child.kill(name));
+  child.on('error', (error) => {
+    console.error(`zazen: cannot run ${node}: ${error.message}; run: npm ci`);
+    process.exit(1);
+  });
+  child.on('exit', (code, signal) => {
+    process.exit(signal === null ? code : 128 + constants.signals[signal]);
+  });
+}
