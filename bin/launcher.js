@@ -7,16 +7,16 @@ import { availableParallelism, constants, homedir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-/** V8's own number of threads that compile and collect garbage beside the program. */
-const V8_THREADS = 4;
+/** V8's threads that compile and collect garbage beside the program, as Node has them by itself. */
+const V8_THREADS_MAX = 4;
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));
 
 /**
  * @param entry file of the program, relative to this one
  * @param words its arguments
- * @param runsGuests whether it runs guests in its own process. V8 then gets a thread less than there are cores: with more,
- * they keep the vCPU from its core, which waits for less than it runs itself (docs/performance.md)
+ * @param runsGuests whether it runs guests in its own process. V8 then gets no more threads than there are cores: they keep a
+ * vCPU from its core (docs/performance.md)
  */
 export function launch(entry, words, runsGuests) {
   const suffix = process.platform === 'win32' ? '.exe' : '';
@@ -30,7 +30,7 @@ export function launch(entry, words, runsGuests) {
   // As src/base/cache-folder.ts has it: with the compile cache on from the start, Node reads no TypeScript at all.
   const { env } = process;
   const cache = env.ZAZEN_CACHE_DIR || join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'zazen');
-  const v8Threads = Math.max(1, Math.min(V8_THREADS, availableParallelism() - 1));
+  const v8Threads = Math.min(V8_THREADS_MAX, availableParallelism());
   const options = runsGuests ? [`--v8-pool-size=${v8Threads}`] : [];
   const child = spawn(node, [...options, pathOf(entry), ...words], {
     stdio: 'inherit', env: { ...env, NODE_COMPILE_CACHE: env.NODE_COMPILE_CACHE || join(cache, 'node') },

@@ -181,11 +181,6 @@ export class HostCore {
     this.diskThread.keepHouse();
   }
 
-  /** A guest is on its way whose code nobody has decoded yet: pCPUs that have time touch memory for that. */
-  expectCode(): void {
-    if (this.#decodeCache.wantAhead()) this.thread.scheduling.wakeIdlePcpus();
-  }
-
   /** Hears what guests tell the host, until the host closes. */
   async #listen(): Promise<void> {
     while (!this.#closed) {

@@ -165,7 +165,6 @@ export interface LoadedCheckpoint {
  */
 export async function loadCheckpoint(core: HostCore, path: string, options: LoadOptions): Promise<LoadedCheckpoint> {
   const start = performance.now();
-  core.expectCode();
   const holder = { p2mRoot: 0 };
   const image = await core.images.open(path, holder);
   const done = (): void => image.leave(holder);
