@@ -22,8 +22,8 @@ import { Transmitter } from './transmitter.ts';
 export const NET_QUEUES_MAX = 4;
 const PAGE_BYTES = 4096;
 /**
- * That short frames (acknowledgments, questions, answers) have been sent is not worth an interrupt each: drivers look
- * when they send the next one. They are told after this time if they have not.
+ * That short frames (acknowledgments, questions, answers) have been sent is not worth an interrupt each: a driver is told
+ * of several after this time, if it has not looked by itself.
  */
 const SHORT_FRAME_BYTES = 512;
 const TELL_LATER_MILLIS = 2;
