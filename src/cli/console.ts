@@ -1,10 +1,11 @@
 // `zazen console`: the console of a domain, with its history, until Ctrl-] or the guest's end. Leaving disturbs nobody.
 
 import { Writable } from 'node:stream';
+import { orAborted } from '../base/abort.ts';
 import type { Arguments } from './arguments.ts';
 import { DOMAIN } from './domain-verbs.ts';
 import { HOST_OPTION, hostOf } from './hosts.ts';
-import { orAborted, pump, say } from './io.ts';
+import { pump, say } from './io.ts';
 import type { Io } from './io.ts';
 import { forwardInput, rawTerminal } from './terminal.ts';
 import type { ControlClient } from '../daemon/client.ts';

@@ -1,9 +1,9 @@
 // `npm start`: the product on a real guest. In a terminal, a shell. Without one, the guest says what it is and powers
 // off, then come the times that it took, and a second guest is taken through what can be done to it (life-tour.ts).
 
+import { orAborted } from '../base/abort.ts';
 import { parseArguments } from './arguments.ts';
 import { reportErrors } from './front-door.ts';
-import { orAborted } from './io.ts';
 import type { Io } from './io.ts';
 import { lifeTour } from './life-tour.ts';
 import { runVerb } from './run.ts';

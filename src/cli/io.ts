@@ -1,6 +1,7 @@
 // What a command sees of the process that it runs in: the real one by cli/process.ts, streams of its own in a test.
 
 import type { Readable, Writable } from 'node:stream';
+import { orAborted } from '../base/abort.ts';
 
 export interface TerminalInput {
   isTTY?: boolean;
@@ -38,21 +39,6 @@ export class Interruption extends Error {
 /** Zazen's own words, which go to standard error; `text` without newline. */
 export function say(io: Io, text: string): void {
   io.stderr.write(`zazen: ${text}\n`);
-}
-
-/** Waits for `work`, but no longer than until the signal: then its reason is thrown, and `work` goes on unobserved. */
-export async function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  // An outcome that comes too late is nobody's; it must not end the process as an unhandled rejection.
-  work.catch(() => {});
-  signal.throwIfAborted();
-  const aborted = Promise.withResolvers<never>();
-  const abort = (): void => aborted.reject(signal.reason);
-  signal.addEventListener('abort', abort, { once: true });
-  try {
-    return await Promise.race([work, aborted.promise]);
-  } finally {
-    signal.removeEventListener('abort', abort);
-  }
 }
 
 /** Copies all of `source` to `sink`, which stays open, at the pace of the sink. `look` sees each chunk first. */

@@ -2,11 +2,12 @@
 
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Writable } from 'node:stream';
+import { orAborted } from '../base/abort.ts';
 import { ZazenError } from '../base/errors.ts';
 import { initReached } from '../guest/init-script.ts';
 import { parseSize } from '../host/size.ts';
 import type { Domain, DomainSpec, DomainStats, Host, HostOptions, ShutdownReason, StartHost } from '../host/types.ts';
-import { Interruption, orAborted, pump, say } from './io.ts';
+import { Interruption, pump, say } from './io.ts';
 import type { Io } from './io.ts';
 import { profileTo } from './profile.ts';
 import { forwardInput, rawTerminal } from './terminal.ts';

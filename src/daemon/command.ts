@@ -4,9 +4,8 @@
 
 import { ZazenError } from '../base/errors.ts';
 import type {
-  CheckpointStats, DiskSpec, DiskStats, DomainSaveStats, DomainSpec, DomainState, DomainStats, HostEvent, HostStats,
-  NicSpec, NicStats,
-  RollbackStats, SaveStats, ShutdownReason, SuspendStats, SuspendVia,
+  Checkpoint, DiskSpec, DiskStats, DomainSaveStats, DomainSpec, DomainState, DomainStats, HostEvent, HostStats, NicSpec,
+  NicStats, RollbackStats, SaveStats, ShutdownReason, SuspendStats, SuspendVia,
 } from '../host/types.ts';
 import { flag, integer, isRecord, list, oneOf, optional, record, refuseCommand, text } from './checks.ts';
 import type { Check, Checks } from './checks.ts';
@@ -100,17 +99,8 @@ export interface DomainSummary {
   readonly state: DomainState;
 }
 
-export interface CheckpointSummary {
-  readonly id: number;
-  /** Of the domain that it was taken of, which may be gone. */
-  readonly domainId: number;
-  readonly domainName: string;
-  readonly memoryBytes: number;
-  readonly vcpus: number;
-  /** Unix time in milliseconds. */
-  readonly createdMillis: number;
-  readonly stats: CheckpointStats;
-}
+export type CheckpointSummary = Pick<Checkpoint,
+  'id' | 'domainId' | 'domainName' | 'memoryBytes' | 'vcpus' | 'createdMillis' | 'stats'>;
 
 /** Of the pCPUs; cap in percent of one, 0: none. */
 export interface CpuShareSummary {

@@ -3,6 +3,7 @@
 
 import { isUtf8 } from 'node:buffer';
 import type { Duplex } from 'node:stream';
+import { orAborted } from '../base/abort.ts';
 import { ZazenError } from '../base/errors.ts';
 import type {
   Checkpoint, Domain, DomainSaveStats, ForkSpec, Host, SaveOptions, ShutdownReason, SuspendVia, TransferOptions,
@@ -132,7 +133,7 @@ export class Control {
     const domain = this.#find(name, command);
     await domain.shutdown({ reason });
     if (wait !== true) return summary(domain);
-    return { reason: await untilAborted(domain.waitForShutdown(), signal), ...summary(domain) };
+    return { reason: await orAborted(domain.waitForShutdown(), signal), ...summary(domain) };
   }
 
   async #suspend(
@@ -355,17 +356,4 @@ function there<T>(path: string, value: T | undefined): T {
 function describeValue(bytes: Uint8Array): CommandResults['store-read'] {
   const value = Buffer.from(bytes);
   return isUtf8(value) ? { value: value.toString() } : { valueBase64: value.toString('base64') };
-}
-
-async function untilAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (signal === undefined) return work;
-  signal.throwIfAborted();
-  const aborted = Promise.withResolvers<never>();
-  const abort = (): void => aborted.reject(signal.reason);
-  signal.addEventListener('abort', abort, { once: true });
-  try {
-    return await Promise.race([work, aborted.promise]);
-  } finally {
-    signal.removeEventListener('abort', abort);
-  }
 }
