@@ -66,11 +66,13 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   protected handMissOver?(): void;
   /**
    * An address that is expected in the page of an access before: its host address if it is there, and whether some byte of
-   * it is not. Not for ordered and unprivileged accesses.
+   * it is not. Not for ordered accesses.
    */
-  protected nearby(_va: I64, _sizeBytes: number, _access: 'read' | 'write'): { host: Address; isOutside: I32 } | undefined { return undefined; }
-  /** The host address of a plain access, found in the TLB. */
-  protected foundHost(_va: I64, _access: 'read' | 'write', _host: Address): void { /* not of use */ }
+  protected nearby(_va: I64, _sizeBytes: number, _access: 'read' | 'write', _unprivileged: boolean): { host: Address; isOutside: I32 } | undefined {
+    return undefined;
+  }
+  /** The host address of an access that is not ordered, found in the TLB. */
+  protected foundHost(_va: I64, _access: 'read' | 'write', _unprivileged: boolean, _host: Address): void { /* not of use */ }
   /** Before a call that may change translations and goes on. */
   protected forgetHosts(): void { /* nothing is known */ }
   protected abstract tlb(access: 'read' | 'write'): I32;
@@ -169,7 +171,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   static #aligned(va: I64, sizeBytes: number): I64 {
     return i64.and(va, i64.const(~0xfffn | BigInt(sizeBytes - 1)));
   }
-  #tlb(access: 'read' | 'write', unprivileged?: boolean): I32 {
+  #tlb(access: 'read' | 'write', unprivileged: boolean): I32 {
     return unprivileged ? i32.add(this.vcpu, i32.const(tlbOffsets[0][access])) : this.tlb(access);
   }
   #hostOf(va: I64, entry: I32): Address {
@@ -182,19 +184,19 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   #access(va: I64, sizeBytes: number, access: 'read' | 'write', options: AccessOptions,
     fast: (host: Address) => void, slow: (sizeAndFlags: I32) => void): void {
     this.beforeAccess();
-    const isPlain = !options.ordered && !options.unprivileged;
-    const near = isPlain ? this.nearby(va, sizeBytes, access) : undefined;
+    const unprivileged = options.unprivileged === true;
+    const near = options.ordered ? undefined : this.nearby(va, sizeBytes, access, unprivileged);
     if (near !== undefined) {
       this.f.if(near.isOutside, () => this.handMissOver!(), undefined, 'unlikely');
       return fast(near.host);
     }
     const compared = options.ordered ? EngineMachine.#aligned(va, sizeBytes) : EngineMachine.#unaligned(va, sizeBytes);
-    const { entry, miss } = this.#probe(va, this.#tlb(access, options.unprivileged), compared);
-    const flags = (options.ordered ? ACCESS_ALIGNED : 0) | (options.unprivileged ? ACCESS_UNPRIVILEGED : 0);
+    const { entry, miss } = this.#probe(va, this.#tlb(access, unprivileged), compared);
+    const flags = (options.ordered ? ACCESS_ALIGNED : 0) | (unprivileged ? ACCESS_UNPRIVILEGED : 0);
     if (this.handMissOver !== undefined) {
       this.f.if(miss, () => this.handMissOver!(), undefined, 'unlikely');
       const host = this.f.let(this.#hostOf(va, entry));
-      if (isPlain) this.foundHost(va, access, host);
+      if (!options.ordered) this.foundHost(va, access, unprivileged, host);
       return fast(host);
     }
     this.f.if(miss, () => {

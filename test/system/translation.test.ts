@@ -92,6 +92,31 @@ systemTest('PAN keeps EL1 from user pages, but not LDTR and STTR, nor AT and cac
   assert.equal(outcome(g, 1, 'sttr', VA), fault.permission(3));
 });
 
+systemTest('plain and unprivileged accesses side by side each need their own permission', g => {
+  g.enableMmu();
+  const near = (a: Assembler, name: 'LDTR X' | 'STTR X', Rt: number): Assembler => a.emit(`${name} (unprivileged)`, { Rn: 1, Rt, imm9: 8 });
+  const loadTwo = [(a: Assembler) => near(a.ldr(0, 1), 'LDTR X', 2), (a: Assembler) => near(a.ldtr(0, 1), 'LDTR X', 2).ldr(3, 1)];
+  const storeTwo = (a: Assembler) => near(a.sttr(4, 1), 'STTR X', 5);
+  /** In the second and third round the translations are cached. */
+  const outcomes = (va: bigint, write: (a: Assembler) => unknown): string[] => [1, 2, 3].map(() => {
+    g.vcpu.setX(1, va);
+    const taken = g.except(1, a => { write(a); a.svc(0); });
+    return taken.ec === ec.svc ? 'ok' : `${taken.iss & 0x3f} at ${taken.far}, ${taken.elr - PROGRAM}`;
+  });
+  const all = <T>(each: T): T[] => [each, each, each];
+  remap(g, KERNEL_DATA);
+  assert.deepEqual(outcomes(VA, loadTwo[0]!), all(`${fault.permission(3)} at ${VA + 8n}, 4`), 'a page that is not for EL0');
+  remap(g, USER_DATA);
+  g.vcpu.set32(at.pan, PAN);
+  assert.deepEqual(outcomes(VA, loadTwo[1]!), all(`${fault.permission(3)} at ${VA}, 8`), 'a page that is not for EL1 now');
+  [4, 5].forEach((n) => { g.vcpu.setX(n, BigInt(n) << 56n | 0x1234n); });
+  assert.deepEqual(outcomes(VA + 16n, storeTwo), all('ok'));
+  assert.deepEqual([g.read64(DATA + 16n), g.read64(DATA + 24n)], [4n << 56n | 0x1234n, 5n << 56n | 0x1234n]);
+  assert.deepEqual(outcomes(VA + 0xff8n, storeTwo), all(`${fault.translation(3)} at ${VA + 0x1000n}, 4`), 'the next page');
+  remap(g, USER_DATA | pte.readOnly);
+  assert.deepEqual(outcomes(VA, a => near(a.ldtr(0, 1), 'STTR X', 2)), all(`${fault.permission(3)} at ${VA + 8n}, 4`), 'what may be read only');
+});
+
 systemTest('PAN, by whatever sets it, is not defeated by a translation that is cached', g => {
   g.enableMmu({ span: false });
   for (const [va, tables] of [[VA, g.lower], [UPPER, g.upper]] as const) {

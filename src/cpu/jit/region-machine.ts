@@ -67,6 +67,8 @@ export interface KnownHost {
   /** The access's address. */
   readonly address: Sum;
   readonly access: 'read' | 'write';
+  /** With the permissions of EL0: what is good for one is not for the other. */
+  readonly unprivileged: boolean;
   /** Which of the locals for host addresses has it. */
   readonly slot: number;
 }
@@ -402,13 +404,16 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   // A translation that was found stays good until emitted code is left or a call is made that may change it.
 
   protected override handMissOver(): void { this.#handOver(); }
-  protected override nearby(va: I64, sizeBytes: number, access: 'read' | 'write'): { host: Address; isOutside: I32 } | undefined {
+  protected override nearby(
+    va: I64, sizeBytes: number, access: 'read' | 'write', unprivileged: boolean,
+  ): { host: Address; isOutside: I32 } | undefined {
     const { sum } = va;
     if (sum === undefined) return undefined;
     for (const known of this.state.known) {
       const distance = Number(sum.plus - known.address.plus);
       // What may be written may be read.
-      const isIts = known.address.of === sum.of && (known.access === access || access === 'read');
+      const isIts = known.address.of === sum.of && (known.access === access || access === 'read')
+        && known.unprivileged === unprivileged;
       if (!isIts || Math.abs(distance) > REACH || (distance < 0 && distance + sizeBytes > 0)) continue;
       const host = this.#hostSlot(known.slot);
       const low = host.type === 'i64' ? i32.wrapI64(host) : host;
@@ -419,13 +424,13 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     }
     return undefined;
   }
-  protected override foundHost(va: I64, access: 'read' | 'write', host: Address): void {
+  protected override foundHost(va: I64, access: 'read' | 'write', unprivileged: boolean, host: Address): void {
     if (va.sum === undefined || this.f.depth !== this.#depth) return;
     const { known } = this.state;
     const slots = known.map(({ slot }) => slot);
     const slot = HOST_SLOTS.find(each => !slots.includes(each)) ?? slots.at(-1)!;
     this.f.set(this.#hostSlot(slot), host);
-    this.state.known = [{ address: va.sum, access, slot }, ...known.filter(each => each.slot !== slot)];
+    this.state.known = [{ address: va.sum, access, unprivileged, slot }, ...known.filter(each => each.slot !== slot)];
   }
   #hostSlot(slot: number): Address {
     return this.#hostSlots[slot] ??= this.f.lastingLocal(this.context.addressType);
