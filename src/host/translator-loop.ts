@@ -1,12 +1,12 @@
 // What the translator's thread does: collects requests for compilation, and answers all that have come with one module.
 
 import type { MessagePort } from 'node:worker_threads';
-import { setFlagsFromString } from 'node:v8';
 import { MACHINE_HEADER } from '../abi/machine-memory.ts';
 import type { HotPlace, RegionMessage } from '../cpu/jit/region-parcels.ts';
 import { Translator } from '../cpu/jit/translator.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { KeptRegions } from './kept-regions.ts';
+import { makeRegionModule } from './region-module.ts';
 import type { TranslatorWorkerData } from './translator-worker.ts';
 
 const WASM_PAGE_BYTES = 65536;
@@ -15,26 +15,13 @@ const GATHER_MILLIS = 5;
 /** When nobody asks: twice as long from one look at what has been decoded to the next, up to this. */
 const LOOK_LAST_MILLIS = 640;
 
-/**
- * V8 compiles a function when it is first called: by the pCPU's thread, while the guest waits. Not so what this thread
- * makes. The option belongs to the whole process, so it is changed for no longer than the call takes.
- */
-function makeModule(bytes: Uint8Array<ArrayBuffer>): WebAssembly.Module {
-  setFlagsFromString('--no-wasm-lazy-compilation');
-  try {
-    return new WebAssembly.Module(bytes);
-  } finally {
-    setFlagsFromString('--wasm-lazy-compilation');
-  }
-}
-
 /** @param control says when the host closes; the thread ends then */
 export function runTranslator({ memory, ports }: TranslatorWorkerData, control: MessagePort): void {
   const machine = MachineMemory.attach(memory);
   const { addressType, sizeBytes } = machine.parameters;
   const kept = KeptRegions.open(machine);
   const translator = new Translator(machine, { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES },
-    MACHINE_HEADER.at.pairLock, { makeModule, store: kept?.store });
+    MACHINE_HEADER.at.pairLock, { makeModule: makeRegionModule, store: kept?.store });
   let timer: NodeJS.Timeout | undefined;
   let waitMillis = GATHER_MILLIS;
   /** Who has run last: what is found without having been asked for is entered there. */
