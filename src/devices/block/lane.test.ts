@@ -327,6 +327,35 @@ test('who reads from front to back gets what was read meanwhile; what it writes 
   assert.equal(guest.inUse, 1);
 });
 
+test('small requests that follow each other for long are read ahead, too, many at once', async (t) => {
+  const { path, guest, ring, thread } = await setUp(t);
+  const file = Buffer.from(Array.from({ length: SECTORS * 512 }, (_, i) => (i >>> 12) + i % 5));
+  await writeFile(path, file);
+  const readPage = (page: number): Buffer => {
+    ring.request(BLKIF_OP.read, page * 8, [{ ref: 20, first: 0, last: 7 }]);
+    assert.ok(thread.serve());
+    assert.deepEqual(ring.responses().map(({ status }) => status), [0]);
+    return Buffer.from(guest.page(20));
+  };
+  const pageOf = (bytes: Buffer, page: number): Buffer => bytes.subarray(page * 4096, (page + 1) * 4096);
+  for (let page = 0; page < 7; page++) {
+    readPage(page);
+    assert.ok(!thread.readAhead(), 'by chance, perhaps');
+  }
+  readPage(7);
+  assert.ok(thread.readAhead());
+  const other = Buffer.alloc(file.length, 0xee);
+  await writeFile(path, other);
+  for (let page = 8; page < 8 + 32; page++) {
+    assert.ok(!thread.readAhead(), 'there is more of what was read');
+    assert.deepEqual(readPage(page), pageOf(file, page));
+  }
+  assert.ok(thread.readAhead());
+  // One elsewhere, and the order has to show once more.
+  assert.deepEqual(readPage(2), pageOf(other, 2));
+  assert.ok(!thread.readAhead());
+});
+
 test('no reading ahead of a disk that others may write to, nor of one that fails', async (t) => {
   const large = Array.from({ length: 16 }, (_, i) => ({ ref: 20 + i, first: 0, last: 7 }));
   for (const isReadOnly of [true, false]) {

@@ -172,6 +172,14 @@ export class EntryPage {
     if (entries !== undefined) new Uint8Array(this.#u32.buffer).set(entries);
   }
 
+  /** Those that say anything. Most pages have few, and a layer is opened by code that has not run often. */
+  used(): number[] {
+    const words = this.#u32;
+    const used: number[] = [];
+    for (let word = 0; word < 2 * ENTRIES_PER_PAGE; word += 2) if ((words[word]! | words[word + 1]!) !== 0) used.push(word / 2);
+    return used;
+  }
+
   /** Offset of a pair of map pages; 0: there is none. */
   place(entry: number): number {
     return this.#u32[2 * entry]! * PAIR_BYTES;
@@ -217,6 +225,8 @@ export class EntryPage {
   }
 }
 
+const EMPTY_PAGE = Buffer.alloc(PAGE_BYTES);
+
 /**
  * The newer of two slots.
  * @param isStrict a slot that is neither empty nor right is damage, not a write that was cut short
@@ -237,7 +247,7 @@ export function decodePage(
       if (newest === undefined || sequence > newest.sequence) {
         newest = new EntryPage(kind, index, offset, sequence, page.subarray(ENTRIES_OFFSET));
       }
-    } else if (page.every((byte) => byte === 0)) empty++;
+    } else if (EMPTY_PAGE.equals(page)) empty++;
     else if (isStrict) return undefined;
     else isTorn = true;
   }

@@ -55,7 +55,7 @@ function placesIn(file: BlockFile, directory: readonly EntryPage[]): [number, nu
   const places: [number, number][] = [];
   const seen = new Set<number>();
   for (const page of directory) {
-    for (let entry = 0; entry < ENTRIES_PER_PAGE; entry++) {
+    for (const entry of page.used()) {
       const offset = page.place(entry);
       if (offset === 0) continue;
       if (seen.has(offset)) throw damaged(file, 'two entries of the directory have the same place');
@@ -68,7 +68,7 @@ function placesIn(file: BlockFile, directory: readonly EntryPage[]): [number, nu
 
 function useClusters(page: EntryPage, clusters: ClusterUse): number {
   let count = 0;
-  for (let entry = 0; entry < ENTRIES_PER_PAGE; entry++) {
+  for (const entry of page.used()) {
     const cluster = page.cluster(entry);
     if (cluster !== 0) {
       clusters.useForData(cluster, 32 - Math.clz32(page.present(entry)));

@@ -1,7 +1,8 @@
 // From what an operator says of a disk to the disk: finds out the format, takes the lock, follows the head to the newest
 // layer, and opens everything below it, checking that each file is still what the layer on top of it was put on.
 
-import { open, realpath } from 'node:fs/promises';
+import { realpathSync } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { dirname, isAbsolute, join } from 'node:path';
 import { BlockFile } from './block-file.ts';
 import { DiskNode } from './chain.ts';
@@ -29,9 +30,18 @@ export interface DiskFile {
 /** Longest chain of layers that is followed. */
 const DEPTH_MAX = 64;
 
+/** In this thread: a question to the file system's cache takes less than handing it to another thread. */
+function realPathOf(path: string, failed = (cause: unknown): Error => asDiskError(path, cause)): string {
+  try {
+    return realpathSync.native(path);
+  } catch (cause) {
+    throw failed(cause);
+  }
+}
+
 /** @throws ZazenError ZAZEN_DISK_* */
 export async function openDisk({ path: given, format: wanted, isReadOnly = false, mayDiscard }: DiskFile): Promise<Disk> {
-  const path = await realpath(given).catch((error: unknown) => { throw asDiskError(given, error); });
+  const path = realPathOf(given);
   const home = isReadOnly ? undefined : await DiskHome.take(path);
   try {
     const head = home ?? await readHead(path);
@@ -112,9 +122,7 @@ class Chain {
 
   async #openBacking(path: string, backing: BackingReference): Promise<DiskNode> {
     const named = isAbsolute(backing.path) ? backing.path : join(dirname(path), backing.path);
-    const below = await realpath(named).catch((cause: unknown) => {
-      throw diskError('BACKING', path, `lies on ${named}, which is not there`, { cause });
-    });
+    const below = realPathOf(named, (cause) => diskError('BACKING', path, `lies on ${named}, which is not there`, { cause }));
     const format = below === this.#path && this.#format !== undefined ? this.#format : backing.kind;
     return this.open(below, format, backing);
   }
