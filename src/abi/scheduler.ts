@@ -26,6 +26,9 @@ export const SCHEDULER = struct('scheduler', {
   /** How many threads sleep, or are about to, until some vCPU stops; and what they sleep on, counted up when one has. */
   stopWaiters: u32,
   stopBell: u32,
+  /** How many stops are under way that take a fraction of a millisecond; and whether a pCPU has put off other work for one. */
+  briefStops: u32,
+  putOff: u32,
   /** How much of its time a vCPU runs between two samples of its stack; 0: no samples are taken. */
   sampleMicros: u32,
   /** Virtual time: what everybody has had who is not behind. A double; never goes back but for races. */
@@ -69,6 +72,8 @@ export const VCPU_SCHEDULE = struct('vcpuSchedule', {
   runNanos: u64,
   /** What it has had: time on pCPUs, over its share. The queue is in this order. */
   virtualNanos: u64,
+  /** When the running slice, or the last one, began. */
+  sliceStart: u64,
   /** The one before it in the queue, named as in `next`. */
   previous: u32,
 }, { padTo: 128 });

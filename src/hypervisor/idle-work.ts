@@ -13,7 +13,7 @@ export class HeapIdleWork implements IdleWork {
   readonly #scheduling: VcpuScheduling;
   readonly #safePoints: SafePoints;
   readonly #shouldStop = (): boolean =>
-    this.#scheduling.hasWaiting || this.#safePoints.isWorldStopped || this.#scheduling.isClosing;
+    this.#scheduling.hasWaiting || this.#scheduling.isBriefStop || this.#safePoints.isWorldStopped || this.#scheduling.isClosing;
 
   constructor(heap: Heap, scheduling: VcpuScheduling, safePoints: SafePoints) {
     this.#heap = heap;

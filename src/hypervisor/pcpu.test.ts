@@ -2,8 +2,10 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { TestContext } from 'node:test';
 import { sysreg } from '../a64/system-registers.ts';
 import { DOMAIN } from '../abi/domain-record.ts';
+import { SCHEDULER, VCPU_SCHEDULE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import type { ExitReason } from '../cpu/host.ts';
 import { VcpuState } from '../cpu/vcpu-state.ts';
@@ -291,6 +293,123 @@ test('a vCPU whose domain has used up its cap rests until the next period, and i
   assert.ok(share > 0.29 && share < 0.31, `${share} of the time, over ${rig.clock.nanos - startNanos} ns`);
 });
 
+/** Calls back at each look of a thread that looks for something, instead of pausing. @returns how many looks there were */
+function looks(t: TestContext, body: () => void, onLook: (count: number) => void = () => {}): number {
+  let count = 0;
+  const pause = t.mock.method(Atomics, 'pause', () => onLook(++count));
+  body();
+  pause.mock.restore();
+  return count;
+}
+
+test('a pCPU looks for a vCPU that is stopped briefly, and goes on with it without other work in between', t => {
+  const rig = new PcpuRig(1).start();
+  const { scheduling, domid } = rig;
+  rig.onIdle = () => assert.fail('the vCPU comes back');
+  const stopped: boolean[] = [];
+  rig.behave = () => {
+    if (rig.runs.length === 2) scheduling.close();
+    else {
+      scheduling.beginBriefStop();
+      scheduling.pauseDomain(domid);
+    }
+    return 'host';
+  };
+  const count = looks(t, () => rig.pcpu.runLoop(), look => {
+    stopped.push(scheduling.isStopped(domid));
+    if (look < 10) return;
+    scheduling.unpauseDomain(domid);
+    scheduling.endBriefStop();
+  });
+  assert.deepEqual([rig.runs, count, stopped], [[0, 0], 10, Array.from({ length: 10 }, () => true)]);
+});
+
+test('nobody looks for a vCPU that waits, is paused for long, or is waited for by a thread that sleeps; nor for ever', t => {
+  const rig = new PcpuRig(1).start();
+  const { scheduling, domid, machine, vcpus: [vcpu] } = rig;
+  const looksFor = (): number => looks(t, () => scheduling.awaitReturn(vcpu!));
+  const waiters = (machine.region('scheduler').offsetBytes + SCHEDULER.at.stopWaiters) / 4;
+  assert.equal(scheduling.take(0), vcpu);
+  scheduling.pauseDomain(domid);
+  scheduling.putBack(vcpu!);
+  assert.equal(looksFor(), 0);
+  scheduling.beginBriefStop();
+  machine.u32[waiters] = 1;
+  assert.equal(looksFor(), 0);
+  machine.u32[waiters] = 0;
+  assert.ok(looksFor() > 1000);
+  scheduling.unpauseDomain(domid);
+  assert.equal(looksFor(), 0, 'it is there');
+  assert.equal(scheduling.take(0), vcpu);
+  assert.equal(scheduling.blockRunning(vcpu!, false) > 0, true);
+  assert.equal(looksFor(), 0);
+});
+
+test('other work waits while a domain is stopped briefly; who has put it off is woken after that, and nobody else', t => {
+  const rig = new PcpuRig(1);
+  const { scheduling, machine } = rig;
+  const idle = (machine.region('scheduler').offsetBytes + SCHEDULER.at.idleLow) / 4;
+  let slept = 0;
+  t.mock.method(scheduling, 'sleep', (pcpu: number, _millis: number, hasWork: () => boolean) => {
+    assert.equal(hasWork(), false);
+    slept++;
+    machine.u32[idle] = 1 << pcpu;
+    scheduling.endBriefStop();
+    assert.equal(machine.u32[idle], 0, 'it is awake');
+    assert.equal(hasWork(), true);
+  });
+  rig.onIdle = () => assert.equal(slept, 1);
+  scheduling.beginBriefStop();
+  rig.pcpu.runLoop();
+  assert.equal(slept, 1);
+  machine.u32[idle] = 1;
+  scheduling.beginBriefStop();
+  scheduling.endBriefStop();
+  assert.equal(machine.u32[idle], 1);
+});
+
+test('before it is stopped, a domain is given some time for its vCPUs that run to show that they have cores', () => {
+  const rig = new PcpuRig(2).start();
+  const { scheduling, domid, clock, vcpus } = rig;
+  const callsUntil = (isShown: (call: number) => boolean): number => {
+    let calls = 0;
+    scheduling.findOnCores(domid, clock, () => {
+      calls++;
+      assert.ok(vcpus.every((_, index) => rig.kicked(index)), 'their slices end');
+      clock.nanos += 100;
+      if (isShown(calls)) scheduling.setNanos(vcpus[0]!, VCPU_SCHEDULE.at.sliceStart, clock.nanos);
+      clock.nanos += 100;
+    });
+    return calls;
+  };
+  assert.equal(callsUntil(() => false), 1, 'none has to, as none runs');
+  assert.equal(scheduling.take(0), vcpus[0]);
+  assert.equal(callsUntil(() => true), 1);
+  assert.equal(callsUntil(call => call === 4), 4);
+  const most = callsUntil(() => false);
+  assert.ok(most > 4 && most < 100, `${most} times`);
+});
+
+test('when a domain ran on: at the start of the last first slice, or not yet', () => {
+  const rig = new PcpuRig(2).start();
+  const { scheduling, domid, clock } = rig;
+  const answers: number[] = [];
+  const ranOnAt = (since: number): void => { answers.push(scheduling.ranOnAt(domid, since, clock.nanos) - since); };
+  const since = clock.nanos;
+  ranOnAt(since);
+  rig.behave = () => {
+    clock.nanos += 1000;
+    ranOnAt(since);
+    if (rig.runs.length === 2) ranOnAt(clock.nanos - 500);
+    if (rig.runs.length === 3) scheduling.close();
+    return rig.runs.length < 2 ? 'slice' : 'wfi';
+  };
+  clock.nanos += 5000;
+  rig.pcpu.runLoop();
+  // One that waits for something is not missed.
+  assert.deepEqual(answers, [0, 6000, 6000, 500, 7000]);
+});
+
 test('a shutdown stops all vCPUs, the one that asked for it at once; the host hears of it when none runs', () => {
   const rig = new PcpuRig(2).start();
   const toldWhenStopped: boolean[] = [];
@@ -352,3 +471,4 @@ test('stopping the world and flushing TLBs from inside a call return at once whe
   const requests = rig.vcpus.map(vcpu => rig.machine.u32[(vcpu + vcpuRecord.at.tlbFlushRequest) / 4]);
   assert.deepEqual(requests, [0, 2]);
 });
+

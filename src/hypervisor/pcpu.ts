@@ -114,15 +114,24 @@ export class PCpu {
     while (!scheduling.isClosing) {
       this.#wakeDue();
       const vcpuAddress = scheduling.take(pcpu);
-      if (vcpuAddress !== 0) this.#runTurn(vcpuAddress);
-      else if (!this.#options.idleWork?.step()) this.#sleep();
+      if (vcpuAddress !== 0) {
+        this.#runTurn(vcpuAddress);
+        scheduling.awaitReturn(vcpuAddress);
+      } else if (!this.#doIdleWork()) this.#sleep();
     }
+  }
+
+  /** @returns false if there is none, or it has to wait */
+  #doIdleWork(): boolean {
+    const { scheduling, idleWork } = this.#options;
+    return idleWork?.isWaiting === true && !scheduling.mustPutOff() && idleWork.step();
   }
 
   #sleep(): void {
     const { scheduling, pcpu, clock, idleWork } = this.#options;
     const millis = (this.#deadlines.next() - clock.monotonicNanos()) / NANOS_PER_MILLI;
-    if (millis > 0) scheduling.sleep(pcpu, Math.min(millis, SLEEP_MAX_MILLIS), () => idleWork?.isWaiting === true);
+    const hasWork = (): boolean => idleWork?.isWaiting === true && !scheduling.isBriefStop;
+    if (millis > 0) scheduling.sleep(pcpu, Math.min(millis, SLEEP_MAX_MILLIS), hasWork);
   }
 
   #wakeDue(): void {
@@ -188,6 +197,7 @@ export class PCpu {
     const capLeft = scheduling.shares.leftNanos(scheduling.table.domidOf(address), start);
     if (capLeft <= 0) return 'throttled';
     const end = Math.min(turnEnd, timers.nextDeadlineNanos(address), this.#deadlines.next(), start + capLeft);
+    scheduling.setNanos(address, VCPU_SCHEDULE.at.sliceStart, start);
     scheduling.setNanos(address, VCPU_SCHEDULE.at.sliceEnd, end);
     const isFirst = scheduling.getNanos(address, VCPU_SCHEDULE.at.runNanos) === 0;
     const budget = this.#untilSample(isFirst ? FIRST_SLICE_INSTRUCTIONS : this.#budget(end - start));

@@ -15,7 +15,8 @@ import { DOMAIN } from '../abi/domain-record.ts';
 import { VCPU_REQUEST, VCPU_SCHEDULE, VCPU_STATE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { assert } from '../base/assert.ts';
-import { canSleep, ringBell } from '../memory/spin.ts';
+import type { Clock } from '../base/clock.ts';
+import { canSleep, nap, ringBell } from '../memory/spin.ts';
 import type { Scheduler } from './environment.ts';
 import { RunQueue } from './run-queue.ts';
 import { nextPeriod } from './shares.ts';
@@ -26,6 +27,11 @@ const V = VCPU_SCHEDULE.at;
  * takes less; one whose thread is off its core may be waiting for the very core that the looking would take.
  */
 const STOP_SPINS = 1500;
+/** How often a pCPU looks whether a vCPU comes back that is stopped briefly: some 250 µs, longer than a checkpoint takes. */
+const RETURN_LOOKS = 5000;
+/** How often the vCPUs of a domain are tried to be found on cores, and how long they are given the caller's in between. */
+const FIND_ATTEMPTS_MAX = 10;
+const FIND_NAP_MILLIS = 0.2;
 /** How long a waiter sleeps at most. Not less: each look takes a core away, perhaps from the vCPU that it waits for. */
 const STOP_WAIT_MILLIS = 10;
 
@@ -324,6 +330,82 @@ export class VcpuScheduling extends RunQueue implements Scheduler {
   #tellStopWaiters(): void {
     if (Atomics.load(this.machine.u32, this.word('stopWaiters')) === 0) return;
     ringBell(this.machine.i32, this.word('stopBell'));
+  }
+
+  // ---- stops for a fraction of a millisecond
+
+  /**
+   * A domain is about to be paused and will be unpaused at once. Until `endBriefStop`, pCPUs begin no other work, which would
+   * take locks and cores that the caller needs, and who lets go of the domain's vCPU looks for it to come back.
+   */
+  beginBriefStop(): void {
+    Atomics.add(this.machine.u32, this.word('briefStops'), 1);
+  }
+  endBriefStop(): void {
+    Atomics.sub(this.machine.u32, this.word('briefStops'), 1);
+    if (Atomics.exchange(this.machine.u32, this.word('putOff'), 0) !== 0) this.wakeIdlePcpus();
+  }
+  get isBriefStop(): boolean {
+    return Atomics.load(this.machine.u32, this.word('briefStops')) !== 0;
+  }
+  /** Whether other work has to wait; if so, pCPUs that sleep are woken when it has not. */
+  mustPutOff(): boolean {
+    if (!this.isBriefStop) return false;
+    Atomics.store(this.machine.u32, this.word('putOff'), 1);
+    // It may have ended just before, and then nobody wakes us.
+    return this.isBriefStop;
+  }
+
+  /**
+   * Calls back before a domain is stopped, and again, for some milliseconds at most, until each of its vCPUs that run has begun
+   * a slice meanwhile: its thread has a core, and will stop at once. One that has none stops only when it gets it back, while
+   * the others stand still already.
+   */
+  findOnCores(domid: number, clock: Clock, meanwhile: () => void): void {
+    for (let attempt = 1; ; attempt++) {
+      const sinceNanos = clock.monotonicNanos();
+      for (let index = 0; index < this.table.vcpuCount(domid); index++) this.kick(this.table.vcpuOf(domid, index));
+      meanwhile();
+      if (this.#haveBegun(domid, sinceNanos) || attempt === FIND_ATTEMPTS_MAX || !canSleep) return;
+      nap(FIND_NAP_MILLIS);
+    }
+  }
+  #haveBegun(domid: number, sinceNanos: number): boolean {
+    for (let index = 0; index < this.table.vcpuCount(domid); index++) {
+      const vcpuAddress = this.table.vcpuOf(domid, index);
+      const isOld = this.getNanos(vcpuAddress, V.sliceStart) < sinceNanos;
+      if (isOld && this.get(vcpuAddress, 'state') === VCPU_STATE.running) return false;
+    }
+    return true;
+  }
+
+  /**
+   * By the pCPU that has let go of a vCPU: if that is stopped briefly, looks for it for a while. To sleep and be woken costs
+   * both sides more, and the core would go to somebody else. Who sleeps until the vCPU stops may need this very core.
+   */
+  awaitReturn(vcpuAddress: number): void {
+    const { u32 } = this.machine;
+    if (!this.isBriefStop || Atomics.load(u32, this.word('stopWaiters')) !== 0) return;
+    if (this.get(vcpuAddress, 'state') !== VCPU_STATE.runnable) return;
+    for (let looks = 0; looks < RETURN_LOOKS && this.isBriefStop && !this.hasWaiting; looks++) Atomics.pause();
+  }
+
+  /**
+   * When the vCPUs of a domain that was unpaused had begun to run on, in host nanoseconds.
+   * @param sinceNanos when it was paused
+   * @param nowNanos the answer when one that is to run has not begun yet, or none is
+   */
+  ranOnAt(domid: number, sinceNanos: number, nowNanos: number): number {
+    let latest = 0;
+    for (let index = 0; index < this.table.vcpuCount(domid); index++) {
+      const vcpuAddress = this.table.vcpuOf(domid, index);
+      const state = this.get(vcpuAddress, 'state');
+      if (state !== VCPU_STATE.running && state !== VCPU_STATE.runnable) continue;
+      const start = this.getNanos(vcpuAddress, V.sliceStart);
+      if (start < sinceNanos) return nowNanos;
+      latest = Math.max(latest, start);
+    }
+    return latest === 0 ? nowNanos : Math.min(latest, nowNanos);
   }
 
   // ---- closing

@@ -19,7 +19,12 @@ const SLEEP_MILLIS = 0.05;
 /** @param attempt how often the caller has looked already, from 0 */
 export function backOff(attempt: number): void {
   if (attempt < PAUSES || !canSleep) Atomics.pause();
-  else Atomics.wait(nothing, 0, 0, SLEEP_MILLIS);
+  else nap(SLEEP_MILLIS);
+}
+
+/** Gives the core away for a while; of a thread that may sleep. */
+export function nap(millis: number): void {
+  Atomics.wait(nothing, 0, 0, millis);
 }
 
 /** How many locks this thread holds, and the bells to be rung when it is none. */
