@@ -15,11 +15,9 @@ export interface Caller {
 
 export class GuestStruct {
   readonly #bytes: Uint8Array;
-  readonly #view: DataView;
 
   constructor(bytes: Uint8Array) {
     this.#bytes = bytes;
-    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   }
 
   /** @returns undefined when the guest may not read there, or the call has to be made again */
@@ -44,15 +42,15 @@ export class GuestStruct {
   }
 
   u16(offset: number): number {
-    return this.#view.getUint16(offset, true);
+    return this.#bytes[offset]! | (this.#bytes[offset + 1]! << 8);
   }
 
   u32(offset: number): number {
-    return this.#view.getUint32(offset, true);
+    return (this.u16(offset) | (this.u16(offset + 2) << 16)) >>> 0;
   }
 
   u64(offset: number): bigint {
-    return this.#view.getBigUint64(offset, true);
+    return (BigInt(this.u32(offset + 4)) << 32n) | BigInt(this.u32(offset));
   }
 
   /** A u64 as a double: exact below 2^53, which every bound that it is compared with is. */
@@ -61,19 +59,28 @@ export class GuestStruct {
   }
 
   set8(offset: number, value: number): void {
-    this.#view.setUint8(offset, value);
+    this.#bytes[offset] = value;
   }
 
   set16(offset: number, value: number): void {
-    this.#view.setUint16(offset, value, true);
+    this.#bytes[offset] = value;
+    this.#bytes[offset + 1] = value >>> 8;
   }
 
   set32(offset: number, value: number): void {
-    this.#view.setUint32(offset, value, true);
+    this.set16(offset, value);
+    this.set16(offset + 2, value >>> 16);
+  }
+
+  /** A u64 from a whole number below 2^53. */
+  setNumber(offset: number, value: number): void {
+    this.set32(offset, value);
+    this.set32(offset + 4, Math.floor(value / 2 ** 32));
   }
 
   set64(offset: number, value: bigint): void {
-    this.#view.setBigUint64(offset, BigInt.asUintN(64, value), true);
+    this.set32(offset, Number(BigInt.asUintN(32, value)));
+    this.set32(offset + 4, Number(BigInt.asUintN(32, value >> 32n)));
   }
 
   bytes(offset: number, sizeBytes: number): Uint8Array {

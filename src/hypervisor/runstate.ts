@@ -31,15 +31,15 @@ export function runstateInfo(domain: DomainRecord, vcpuId: number, nowNanos: num
   const since = f64[(entry + VCPU_ENTRY.at.runstateEntryNanos) / 8]!;
   const info = GuestStruct.blank(vcpuRunstateInfo);
   info.set32(at.state, state);
-  info.set64(at.state_entry_time, toNanos(since));
+  info.setNumber(at.state_entry_time, toNanos(since));
   for (let i = 0; i < STATES; i++) {
     const running = i === state ? Math.max(0, nowNanos - since) : 0;
-    info.set64(at.time + 8 * i, toNanos(f64[(entry + VCPU_ENTRY.at.runstateNanos) / 8 + i]! + running));
+    info.setNumber(at.time + 8 * i, toNanos(f64[(entry + VCPU_ENTRY.at.runstateNanos) / 8 + i]! + running));
   }
   return info;
 }
 
-const toNanos = (nanos: number) => BigInt(Math.max(0, Math.floor(nanos)));
+const toNanos = (nanos: number) => Math.max(0, Math.floor(nanos));
 
 /** Brings the guest's copy up to date: call it on the vCPU's own pCPU, whenever the vCPU starts to run. */
 export function publishRunstate({ guest, memory, clock }: Environment, caller: Caller): void {
@@ -47,11 +47,13 @@ export function publishRunstate({ guest, memory, clock }: Environment, caller: C
   const va = memory.u64[(domain.vcpuEntry(vcpuId) + VCPU_ENTRY.at.runstateArea) / 8]!;
   if (va === 0n) return;
   const info = runstateInfo(domain, vcpuId, clock.monotonicNanos());
-  const since = info.u64(at.state_entry_time);
-  if ((domain.get(DOMAIN.at.vmAssist) & (1 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG)) === 0) {
+  const isMarked = (domain.get(DOMAIN.at.vmAssist) & (1 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG)) !== 0;
+  // The only vCPU that could be reading is this one.
+  if (!isMarked || domain.vcpuCount === 1) {
     info.write(guest, caller, va);
     return;
   }
+  const since = info.u64(at.state_entry_time);
   // Other vCPUs may be reading: they see the flag as long as the rest is not of one piece.
   const time = GuestStruct.blank(vcpuRunstateInfo);
   time.set64(0, since | XEN_RUNSTATE_UPDATE);
