@@ -27,6 +27,7 @@ import type { Checkpoint, CheckpointStats, Domain, ForkSpec, RollbackStats, Save
 
 const MICROS_PER_MILLI = 1000;
 const NANOS_PER_MILLI = 1e6;
+const NANOS_PER_MICRO = 1000;
 /** Forks made in one go before others get their turn. */
 const FORKS_PER_TURN = 8;
 
@@ -46,6 +47,8 @@ export interface CheckpointParts {
   readonly stats: CheckpointStats;
   /** Of the pCPUs; of one from an image, the usual one. */
   readonly share?: DomainShare;
+  /** Of one from an image: its forks do not run before that. */
+  readonly memoryReady?: Promise<unknown>;
   /** What the guest was using just before, if that was asked for: see lifecycle/working-set.ts. */
   readonly hotFrames?: ReadonlySet<number>;
 }
@@ -118,6 +121,7 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
         if (forks.length > 0 && forks.length % FORKS_PER_TURN === 0) await new Promise(setImmediate);
         forks.push(this.#forkOne(spec));
       }
+      await this.#parts.memoryReady;
     } catch (error) {
       await Promise.all(forks.map((fork) => fork.destroy()));
       throw error;
@@ -143,7 +147,7 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
     core.assertOpen();
     if (name !== undefined) core.assertNameFree(name);
     const { thread, builder } = core;
-    const { frozen, devices, origin, family, share } = this.#parts;
+    const { frozen, devices, origin, family, share, memoryReady } = this.#parts;
       const vcpuAddresses = core.takeVcpus(frozen.state.vcpus.length);
     const uuid = checkUuid(wantedUuid) ?? randomUuid(core.random);
     const record = vcpuAddresses
@@ -163,7 +167,7 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
     core.domains.set(record.domid, hosted);
     if (share !== undefined) thread.scheduling.shares.set(record.domid, share);
     thread.timers.startTime(record.domid);
-    hosted.start(paused, wasSuspended);
+    hosted.start(paused, wasSuspended, memoryReady);
     return hosted;
   }
 
@@ -239,6 +243,7 @@ function stopped<T>(
   const { domid } = record;
   const start = performance.now();
   const wasTimeStopped = timers.isTimeStopped(domid);
+  scheduling.beginBriefStop();
   scheduling.pauseDomain(domid);
   try {
     whileStopping?.();
@@ -248,7 +253,16 @@ function stopped<T>(
   } finally {
     if (!wasTimeStopped) timers.startTime(domid);
     scheduling.unpauseDomain(domid);
+    scheduling.endBriefStop();
   }
+}
+
+/**
+ * To be called as late as can be: this thread may have lost its core to the vCPU's in the moment when it let that go on.
+ * @param sinceNanos when `stopped` was called
+ */
+function downtimeMicros({ thread: { scheduling, clock } }: HostCore, { domid }: DomainRecord, sinceNanos: number): number {
+  return (scheduling.ranOnAt(domid, sinceNanos, clock.monotonicNanos()) - sinceNanos) / NANOS_PER_MICRO;
 }
 
 /**
@@ -261,8 +275,8 @@ export function takeCheckpoint(
   const { origin } = parts;
   const devices = saveDevices();
   const begin = performance.now();
-  lookOver(core.thread, record);
-  const start = performance.now();
+  core.thread.scheduling.findOnCores(record.domid, core.thread.clock, () => lookOver(core.thread, record));
+  const start = core.thread.clock.monotonicNanos();
   let stopMicros = 0;
   const frozen = stopped(core, record, (micros) => {
     stopMicros = micros;
@@ -271,12 +285,14 @@ export function takeCheckpoint(
     setWallClock(core, record);
     return result;
   });
-  const downtimeMicros = (performance.now() - start) * MICROS_PER_MILLI;
   if (frozen === undefined) throw outOfMemory(`a checkpoint of domain ${origin.name}`);
   if (frozen === 'busy') throw busy(origin.name);
   if (frozen === 'shutdown') throw new ZazenError('ZAZEN_DOMAIN_SHUTDOWN', `domain ${origin.name} has shut down`);
-  const stats = { stopMicros, downtimeMicros, totalMicros: (performance.now() - begin) * MICROS_PER_MILLI };
   const share = core.thread.scheduling.shares.get(record.domid);
+  const stats = {
+    stopMicros, downtimeMicros: downtimeMicros(core, record, start),
+    totalMicros: (performance.now() - begin) * MICROS_PER_MILLI,
+  };
   return new HeldCheckpoint(core, { ...parts, frozen, devices, stats, share });
 }
 
@@ -289,7 +305,7 @@ export function rollBackMemory(
 ): Omit<RollbackStats, 'totalMicros'> {
   const { thread, builder } = core;
   const { domain, consolePort, xenstorePort } = ends;
-  const start = performance.now();
+  const start = thread.clock.monotonicNanos();
   let stopMicros = 0;
   let differences: Differences;
   stopped(core, domain, (micros) => {
@@ -312,6 +328,5 @@ export function rollBackMemory(
     if (thread.hypercalls.grants.whileUnused(domain, () => undefined) === 'busy') throw busy(name);
     differences = findDifferences(thread, domain, frozen.root);
   });
-  const downtimeMicros = (performance.now() - start) * MICROS_PER_MILLI;
-  return { stopMicros, downtimeMicros };
+  return { stopMicros, downtimeMicros: downtimeMicros(core, domain, start) };
 }

@@ -77,6 +77,8 @@ export class HostedDomain implements Domain, ImageUser {
   readonly #devices: GuestDevices;
   #stopped = Promise.withResolvers<ShutdownReason | 'destroyed'>();
   #paused = true;
+  /** It will be let go as soon as it can run, and nobody has said otherwise. */
+  #isStarting = false;
   /** It is paused because a page of its image could not be read. */
   #isPageLost = false;
   #shutdownReason: ShutdownReason | undefined;
@@ -116,15 +118,24 @@ export class HostedDomain implements Domain, ImageUser {
   /**
    * To be called once, when vCPU 0 is ready to run.
    * @param wasSuspended in the state that it goes on from
+   * @param ready when it may run; at once if there is nothing to wait for
    */
-  start(paused: boolean, wasSuspended = false): void {
+  start(paused: boolean, wasSuspended = false, ready?: Promise<unknown>): void {
     this.#emit({ type: 'started' });
     if (wasSuspended) this.#emit({ type: 'resumed', reason: 'new-place' });
-    if (paused) this.#emit({ type: 'paused' });
-    else {
-      this.#paused = false;
-      this.#core.thread.scheduling.unpauseDomain(this.id);
-    }
+    if (paused) return this.#emit({ type: 'paused' });
+    this.#isStarting = true;
+    if (ready === undefined) this.#letGo();
+    else void this.#letGoWhen(ready);
+  }
+  async #letGoWhen(ready: Promise<unknown>): Promise<void> {
+    await ready;
+    if (this.#isStarting && this.#destroyed === undefined) this.#letGo();
+  }
+  #letGo(): void {
+    this.#isStarting = false;
+    this.#paused = false;
+    this.#core.thread.scheduling.unpauseDomain(this.id);
   }
 
   wasRestored(path: string): void {
@@ -249,6 +260,10 @@ export class HostedDomain implements Domain, ImageUser {
 
   async pause(): Promise<void> {
     this.#assertAlive();
+    if (this.#isStarting) {
+      this.#isStarting = false;
+      return this.#emit({ type: 'paused' });
+    }
     if (this.#paused) return;
     const { scheduling } = this.#core.thread;
     this.#paused = true;
@@ -296,8 +311,7 @@ export class HostedDomain implements Domain, ImageUser {
       this.#assertAlive();
     }
     if (!this.#paused) return;
-    this.#paused = false;
-    this.#core.thread.scheduling.unpauseDomain(this.id);
+    this.#letGo();
     this.#emit({ type: 'unpaused' });
   }
 

@@ -113,6 +113,8 @@ class RunningHost implements HostInterface {
     const isTaken = this.domains().some(domain => domain.uuid === origin.uuid);
     const uuid = options.uuid ?? (isTaken ? undefined : origin.uuid);
     const [domain] = await checkpoint.fork([{ name: options.name ?? origin.name, uuid, paused: options.paused }]);
+    // While its memory came, somebody who has seen it in the list may have destroyed it.
+    if (domain!.state === 'destroyed') return domain!;
     (domain as HostedDomain).wasRestored(path);
     await (domain as HostedDomain).takeBackForwards();
     return domain!;
@@ -256,9 +258,9 @@ async function start(options: HostOptions = {}): Promise<HostInterface> {
     clock: options.clock ?? systemClock, random: options.random ?? systemRandom, log: options.log ?? (() => {}),
     networks,
   });
-  await core.startWorkers();
-  warmUpLater();
+  core.onSettled = warmUpLater;
   core.onCheckpoint = warmUpForCheckpoints;
+  await core.startWorkers();
   return hostOf(core, options.cacheDir);
 }
 

@@ -175,7 +175,7 @@ export async function loadCheckpoint(core: HostCore, path: string, options: Load
     disksLoading.catch(() => {});
     let root = 0;
     try {
-      await image.hotPagesLoaded;
+      await image.hotPagesBegun;
       if (options.lazy === false) await image.complete(options);
       readHeldPages(core, image, state);
       options.signal?.throwIfAborted();
@@ -195,6 +195,7 @@ export async function loadCheckpoint(core: HostCore, path: string, options: Load
     if (options.readAhead !== false) image.loadBeside();
     const parts = {
       frozen: { root, state }, devices: { ...devices, disks }, origin: { ...identity, id: devices.domainId }, family: { image },
+      memoryReady: image.hotPagesLoaded,
       stats: { stopMicros: 0, downtimeMicros: 0, totalMicros: (performance.now() - start) * 1000 },
     };
     return { parts, done };

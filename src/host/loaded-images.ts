@@ -12,7 +12,9 @@
 import { statSync } from 'node:fs';
 import type { BigIntStats } from 'node:fs';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
+import type { HotArea } from '../image/hot-area.ts';
 import { openImage } from '../image/image.ts';
 import type { Image } from '../image/image.ts';
 import { HotPages, TemplateLoader, makeTemplate, outOfMemory } from '../lifecycle/restore.ts';
@@ -81,7 +83,7 @@ export class LoadedImage implements FrameCache {
     const { thread } = core;
     const workingSet = decodeWorkingSet(image);
     this.root = makeTemplate(thread, image, number);
-    hotPages.placeIn(this.root);
+    hotPages.placeIn(image, this.root);
     this.#hotPages = hotPages;
     this.#workingSetPages = workingSet.reduce((sum, { count }) => sum + count, 0);
     this.#loader = new TemplateLoader(thread, () => this.image, this.root, workingSet,
@@ -100,8 +102,10 @@ export class LoadedImage implements FrameCache {
   get source(): ImageSource { return this.#source; }
   get isComplete(): boolean { return this.#loader.isComplete; }
   get isGone(): boolean { return this.#gone !== undefined; }
+  /** Resolves when there is what the hypervisor needs of it to make a guest. */
+  get hotPagesBegun(): Promise<void> { return this.#hotPages.begun; }
   /** Resolves when what a guest needs at once is there. */
-  get hotPagesLoaded(): Promise<void> { return this.#hotPages.done; }
+  get hotPagesLoaded(): Promise<unknown> { return this.#hotPages.done; }
   get inFlight(): Iterable<number> { return [...this.#hotPages.inFlight, ...this.#loader.inFlight]; }
   get frames(): number { return this.#users.size === 0 ? this.#loader.pageCount : 0; }
 
@@ -178,7 +182,7 @@ export class LoadedImage implements FrameCache {
       this.#failure = error;
       this.#noteWhole();
     };
-    this.#loader.load().then(() => ended(), ended);
+    this.#hotPages.done.then(() => this.#loader.load()).then(() => ended(), ended);
     this.#isWanted = true;
   }
 
@@ -190,6 +194,8 @@ export class LoadedImage implements FrameCache {
 
   /** @throws ZazenError ZAZEN_IMAGE_*, ZAZEN_HOST_OUT_OF_MEMORY; the signal's reason */
   async complete(options: LoadOptions = {}): Promise<void> {
+    // Until they are placed, the template must not be given up, as a complete one may be.
+    await this.#hotPages.done;
     await this.#loader.complete(options);
     this.#noteWhole();
   }
@@ -308,22 +314,26 @@ export class LoadedImages implements ImagePages {
   }
 
   async #open(path: string): Promise<LoadedImage> {
-    const image = await openImage(path);
     let hotPages: HotPages | undefined;
+    let image: Image | undefined;
+    // They are on their way while all else is made.
+    const atHead = (area: HotArea): void => {
+      this.#core.makeRoom(area.pages * FRAME_BYTES);
+      hotPages = new HotPages(this.#core.thread, area);
+    };
     try {
+      image = await openImage(path, { atHead });
+      assert(hotPages !== undefined, 'an image was opened without its head');
       const stamp = stampOf(image.status);
       this.#core.makeRoom(image.storedPages * FRAME_BYTES);
       const number = ++this.#lastNumber;
-      // They are on their way while all else is made.
-      hotPages = new HotPages(this.#core.thread, image);
       const forget = (): void => { this.#byNumber.delete(number); };
       const loaded = new LoadedImage(this.#core, image, { stamp, number, hotPages }, forget);
       this.#byNumber.set(number, loaded);
       return loaded;
     } catch (error) {
-      hotPages?.placeIn(0);
-      await hotPages?.done;
-      await image.close();
+      await hotPages?.abandon();
+      await image?.close();
       throw error;
     }
   }

@@ -288,7 +288,7 @@ export interface GuestCommand {
 export interface CheckpointStats {
   /** Until the guest stood still. */
   readonly stopMicros: number;
-  /** From before the guest was stopped until after it was let go on. */
+  /** From before the guest was asked to stop until its vCPUs ran on, or until now if none has got to it yet. */
   readonly downtimeMicros: number;
   /** All that `checkpoint` took after the state of the devices was saved, while the guest ran. */
   readonly totalMicros: number;
@@ -297,7 +297,7 @@ export interface CheckpointStats {
 /** Microseconds of wall time. */
 export interface RollbackStats {
   readonly stopMicros: number;
-  /** From before the guest was stopped until after it was let go on. */
+  /** As of a checkpoint. */
   readonly downtimeMicros: number;
   /** With putting back console and store. */
   readonly totalMicros: number;

@@ -12,6 +12,7 @@ import { PageHasher } from './checksum.ts';
 import { decodeNotes, decodeSuperblock, encodeHead, encodeNotes, setHeadDigest } from './elf.ts';
 import type { Head, Note } from './elf.ts';
 import { BLOCK_BYTES, HOT_PAGES_VERSION, IMAGE_VERSION, alignToBlock, layoutImage } from './format.ts';
+import type { HotArea } from './hot-area.ts';
 import { openImage } from './image.ts';
 import { NOTES_MAX, ZAZEN_NOTE } from './notes.ts';
 import { BASE_GFN, bankOf, fillFrame, makeFolder, makeMachine, makeRequest, makeVcpu, runsOf } from './test-images.ts';
@@ -64,17 +65,25 @@ function forge(path: string, notes: Uint8Array, head: Partial<Head> = {}, versio
   seal(path, block, good.subarray(BLOCK_BYTES, superblock.notesOffset), notes);
 }
 
+const HOT_MFNS = Uint32Array.from({ length: 64 }, (_, k) => 100 + k);
+
 /** Uses everything that an image offers. @returns the error's code or 'accepted' */
 async function exercise(path: string): Promise<string> {
   try {
-    await using image = await openImage(path);
+    let reading = Promise.resolve();
+    const atHead = (area: HotArea): void => {
+      reading = area.read(machine, 0, HOT_MFNS.subarray(0, area.pages));
+      reading.catch(() => {});
+    };
+    await using image = await openImage(path, { atHead });
     JSON.stringify(image.header);
     for (const { gfn, count } of image.runs()) assert.ok(count > 0 && image.pageState(gfn) === 'stored');
     for (const { guestAddress, sizeBytes } of image.banks) {
       const mfns = Uint32Array.from({ length: Math.min(16, sizeBytes / FRAME_BYTES) }, (_, k) => 100 + k);
       await image.readPages(machine, guestAddress / FRAME_BYTES, mfns);
     }
-    await image.readHotPages(machine, Uint32Array.from(image.hotGfns, (_, k) => 100 + k));
+    await reading;
+    image.findAlteredHotPages(machine, 0, HOT_MFNS.subarray(0, image.hotArea.pages));
     await image.verify();
     return 'accepted';
   } catch (error) {

@@ -5,9 +5,12 @@ import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import * as nodeFiles from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { PATIENCE_MILLIS } from '../../test/patience.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { HOT_PAGES_MAX, layoutImage } from './format.ts';
+import type { HotArea } from './hot-area.ts';
 import { openImage } from './image.ts';
+import type { Image } from './image.ts';
 import {
   BASE_GFN, bankOf, fillFrame, frameOf, makeFolder, makeMachine, makeRequest, readBack, runsOf,
 } from './test-images.ts';
@@ -29,20 +32,52 @@ async function write(
   return path;
 }
 
+/** Of the first ones. @returns those that are not what was written */
+async function readHot(image: Image, mfns: Uint32Array): Promise<Set<number>> {
+  await image.hotArea.read(machine, 0, mfns);
+  return image.findAlteredHotPages(machine, 0, mfns);
+}
+
 test('hot pages lie one after the other and come back in their order; zero pages are none', async () => {
   const path = await write('hot.core', [[4, 3], [3, 10], [0, 1]]);
   await using image = await openImage(path);
   assert.deepEqual([...image.hotGfns], [BASE_GFN + 4, BASE_GFN]);
-  assert.equal((await image.readHotPages(machine, Uint32Array.of(21, 20))).size, 0);
+  assert.equal((await readHot(image, Uint32Array.of(21, 20))).size, 0);
   assert.ok(Buffer.from(frameOf(machine, 21)).equals(frameOf(machine, 3)));
   assert.ok(Buffer.from(frameOf(machine, 20)).equals(frameOf(machine, 1)));
   const { hotOffset, notesOffset } = layoutImage(banks, 2);
   assert.equal(notesOffset - hotOffset, 2 * FRAME_BYTES);
   assert.ok(readFileSync(path).subarray(hotOffset, hotOffset + FRAME_BYTES).equals(frameOf(machine, 3)));
   // As many as there are frames for.
-  assert.equal((await image.readHotPages(machine, Uint32Array.of(30))).size, 0);
+  assert.equal((await readHot(image, Uint32Array.of(30))).size, 0);
   assert.ok(Buffer.from(frameOf(machine, 30)).equals(frameOf(machine, 3)));
   assert.deepEqual([(await image.verify()).problemCount, image.storedPages], [0, 3]);
+});
+
+test('they can be read when nothing but the head is known', { timeout: PATIENCE_MILLIS }, async () => {
+  const path = await write('early.core', [[2, 2], [0, 1]]);
+  const { hotOffset } = layoutImage(banks, 2);
+  const hotPagesRead = Promise.withResolvers<void>();
+  const open = async (...args: Parameters<typeof nodeFiles.open>) => {
+    const handle = await nodeFiles.open(...args);
+    const readv = handle.readv.bind(handle);
+    return Object.assign(handle, { readv: async (buffers: readonly Uint8Array[], position: number) => {
+      const isHead = position === 0 && buffers[0]!.length === FRAME_BYTES;
+      // Notes come when the hot pages are there.
+      if (!isHead && position !== hotOffset) await hotPagesRead.promise;
+      return readv(buffers, position);
+    } });
+  };
+  const counts: number[] = [];
+  const atHead = (area: HotArea): void => {
+    counts.push(area.pages);
+    area.read(machine, 0, Uint32Array.of(20, 21)).then(hotPagesRead.resolve, hotPagesRead.reject);
+  };
+  await using image = await openImage(path, { files: { ...nodeFiles, open: open as typeof nodeFiles.open }, atHead });
+  assert.deepEqual([counts, [...image.findAlteredHotPages(machine, 0, Uint32Array.of(20, 21))]], [[2], []]);
+  // One that has none says so.
+  await using plain = await openImage(await write('plain.core', []), { atHead: (area) => counts.push(area.pages) });
+  assert.deepEqual([counts, plain.hotArea.pages], [[2, 0], 0]);
 });
 
 test('there are at most so many of them', async () => {
@@ -70,7 +105,7 @@ test('a second copy that was altered is told, and the first one is as good as be
     const at = hotOffset + FRAME_BYTES + offset;
     const [good] = readFileSync(path).subarray(at, at + 1);
     await handle.write(Uint8Array.of(good! ^ 4), 0, 1, at);
-    assert.deepEqual([...await image.readHotPages(machine, Uint32Array.of(20, 21))], [BASE_GFN]);
+    assert.deepEqual([...await readHot(image, Uint32Array.of(20, 21))], [BASE_GFN]);
     const { problems } = await image.verify();
     assert.deepEqual(problems.map(({ gfn, message }) => [gfn, message]),
       [[BASE_GFN, `the second copy of page ${BASE_GFN} is not what was written`]]);
@@ -79,7 +114,7 @@ test('a second copy that was altered is told, and the first one is as good as be
   }
   assert.equal((await image.verify()).problemCount, 0);
   truncateSync(path, hotOffset + FRAME_BYTES);
-  await assert.rejects(image.readHotPages(machine, Uint32Array.of(20, 21)), { code: 'ZAZEN_IMAGE_TRUNCATED' });
+  await assert.rejects(readHot(image, Uint32Array.of(20, 21)), { code: 'ZAZEN_IMAGE_TRUNCATED' });
   await handle.close();
 });
 

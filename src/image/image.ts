@@ -5,16 +5,17 @@
 import type { BigIntStats } from 'node:fs';
 import * as nodeFiles from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
-import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { PageMemory } from './checksum.ts';
 import { RequestQueue } from './direct-file.ts';
 import type { DirectFile, FileSystem } from './direct-file.ts';
 import { CHAIN_MAX, imageError } from './format.ts';
 import type { Bank, ImageHeader, KernelWindow, PageState, ParentReference, VcpuRegisters } from './format.ts';
+import { buffersOf } from './frame-buffers.ts';
+import type { HotArea } from './hot-area.ts';
 import { openImageFile } from './open-file.ts';
-import type { ImageFile } from './open-file.ts';
-import { StoredPages, buffersOf } from './stored-pages.ts';
+import type { AtHead, ImageFile } from './open-file.ts';
+import { StoredPages } from './stored-pages.ts';
 import type { StoredRun } from './stored-pages.ts';
 import { verifyPages } from './verify.ts';
 import type { VerifyOptions, VerifyResult } from './verify.ts';
@@ -23,6 +24,8 @@ export interface OpenImageOptions {
   /** False: the file alone, of which only the pages that it stores itself can be read. Default true. */
   readonly parents?: boolean;
   readonly files?: FileSystem;
+  /** Of this very file; when opening fails later, it is closed when what this has begun to read has ended. */
+  readonly atHead?: AtHead;
 }
 
 /**
@@ -30,12 +33,14 @@ export interface OpenImageOptions {
  * parent is missing, is not the image that was meant, or the chain is too long or a circle
  */
 export async function openImage(path: string, options: OpenImageOptions = {}): Promise<Image> {
-  const { parents = true, files = nodeFiles } = options;
-  return openChain(path, files, parents, []);
+  const { parents = true, files = nodeFiles, atHead } = options;
+  return openChain(path, files, parents, [], atHead);
 }
 
-async function openChain(path: string, files: FileSystem, parents: boolean, children: ImageFile[]): Promise<Image> {
-  const file = await openImageFile(path, files);
+async function openChain(
+  path: string, files: FileSystem, parents: boolean, children: ImageFile[], atHead?: AtHead,
+): Promise<Image> {
+  const file = await openImageFile(path, files, atHead);
   try {
     const reference = file.content.header.parent;
     if (reference === undefined || !parents) return new Image(file, undefined);
@@ -158,19 +163,16 @@ export class Image {
     }
   }
 
+  /** The second copies of the hot pages. */
+  get hotArea(): HotArea { return this.#file.hotArea; }
+
   /**
-   * Reads the second copies of the first `mfns.length` hot pages, by one request.
-   * @param mfns frames, of which long stretches should follow each other
+   * @param first number of the first hot page that was read
+   * @param mfns frames that they were read into
    * @returns GFNs of those that are not what was written
-   * @throws ZazenError ZAZEN_IMAGE_READ, _TRUNCATED
    */
-  async readHotPages(machine: PageMemory, mfns: Uint32Array): Promise<Set<number>> {
-    const { file, layout } = this.#file;
-    const gfns = this.hotGfns.subarray(0, mfns.length);
-    const bytesRead = await file.read(buffersOf(machine, { mfns }), layout.hotOffset)
-      .catch((cause: unknown) => this.pages.readFailed(gfns[0]!, cause));
-    if (bytesRead < mfns.length * FRAME_BYTES) throw imageError('TRUNCATED', this.path, 'is cut short in its hot pages');
-    return this.pages.findAltered(machine, gfns, mfns);
+  findAlteredHotPages(machine: PageMemory, first: number, mfns: Uint32Array): Set<number> {
+    return this.pages.findAltered(machine, this.hotGfns.subarray(first, first + mfns.length), mfns);
   }
 
   /** As `readPages`, without leaving the calling thread. */

@@ -14,6 +14,7 @@ import { DirectFile, Scratch } from './direct-file.ts';
 import type { FileSystem } from './direct-file.ts';
 import { decodeBanks, decodeNotes, decodeSuperblock } from './elf.ts';
 import type { Superblock } from './elf.ts';
+import { HotArea } from './hot-area.ts';
 import { NOTES_MAX, decodeContent, notesBytesMax } from './notes.ts';
 import type { NotesContent } from './notes.ts';
 import { PageMap } from './page-map.ts';
@@ -35,19 +36,23 @@ export interface ImageFile {
   readonly layout: ImageLayout;
   readonly content: NotesContent;
   readonly map: PageMap;
+  readonly hotArea: HotArea;
   /** As it was before anything was read. */
   readonly status: BigIntStats;
 }
 
+/** Called when the head of a file is known, and nothing else of it: the hot pages may be read meanwhile, while the file is open. */
+export type AtHead = (hotArea: HotArea) => void;
+
 /** @throws ZazenError ZAZEN_IMAGE_OPEN, _FORMAT, _VERSION, _TRUNCATED, _CHECKSUM, _READ */
-export async function openImageFile(path: string, files: FileSystem): Promise<ImageFile> {
+export async function openImageFile(path: string, files: FileSystem, atHead?: AtHead): Promise<ImageFile> {
   const file = await DirectFile.open(files, path, constants.O_RDONLY).catch((cause: NodeJS.ErrnoException) => {
     throw imageError('OPEN', path, `cannot be opened (${cause.code})`, { cause });
   });
   try {
     const status = await file.handle.stat({ bigint: true });
     if (!status.isFile()) throw imageError('FORMAT', path, 'is not a file');
-    const areas = await Scratch.use((scratch) => readAreas(path, file, Number(status.size), scratch));
+    const areas = await Scratch.use((scratch) => readAreas(path, file, Number(status.size), scratch, atHead));
     return { ...areas, path, file, status };
   } catch (error) {
     await file.close();
@@ -56,11 +61,19 @@ export async function openImageFile(path: string, files: FileSystem): Promise<Im
 }
 
 /** Head and notes of a file, checked; also to find out whether they are still what they were. */
-export async function readAreas(path: string, file: DirectFile, sizeBytes: number, scratch: Scratch) {
+export async function readAreas(path: string, file: DirectFile, sizeBytes: number, scratch: Scratch, atHead?: AtHead) {
   const tail = readTail(file, sizeBytes, scratch);
-  const { superblock, banks, hotPages, kernelWindow, digest } = await readHead(path, file, scratch).finally(() => tail);
+  // Then the scratch memory is somebody else's.
+  return takeAreas(path, file, sizeBytes, scratch, tail, atHead).finally(() => tail);
+}
+
+async function takeAreas(
+  path: string, file: DirectFile, sizeBytes: number, scratch: Scratch, tail: Promise<Uint8Array>, atHead?: AtHead,
+) {
+  const { superblock, banks, hotPages, kernelWindow, digest } = await readHead(path, file, scratch);
   const { version, fileBytes } = superblock;
   const layout = layoutImage(banks, hotPages);
+  const hotArea = new HotArea(path, file, layout.hotOffset, hotPages);
   if (superblock.notesBytes > notesBytesMax(layout.pageCount)
     || fileBytes !== layout.notesOffset + alignToBlock(superblock.notesBytes)) {
     throw imageError('FORMAT', path, 'its head contradicts itself');
@@ -69,6 +82,7 @@ export async function readAreas(path: string, file: DirectFile, sizeBytes: numbe
     throw imageError('TRUNCATED', path, `is cut short: ${sizeBytes} bytes of ${fileBytes}`, { hint: 'copy it again' });
   }
   if (sizeBytes > fileBytes) throw imageError('FORMAT', path, `has ${sizeBytes - fileBytes} bytes too many at its end`);
+  atHead?.(hotArea);
   const area = await readNotes(path, file, layout, superblock, scratch, await tail);
   const notes = decodeNotes(area, NOTES_MAX);
   const content = notes === undefined ? { fault: 'its notes are malformed' }
@@ -82,7 +96,7 @@ export async function readAreas(path: string, file: DirectFile, sizeBytes: numbe
   if (new Set(hotGfns).size < hotGfns.length || hotGfns.some((gfn) => map.state(gfn) !== 'stored')) {
     throw imageError('FORMAT', path, 'its list of hot pages is malformed');
   }
-  return { version, fileBytes, digest: formatDigest(digest), banks, kernelWindow, layout, content, map };
+  return { version, fileBytes, digest: formatDigest(digest), banks, kernelWindow, layout, content, map, hotArea };
 }
 
 const readError = (path: string, what: string) => (cause: NodeJS.ErrnoException): never => {

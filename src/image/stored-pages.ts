@@ -9,6 +9,7 @@ import type { PageMemory } from './checksum.ts';
 import { REQUEST_BYTES, readSync } from './direct-file.ts';
 import { BRIDGE_PAGES, imageError, layoutImage } from './format.ts';
 import type { Bank, PageStretch } from './format.ts';
+import { buffersOf, frameStretches } from './frame-buffers.ts';
 import { PageMap } from './page-map.ts';
 import { findAlteredCopies, findAlteredPages } from './verify.ts';
 
@@ -209,19 +210,4 @@ function* bridge(stretches: Iterable<PageStretch>): Generator<PageStretch> {
   }
   if (stored !== undefined) yield stored;
   if (gap !== undefined) yield gap;
-}
-
-/** Stretches of consecutive frames. */
-function* frameStretches(mfns: Uint32Array): Generator<{ start: number; mfn: number; count: number }> {
-  for (let start = 0; start < mfns.length;) {
-    let end = start + 1;
-    while (end < mfns.length && mfns[end] === mfns[end - 1]! + 1) end++;
-    yield { start, mfn: mfns[start]!, count: end - start };
-    start = end;
-  }
-}
-
-export function buffersOf(machine: PageMemory, { mfns }: Pick<PageRead, 'mfns'>): Uint8Array[] {
-  return [...frameStretches(mfns)].map(({ mfn, count }) =>
-    machine.u8.subarray(mfn * FRAME_BYTES, (mfn + count) * FRAME_BYTES));
 }

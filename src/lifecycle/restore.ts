@@ -6,6 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { HypervisorThread } from '../hypervisor/thread.ts';
+import type { HotArea } from '../image/hot-area.ts';
 import type { Image } from '../image/image.ts';
 import { HOST_ACCOUNT } from '../memory/heap.ts';
 import type { Heap } from '../memory/heap.ts';
@@ -64,47 +65,62 @@ export function outOfMemory(path: string): ZazenError {
     { hint: 'destroy a domain or a checkpoint, or start the host with more memory' });
 }
 
+/** Hot pages in one request: what has come is checked while the next ones are read. */
+const HOT_PAGES_AT_ONCE = 128;
+
 /** The hot pages of an image on their way into its template: they are one after the other in the file. */
 export class HotPages {
   /** How many are in the template by now. */
   placed = 0;
+  /** Resolves when the first ones are there: those that the hypervisor works on, and where the guest goes on. */
+  readonly begun: Promise<void>;
   /** Resolves when all are there that can be: of the others, who touches one is told what is wrong. */
-  readonly done: Promise<void>;
+  readonly done: Promise<unknown>;
   /** Frames that nobody has yet. */
   readonly #inFlight = new Set<number>();
+  readonly #target = Promise.withResolvers<{ readonly image: Image; readonly root: number } | undefined>();
 
-  readonly #root = Promise.withResolvers<number>();
-
-  /** Begins to read them. */
-  constructor(thread: HypervisorThread, image: Image) {
-    this.done = this.#read(thread, image);
+  /** Begins to read them, as many as there are frames for. */
+  constructor(thread: HypervisorThread, area: HotArea) {
+    const mfns = allocateFrames(thread.heap, area.pages);
+    for (const mfn of mfns) this.#inFlight.add(mfn);
+    const requests: Promise<void>[] = [];
+    for (let first = 0; first < mfns.length; first += HOT_PAGES_AT_ONCE) {
+      requests.push(this.#take(thread, area, first, mfns.subarray(first, first + HOT_PAGES_AT_ONCE)));
+    }
+    this.begun = requests[0] ?? Promise.resolve();
+    this.done = Promise.all(requests);
   }
 
-  /** Says which template they are for, which may be made while they are read; 0: there is none. */
-  placeIn(root: number): void {
-    this.#root.resolve(root);
+  /** Says what they are pages of, and which template they are for, which may be made while they are read. */
+  placeIn(image: Image, root: number): void {
+    this.#target.resolve({ image, root });
+  }
+  /** Nobody wants them. @returns when no frame is in flight any more */
+  async abandon(): Promise<void> {
+    this.#target.resolve(undefined);
+    await this.done;
   }
 
   get inFlight(): Iterable<number> { return this.#inFlight; }
 
-  async #read({ heap, p2m, machine }: HypervisorThread, image: Image): Promise<void> {
-    const gfns = image.hotGfns;
-    const mfns = allocateFrames(heap, gfns.length);
-    if (mfns.length === 0) return;
-    for (const mfn of mfns) this.#inFlight.add(mfn);
+  async #take({ heap, p2m, machine }: HypervisorThread, area: HotArea, first: number, mfns: Uint32Array): Promise<void> {
     try {
-      const [altered, root] = await Promise.all([image.readHotPages(machine, mfns), this.#root.promise]);
+      const [target] = await Promise.all([this.#target.promise, area.read(machine, first, mfns)]);
+      if (target === undefined) return;
+      const { image, root } = target;
+      const altered = image.findAlteredHotPages(machine, first, mfns);
       for (const [i, mfn] of mfns.entries()) {
-        if (altered.has(gfns[i]!)) continue;
-        if (root === 0 || !placeInTemplate(heap, p2m, root, gfns[i]!, mfn)) break;
+        const gfn = image.hotGfns[first + i]!;
+        if (altered.has(gfn)) continue;
+        if (!placeInTemplate(heap, p2m, root, gfn, mfn)) break;
         this.#inFlight.delete(mfn);
         this.placed++;
       }
     } catch (error) {
       if (!(error instanceof ZazenError)) throw error;
     } finally {
-      for (const mfn of this.#inFlight) heap.release(mfn);
-      this.#inFlight.clear();
+      for (const mfn of mfns) if (this.#inFlight.delete(mfn)) heap.release(mfn);
     }
   }
 }

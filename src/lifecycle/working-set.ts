@@ -13,7 +13,7 @@
 // The hot ones are listed as well. An incremental image has the section alone. A reader may overlook it, and believes it
 // in nothing but the order.
 
-import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { FRAME_BYTES, P2M_ENTRIES } from '../abi/machine-memory.ts';
 import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
 import { DecodeCache } from '../cpu/decode-cache.ts';
 import type { Image } from '../image/image.ts';
@@ -90,7 +90,7 @@ export function workingSetOf(
   };
   for (const gfns of [held, hot.touched.filter((gfn) => mfns.has(gfn))]) choose(gfns);
   if (chosen.size < HOT_PAGES_ENOUGH) for (const gfns of [inTlbs, tables.hot]) choose(gfns);
-  const hotPages = Array.from(chosen, (gfn) => ({ gfn, mfn: mfns.get(gfn)! }));
+  const hotPages = inOrderOfPlacing(held, [...chosen]).map((gfn) => ({ gfn, mfn: mfns.get(gfn)! }));
   for (const gfns of [inTlbs, tables.hot, tables.other, code]) choose(gfns);
   const bytes = new Uint8Array(stretches.length * STRETCH_BYTES);
   const view = new DataView(bytes.buffer);
@@ -99,6 +99,19 @@ export function workingSetOf(
     view.setUint32(i * STRETCH_BYTES + 4, count, true);
   });
   return { sections: [{ name: SECTION, bytes }], hotPages: withPages ? hotPages : [] };
+}
+
+/**
+ * Those first that lie in a node of the p2m with a page that the hypervisor holds: a domain that is made of the image has its
+ * own copies of these nodes from the beginning, and gets into them only what is there by then.
+ */
+function inOrderOfPlacing(held: readonly number[], gfns: readonly number[]): number[] {
+  const nodeOf = (gfn: number): number => Math.floor(gfn / P2M_ENTRIES);
+  const nodes = new Set(held.map(nodeOf));
+  const isEarly = (gfn: number): boolean => nodes.has(nodeOf(gfn));
+  const isHeld = new Set(held);
+  const others = gfns.filter((gfn) => !isHeld.has(gfn));
+  return [...gfns.filter((gfn) => isHeld.has(gfn)), ...others.filter(isEarly), ...others.filter((gfn) => !isEarly(gfn))];
 }
 
 function mapOfFrames(machine: MachineMemory, root: number): Map<number, number> {

@@ -132,7 +132,7 @@ test('a saved connection goes on where it stood', () => {
   }));
 
   const elsewhere = new Store();
-  elsewhere.restore('/', saved.tree);
+  elsewhere.restoreSnapshot('/', elsewhere.snapshotOf(saved.tree)!);
   elsewhere.restoreDomain(5, saved.domain);
   elsewhere.domainIntroduced(5);
   const again = new TestClient(elsewhere, { domainId: 5, state: saved.connection });

@@ -3,7 +3,6 @@
 
 import { bytesToString, stringToBytes } from './bytes.ts';
 import { XsError } from './errors.ts';
-import type { Change } from './operations.ts';
 import { childPath } from './path.ts';
 import { formatPermission, parsePermissions } from './permissions.ts';
 import type { Permissions } from './permissions.ts';
@@ -59,23 +58,4 @@ export function dumpedNodes(dump: TreeDump, root: string, canonical: (path: stri
     if (path !== '') canonical(childPath(root, path));
     return { path, value: savedBytes(node.value), permissions: permissionsOf(node.permissions) };
   });
-}
-
-/**
- * What puts a dump in place of whatever is at `root`. The dump may come from a file: EINVAL if it is no dump.
- * @param domainIds numbers to give for others, in permissions: a fork is another domain than the one that was dumped.
- */
-export function dumpToChanges(
-  dump: TreeDump, root: string, canonical: (path: string) => string, domainIds: ReadonlyMap<number, number>,
-): Change[] {
-  const changes: Change[] = [];
-  for (const node of savedArray(dump)) {
-    const below = savedString(node.path);
-    const path = canonical(below === '' ? root : childPath(root, below));
-    const permissions = parsePermissions(savedArray(node.permissions).map(savedString)).map(({ domainId, access }) =>
-      ({ domainId: domainIds.get(domainId) ?? domainId, access }));
-    changes.push({ type: 'write', path, value: savedBytes(node.value), creatorId: undefined });
-    changes.push({ type: 'permissions', path, permissions });
-  }
-  return changes;
 }

@@ -5,7 +5,7 @@ import { Connection } from './connection.ts';
 import type { ConnectOptions } from './connection.ts';
 import { StoreCore, SUPPORTED_FEATURES } from './core.ts';
 import type { StoreHooks, StoreStats } from './core.ts';
-import { dumpNodes, dumpToChanges, dumpedNodes } from './dump.ts';
+import { dumpNodes, dumpedNodes } from './dump.ts';
 import type { TreeDump } from './dump.ts';
 import { XsError } from './errors.ts';
 import { parentPath } from './path.ts';
@@ -155,22 +155,6 @@ export class Store extends StoreView {
   dump(path: string): TreeDump | undefined {
     const node = refusing(path, () => this.#core.tree.get(this.#session.path(path)));
     return node && dumpNodes(node);
-  }
-
-  /**
-   * Puts a dump in place of whatever is at `path`: all of it, or nothing if it is none (`ZAZEN_STORE_EINVAL`).
-   * @param options.domainIds in permissions, numbers of domains to write for the ones in the dump.
-   */
-  restore(path: string, dump: TreeDump, options: { domainIds?: ReadonlyMap<number, number> } = {}): void {
-    refusing(path, () => this.#core.operate(() => {
-      const root = this.#session.path(path);
-      const canonical = (given: string) => this.#session.path(given);
-      const changes = dumpToChanges(dump, root, canonical, options.domainIds ?? new Map());
-      const before = this.#core.tree.get(root);
-      const doomed = root === '/' ? [...before!.children.keys()].map((name) => `/${name}`) : before ? [root] : [];
-      for (const at of doomed) this.#core.apply({ type: 'remove', path: at });
-      for (const change of changes) this.#core.apply(change);
-    }));
   }
 
   /** The node with all below it as it is now, for ever; costs nothing. Undefined if it is not there. */

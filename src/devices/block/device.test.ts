@@ -161,7 +161,10 @@ test('paused, frozen, rolled back and forked', async (t) => {
   const twinStore = new Store();
   twinStore.write('/local/domain/7', '');
   twinStore.domainIntroduced(7);
-  for (const root of [FRONT, BACK]) twinStore.restore(root, store.dump(root)!);
+  for (const root of [FRONT, BACK]) {
+    twinStore.mkdir(root);
+    twinStore.restoreSnapshot(root, twinStore.snapshotOf(store.dump(root)!)!);
+  }
   const forked = (): BlockDevice => new BlockDevice({
     bus: twin, store: twinStore, disk: Disk.fork(frozen), device: virtualDevice('xvda'), path, state,
   });
