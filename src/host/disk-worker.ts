@@ -2,8 +2,10 @@
 
 import { parentPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
-import { runDiskThread } from './disk-loop.ts';
+import { importOwnQuickly } from '../base/own-imports.ts';
 
 assert(parentPort !== null, 'this file is the entry of a worker');
+importOwnQuickly();
+const { runDiskThread } = await import('./disk-loop.ts');
 parentPort.postMessage('ready');
 runDiskThread(workerData);

@@ -12,7 +12,6 @@ import { ZazenError } from '../base/errors.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Random } from '../base/random.ts';
 import { DecodeCache } from '../cpu/decode-cache.ts';
-import { buildInterpreter, interpreterLayout } from '../cpu/interpreter.ts';
 import { DomainBuilder } from '../hypervisor/domain.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import { HostPorts } from '../hypervisor/host-ports.ts';
@@ -33,6 +32,7 @@ import type { PostedImage } from './image-source.ts';
 import { ActivitySampler } from './activity.ts';
 import { DiskThread } from './disk-thread.ts';
 import { HostNetworks } from './networks.ts';
+import { interpreterFor } from './kept-interpreter.ts';
 import { LoadedImages } from './loaded-images.ts';
 import type { PCpuWorkerData } from './pcpu-loop.ts';
 import { SampleSubscriptions } from './sample.ts';
@@ -43,9 +43,10 @@ import type { HostEvent } from './types.ts';
 /** What this thread takes apart in one go when all pCPUs are busy, about 100 µs of work, and how often it looks. */
 const RELEASE_STEP_FRAMES = 512;
 const RELEASE_WATCH_MILLIS = 2;
-const WASM_PAGE_BYTES = 65536;
 const HOUSEKEEPING_MILLIS = 500;
 const TRANSLATOR_END_MILLIS = 2000;
+/** From the start of a host until there is time for what its first guest, which boots meanwhile, does not need. */
+const SETTLE_MILLIS = 4000;
 
 export interface CoreOptions {
   readonly memoryBytes: number;
@@ -71,6 +72,8 @@ export class HostCore {
   makeHosted: (parts: HostedDomainParts) => HostedDomain = () => unreachable('the core has no host yet');
   /** Somebody is about to take a checkpoint, not to save it but to have it; set by the host. */
   onCheckpoint: () => void = () => {};
+  /** The first guest has most probably booted: time for what can wait; set by the host. */
+  onSettled: () => void = () => {};
   /** p2m trees of checkpoints. */
   readonly frozenRoots = new Set<number>();
   /** Domains that are the host's own (rehearsals.ts). */
@@ -87,12 +90,18 @@ export class HostCore {
   /** What domains were restored from. */
   readonly images = new LoadedImages(this);
   readonly #workers: Worker[] = [];
+  /** Begin what has no thread yet: the translator, and pCPUs in their order. */
+  #startTranslator: (() => void) | undefined;
+  #spares: (() => void)[] = [];
+  /** What those will have to know. */
+  #postedBefore: PostedImage[] = [];
   #translator: Worker | undefined;
   /** Numbers of vCPU records that no domain has. */
   readonly #freeVcpus: number[] = [];
   #releaseWatch: NodeJS.Timeout | undefined;
   #isClosing = false;
   #closed = false;
+  #settling: NodeJS.Timeout | undefined;
   #housekeeping: NodeJS.Timeout | undefined;
   readonly #workersEnded: Promise<void>[] = [];
 
@@ -123,44 +132,52 @@ export class HostCore {
   }
 
   /**
-   * Resolves when the first pCPU waits for work. The other threads load their code beside whatever comes next, instead of
-   * sharing the cores with the one that a guest can begin on.
+   * Resolves when the first pCPU's thread has all that it needs and loads its code, beside which the main thread can make a
+   * guest ready. The translator begins when there is a vCPU, the other pCPUs when there are vCPUs for them, or later: loading their code
+   * would keep those two from their cores.
    */
   async startWorkers(): Promise<void> {
-    const { machine } = this.thread;
-    const { addressType, sizeBytes, pcpuCount } = machine.parameters;
+    const { pcpuCount } = this.thread.machine.parameters;
     const channels = Array.from({ length: pcpuCount }, () => new MessageChannel());
     const first = this.#startPcpu(0, channels[0]!.port1);
-    const ready = new Promise<void>((resolve, reject) => {
-      first.once('message', () => resolve());
-      first.once('error', reject);
-    });
-    // While it loads its code, the interpreter is made.
-    const interpreter = await WebAssembly.compile(buildInterpreter(
-      { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES }, interpreterLayout(machine)));
+    const interpreter = await interpreterFor(this.thread.machine);
     first.postMessage(interpreter);
-    await ready;
-    this.#startTranslator(channels.map(({ port2 }) => port2));
-    for (let pcpu = 1; pcpu < pcpuCount; pcpu++) this.#startPcpu(pcpu, channels[pcpu]!.port1).postMessage(interpreter);
-    // From here on, an error in a worker is our bug: the host's state cannot be trusted any more.
-    for (const worker of this.#workers) {
-      worker.on('error', error => { throw error; });
-      worker.on('message', message => { if (message instanceof BigUint64Array) this.samples.deliver(message); });
-    }
+    this.#startTranslator = () => this.#makeTranslator(channels.map(({ port2 }) => port2));
+    this.#spares = channels.slice(1).map(({ port1 }, i) => () => this.#startPcpu(i + 1, port1).postMessage(interpreter));
     void this.#listen();
     this.#housekeeping = setInterval(() => this.#keepHouse(), HOUSEKEEPING_MILLIS).unref();
+    this.#settling = setTimeout(() => {
+      this.startThreads(pcpuCount);
+      this.onSettled();
+    }, SETTLE_MILLIS).unref();
   }
 
+  /** An error in a worker is our bug: the host's state cannot be trusted any more. */
   #startPcpu(pcpu: number, translator: MessagePort): Worker {
     const workerData: PCpuWorkerData = { memory: this.thread.machine.memory, pcpu, translator };
     const worker = startWorker(new URL('./pcpu-worker.ts', import.meta.url),
       { workerData, name: `pcpu${pcpu}`, transferList: [translator] });
+    worker.on('error', error => { throw error; });
+    worker.on('message', message => { if (message instanceof BigUint64Array) this.samples.deliver(message); });
     this.#workers.push(worker);
     this.#workersEnded.push(new Promise(resolve => { worker.once('exit', () => resolve()); }));
     return worker;
   }
 
-  #startTranslator(ports: MessagePort[]): void {
+  /** pCPUs that have a thread. */
+  get startedPcpus(): number { return this.#workers.length; }
+  /** For so many vCPUs: as many pCPUs, of those that there are, and who compiles for them. */
+  startThreads(count: number): void {
+    this.#startTranslator?.();
+    this.#startTranslator = undefined;
+    while (this.startedPcpus < count && this.#spares.length > 0) {
+      this.#spares.shift()!();
+      for (const image of this.#postedBefore) this.#workers.at(-1)!.postMessage(image);
+    }
+    if (this.#spares.length === 0) this.#postedBefore = [];
+  }
+
+  #makeTranslator(ports: MessagePort[]): void {
     const workerData: TranslatorWorkerData = { memory: this.thread.machine.memory, ports };
     this.#translator = startWorker(new URL('./translator-worker.ts', import.meta.url),
       { workerData, name: 'translator', transferList: ports });
@@ -194,6 +211,7 @@ export class HostCore {
 
   postToWorkers(image: PostedImage): void {
     for (const worker of this.#workers) worker.postMessage(image);
+    if (this.#spares.length > 0) this.#postedBefore.push(image);
   }
 
   /** From here on nothing new is made; what there is can be taken apart. */
@@ -225,6 +243,7 @@ export class HostCore {
     const { machine } = this.thread;
     const addresses = Array.from({ length: count }, () => machine.vcpuAddress(this.#freeVcpus.pop()!));
     for (const address of addresses) machine.u8.fill(0, address, address + vcpuRecord.sizeBytes);
+    this.startThreads(machine.parameters.vcpuCount - this.#freeVcpus.length);
     return addresses;
   }
   returnVcpus(addresses: readonly number[]): void {
@@ -314,6 +333,7 @@ export class HostCore {
 
   async close(): Promise<void> {
     this.#closed = true;
+    clearTimeout(this.#settling);
     this.events.end();
     await this.images.close();
     await Promise.all([...this.frozenDisks].map(releaseDisks));

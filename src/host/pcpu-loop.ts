@@ -107,7 +107,7 @@ export function assemblePcpu({ machine, pcpu, clock, interpreter, regions, image
 
 /**
  * @param interpreter compiled by the host, from `buildInterpreter`
- * @param port to the host, which is told when the first vCPU is about to be looked for, and posts images (image-source.ts)
+ * @param port to the host, which posts images (image-source.ts)
  * @returns when the host closes
  */
 export function runPcpu(
@@ -124,7 +124,6 @@ export function runPcpu(
     enterRunstate(caller.domain, caller.vcpuId, runstate, systemClock.monotonicNanos());
     if (runstate === RUNSTATE.running) publishRunstate(environment, caller);
   };
-  port.postMessage('ready');
   const onSample = (vcpu: VcpuState, nanos: number): void => {
     const { domain, vcpuId } = host.caller(vcpu);
     port.postMessage(takeSample(engine, vcpu, [domain.domid, vcpuId], nanos));

@@ -198,3 +198,42 @@ test('what other versions have left goes when there is no room, or after a month
   assert.ok(!filesIn(path).includes(foreign));
   assert.deepEqual(present(load(path), [1, 2, 3]), [1, 2, 3]);
 });
+
+test('a whole file is made once, and again when anything about it is not as it was', () => {
+  const path = newPath();
+  const content = new Uint8Array(codeOf(5));
+  let made = 0;
+  const fileOf = (version = VERSION, name = 'thing'): Uint8Array => open(path, version).file(name, () => {
+    made++;
+    return content;
+  });
+  for (let i = 0; i < 3; i++) assert.deepEqual([new Uint8Array(fileOf()), made], [content, 1]);
+  const [file] = filesIn(path) as [string];
+  const bytes = readFileSync(file);
+  fc.assert(fc.property(fc.nat(8 * bytes.length - 1), fc.nat(bytes.length - 1), (bit, length) => {
+    const changed = Buffer.from(bytes);
+    changed[bit >>> 3]! ^= 1 << (bit & 7);
+    for (const wrong of [changed, bytes.subarray(0, length)]) {
+      const before = made;
+      writeFileSync(file, wrong);
+      assert.deepEqual([new Uint8Array(fileOf()), made], [content, before + 1]);
+      assert.deepEqual(readFileSync(file), bytes);
+    }
+  }), { seed, numRuns: 50 });
+  // As another emitter or under another name, it is another one; and a link is none.
+  const elsewhere = newPath();
+  writeFileSync(elsewhere, bytes, { mode: 0o600 });
+  for (const [version, name] of [[new Uint8Array(32).fill(8), 'thing'], [VERSION, 'other']] as const) {
+    const before = made;
+    fileOf(version, name);
+    assert.equal(made, before + 1);
+  }
+  rmSync(file);
+  symlinkSync(elsewhere, file);
+  const before = made;
+  fileOf();
+  assert.equal(made, before + 1);
+  // Regions of the same folder are not disturbed by it.
+  save(path, [1, 2]);
+  assert.deepEqual(present(load(path), [1, 2]), [1, 2]);
+});

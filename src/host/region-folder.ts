@@ -3,18 +3,24 @@
 // when there are many, somebody makes one of them, without what nobody has used for longest if it is too much. Whatever goes
 // wrong, the store is as if it had not been there: it holds nothing that could not be made again.
 //
+// Beside them lie other files that depend on the emitter alone, whole ones (the interpreter: kept-interpreter.ts).
+//
 // It is code that will be run, so it is trusted like this program, and like what Node keeps beside it: the folder must be this
 // user's and nobody else's. Nothing in it has a name or a place that a guest or an image could choose.
 
-import { lstatSync, mkdirSync, readdirSync, renameSync, statSync, unlinkSync, utimesSync } from 'node:fs';
-import { randomBytes } from 'node:crypto';
+import {
+  closeSync, constants, fstatSync, lstatSync, mkdirSync, openSync, readFileSync, readdirSync, renameSync, statSync, unlinkSync, utimesSync, writeFileSync,
+} from 'node:fs';
+import { createHash, randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import type { RegionStore, StoredRegion } from '../cpu/jit/region-store.ts';
 import { Pack } from './region-pack.ts';
 import type { PackedRegion } from './region-pack.ts';
 
 const SUFFIX = '.regions';
+const WHOLE_SUFFIX = '.whole';
 const TEMPORARY = '.new';
+const DIGEST_BYTES = 32;
 /** Hexadecimal digits of the version in a name. */
 const VERSION_DIGITS = 24;
 /** Files of one version before they become one. */
@@ -102,7 +108,7 @@ export class RegionFolder {
   #files(): FolderFile[] {
     const names = attempt(() => readdirSync(this.#path)) ?? [];
     return names.flatMap(name => {
-      if (!name.endsWith(SUFFIX) && !name.endsWith(TEMPORARY)) return [];
+      if (![SUFFIX, WHOLE_SUFFIX, TEMPORARY].some(suffix => name.endsWith(suffix))) return [];
       const status = attempt(() => statSync(join(this.#path, name)));
       return status === undefined ? [] : [{ name, sizeBytes: status.size, usedMillis: status.mtimeMs }];
     });
@@ -121,11 +127,15 @@ export class RegionFolder {
     return written;
   }
   #write(regions: Iterable<{ region: StoredRegion; day: number }>): number | undefined {
-    const path = join(this.#path, `${this.#prefix}${randomBytes(8).toString('hex')}${SUFFIX}`);
-    const temporary = `${path}${TEMPORARY}`;
+    return this.#replace(`${randomBytes(8).toString('hex')}${SUFFIX}`, path => Pack.write(path, this.#version, regions));
+  }
+  /** @returns what `write` does, or undefined if nothing can be written */
+  #replace<T>(name: string, write: (path: string) => T): T | undefined {
+    const path = join(this.#path, `${this.#prefix}${name}`);
+    const temporary = `${path}.${randomBytes(8).toString('hex')}${TEMPORARY}`;
     return attempt(() => {
       try {
-        const written = Pack.write(temporary, this.#version, regions);
+        const written = write(temporary);
         renameSync(temporary, path);
         return written;
       } catch (error) {
@@ -133,6 +143,37 @@ export class RegionFolder {
         throw error;
       }
     });
+  }
+
+  /**
+   * A file that depends on nothing but the emitter and its name; made if it is not there, or not as it was written.
+   * @param name no word of it is chosen by a guest or an image
+   */
+  file(name: string, make: () => Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
+    const path = join(this.#path, `${this.#prefix}${name}${WHOLE_SUFFIX}`);
+    const known = attempt(() => this.#readWhole(path, name));
+    if (known !== undefined) return known;
+    const bytes = make();
+    this.#replace(`${name}${WHOLE_SUFFIX}`, temporary =>
+      writeFileSync(temporary, Buffer.concat([this.#digest(name, bytes), bytes]), { mode: 0o600, flag: 'wx' }));
+    return bytes;
+  }
+  #digest(name: string, bytes: Uint8Array): Buffer {
+    return createHash('sha256').update(this.#version).update(name).update(bytes).digest();
+  }
+  #readWhole(path: string, name: string): Uint8Array<ArrayBuffer> | undefined {
+    const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    try {
+      const status = fstatSync(fd);
+      if (!status.isFile() || status.uid !== this.#uid) return undefined;
+      const all = new Uint8Array(readFileSync(fd));
+      const bytes = all.subarray(DIGEST_BYTES);
+      if (!this.#digest(name, bytes).equals(all.subarray(0, DIGEST_BYTES))) return undefined;
+      if (Date.now() - status.mtimeMs > DAY_MILLIS) attempt(() => utimesSync(path, new Date(), new Date()));
+      return bytes;
+    } finally {
+      closeSync(fd);
+    }
   }
 
   /** One file of many, and what is too much goes. Two who do it at the same time leave two files of the same regions. */

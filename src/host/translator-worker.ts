@@ -3,7 +3,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
-import { runTranslator } from './translator-loop.ts';
+import { importOwnQuickly } from '../base/own-imports.ts';
 
 export interface TranslatorWorkerData {
   readonly memory: WebAssembly.Memory;
@@ -12,4 +12,6 @@ export interface TranslatorWorkerData {
 }
 
 assert(parentPort !== null, 'this file is the entry of a worker');
+importOwnQuickly();
+const { runTranslator } = await import('./translator-loop.ts');
 runTranslator(workerData, parentPort);

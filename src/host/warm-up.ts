@@ -3,7 +3,7 @@
 // times what the hundredth does. It happens in the main thread, in turns of a few milliseconds, and keeps no process
 // from ending; at two times in its life:
 //
-//   the first host starts      some rounds, while the thread has little else to do: the first guest boots
+//   the first host settles     some rounds: its first guest has booted, and does not wait for this thread's core any more
 //   the first checkpoint       as many as V8 wants to have seen before it optimises (400 calls, for most functions),
 //   that somebody asks for     which takes its compilers longer than they have time for in a boot
 
@@ -29,7 +29,6 @@ export const FEW = { rounds: 16, roundsPerTurn: 1 } as const;
 export const MANY = { rounds: 400, roundsPerTurn: 4 } as const;
 /** Forks cost ten times a rollback, and what they do besides is not as urgent. */
 const ROUNDS_WITH_FORK = 4;
-const DELAY_MILLIS = 200;
 const DELAY_AFTER_CHECKPOINT_MILLIS = 20;
 const PAUSE_MILLIS = 5;
 const UUID = '00000000-0000-4000-8000-000000000000';
@@ -39,9 +38,9 @@ let isHot = false;
 
 /** Soon, unless it was done before. */
 export function warmUpLater(): void {
-  if (isWarm) return;
+  if (isWarm || isHot) return;
   isWarm = true;
-  warmUpAfter(DELAY_MILLIS, FEW);
+  warmUpAfter(0, FEW);
 }
 
 /** Somebody takes checkpoints: soon, unless it was done before. */

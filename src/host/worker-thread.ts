@@ -5,11 +5,17 @@ import type { WorkerOptions } from 'node:worker_threads';
 import { compileCacheFolder } from '../base/cache-folder.ts';
 
 /**
+ * V8 counts the whole machine memory as what each of its threads uses, and collects garbage again and again when that is more
+ * than half of what a thread may use: 16 GiB at most, so this is more than twice that. Nobody reserves it.
+ */
+const HEAP_MAX_MIB = 40_960;
+
+/**
  * A thread whose entry is a file of this folder. Node's compile cache is on before it reads that file, by its
  * environment: Node would otherwise load what it strips types with, in each thread, for the entry alone.
  */
 export function startWorker(entry: URL, options: Pick<WorkerOptions, 'workerData' | 'name' | 'transferList'>): Worker {
   const env = { ...process.env, NODE_COMPILE_CACHE: compileCacheFolder() };
   // What this process was started with need not suit a worker: `--input-type`, or the options of the test runner.
-  return new Worker(entry, { ...options, env, execArgv: [] });
+  return new Worker(entry, { ...options, env, execArgv: [], resourceLimits: { maxOldGenerationSizeMb: HEAP_MAX_MIB } });
 }

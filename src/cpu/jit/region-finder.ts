@@ -1,8 +1,8 @@
 // Finds places in decoded code at which a stored region begins, before they are hot: as soon as a vCPU has got there.
 //
 // Nobody tells it. Each look goes over the slots of the decode cache: of one that is new or has changed it notes the places
-// at which regions of the store might begin, by the word there; of the others it looks at the noted places whose turn has
-// come, for a record that was decoded names its handler. That is two numbers for each slot and one for each noted place.
+// at which regions of the store begin; of the others it looks at the noted places whose turn has come, for a record that was
+// decoded names its handler. That is two numbers for each slot and one for each noted place.
 
 import { HANDLER_DECODE } from '../../abi/decode-cache.ts';
 import { handlerCount } from '../../a64/table.ts';
@@ -17,7 +17,7 @@ const LOOK_MAX = 128;
 interface WatchedSlot {
   readonly mfn: number;
   readonly version: number;
-  /** Where regions might begin and nobody has been. */
+  /** Where regions begin and nobody has been. */
   entries: number[];
 }
 
@@ -77,7 +77,10 @@ export class RegionFinder {
     const version = this.#decodeCache.versionOf(slot);
     const known = this.#slots[slot];
     if (known !== undefined && known.mfn === mfn && known.version === version) return known;
-    const entries = mfn === 0 ? [] : this.#store.entriesIn(this.#machine.u32, mfn * PAGE_INSTRUCTIONS);
+    const first = mfn * PAGE_INSTRUCTIONS;
+    // Nine of ten such places have nothing but the word at the entry in common with a region.
+    const entries = mfn === 0 ? [] : this.#store.entriesIn(this.#machine.u32, first)
+      .filter(index => this.#store.find(index, this.#machine.u32, first) !== undefined);
     return this.#slots[slot] = { mfn, version, entries };
   }
 
