@@ -22,6 +22,7 @@ import type { QemuPause } from './peers/qemu-monitor.ts';
 import { RunDelays } from './run-delay.ts';
 import type { CoreUse } from './run-delay.ts';
 import type { Benchmark } from './run.ts';
+import { settled } from './settled.ts';
 import { histogram, round, summarizeFields } from './statistics.ts';
 
 const CHECKPOINTS = Number(process.env['ZAZEN_BENCH_CHECKPOINTS'] ?? 100);
@@ -42,6 +43,7 @@ interface Sample extends CoreUse {
 async function measureZazen(memoryMib: number) {
   await using host = await Host.start({ memory: '4GiB' });
   const guest = await BusyGuest.start(host, `${memoryMib}MiB`, ROUND_BYTES);
+  await settled(host);
   const samples: Sample[] = [];
   const delays = new RunDelays();
   for (let i = -WARM_UP; i < CHECKPOINTS; i++) {

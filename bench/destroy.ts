@@ -20,6 +20,7 @@ import { withQemu } from './peers/qemu-guest.ts';
 import type { StartQemu } from './peers/qemu-guest.ts';
 import type { Benchmark } from './run.ts';
 import { measureScrubbing } from './scrubbing.ts';
+import { settled } from './settled.ts';
 import { round, summarize, summarizeFields } from './statistics.ts';
 import type { Summary } from './statistics.ts';
 
@@ -111,6 +112,7 @@ async function destroyAll(log: (line: string) => void) {
       return quits;
     });
     await using host = await Host.start({ memory: '4GiB' });
+    await settled(host);
     for (const [sizeMib, runs] of RUNS) {
       writeFileSync(kernelOf(sizeMib), touchImage(sizeMib));
       const zazen = await measureSize(host, kernelOf(sizeMib), sizeMib, runs);

@@ -8,7 +8,6 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import {
   GUEST_PL011_BASE, GUEST_VIRTIO_MMIO_BASE, PL011, VIRTIO_MMIO,
 } from '../src/abi/emulated-devices.ts';
@@ -17,12 +16,11 @@ import type { Assembler } from '../src/a64/test-assembler.ts';
 import { Host } from '../src/host/index.ts';
 import { MEMORY, bareMetalImage, powerOff, repeat } from '../test/hostile/bare-metal.ts';
 import type { Benchmark } from './run.ts';
+import { settled } from './settled.ts';
 import { round, summarize } from './statistics.ts';
 
 const ACCESSES = 200_000;
 const RUNS = 21;
-/** By then all pCPUs of a host have begun, and the verbs have been run in advance, which would disturb. */
-const SETTLED_MILLIS = 6000;
 /** Of all pCPUs, while a guest is made and runs: for the guest, and for what the host does by itself now and then. */
 const WAKE_UPS_MAX = 100;
 const PCPUS = [...new Set([1, 2, Math.max(4, availableParallelism())])];
@@ -103,7 +101,7 @@ async function measureAll(bench: Bench, log: (line: string) => void) {
   const hosts = new Map<number, Host>();
   try {
     for (const pcpus of PCPUS) hosts.set(pcpus, await Host.start({ pcpus, memory: '512MiB' }));
-    await sleep(SETTLED_MILLIS);
+    await Promise.all([...hosts.values()].map(settled));
     const result: Record<string, unknown> = {};
     let [worstNanos, worstRatio] = [0, 0];
     for (const name of Object.keys(accesses)) {

@@ -16,6 +16,7 @@ import { GUEST_CMDLINE, WAITING_COMMAND, aliveQuestion, checkAlive, waitingGuest
 import { debianGuest, withQemu } from './peers/qemu-guest.ts';
 import type { Benchmark } from './run.ts';
 import { RUNNING_FORKS, measureRunning } from './running-forks.ts';
+import { settled } from './settled.ts';
 import { round, summarize, summarizeFields } from './statistics.ts';
 
 const MEMORY_MIB = 128;
@@ -69,6 +70,7 @@ async function forkAndAsk(checkpoint: Checkpoint) {
 async function measureZazen() {
   await using host = await Host.start();
   const origin = await waitingGuest(host, `${MEMORY_MIB}MiB`);
+  await settled(host);
   const checkpoint = await origin.checkpoint();
   const answerMillis = await forkAndAsk(checkpoint);
   const paused = await forkPaused(host, checkpoint);

@@ -18,6 +18,7 @@ import { debianGuest, withQemu } from './peers/qemu-guest.ts';
 import { TAIL_CHARS, counterIn, measureRestore, measureSpeed } from './restored-guest.ts';
 import type { Sample, SavedAt, Speed } from './restored-guest.ts';
 import type { Benchmark } from './run.ts';
+import { settled } from './settled.ts';
 import { round, summarize, summarizeFields } from './statistics.ts';
 
 const RUNS = 15;
@@ -55,6 +56,7 @@ async function measureZazen(folder: string) {
     heardMillis = performance.now();
   });
   while (!text.includes(MARK)) await sleep(1);
+  await settled(host);
   const samples: Record<string, Sample[]> = {};
   const note = (way: string, sample: Sample): void => { (samples[way] ??= []).push(sample); };
   /** A new file, of which the host knows nothing. */

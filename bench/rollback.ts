@@ -17,6 +17,7 @@ import { pageCopyMicros } from './page-copy.ts';
 import { debianGuest, withQemu } from './peers/qemu-guest.ts';
 import type { QemuPause } from './peers/qemu-monitor.ts';
 import type { Benchmark } from './run.ts';
+import { settled } from './settled.ts';
 import { round, summarizeFields } from './statistics.ts';
 
 const MEMORY_MIB = 128;
@@ -37,6 +38,7 @@ interface Sample {
 async function measureZazen() {
   await using host = await Host.start();
   const guest = await BusyGuest.start(host, `${MEMORY_MIB}MiB`, ROUND_BYTES);
+  await settled(host);
   // It dirties hundreds of pages before somebody looks what it has owned.
   await guest.domain.pause();
   await using checkpoint = await guest.domain.checkpoint();

@@ -15,6 +15,7 @@ import { Host } from '../src/host/index.ts';
 import type { Domain, SuspendVia } from '../src/host/index.ts';
 import { suspendGuest } from '../test/guest/suspend-guest.ts';
 import type { Benchmark } from './run.ts';
+import { settled } from './settled.ts';
 import { round, summarize } from './statistics.ts';
 
 const SUSPENDS = 100;
@@ -106,6 +107,7 @@ const benchmark: Benchmark = {
       const kernel = join(folder, 'kernel');
       writeFileSync(kernel, suspendGuest());
       await using host = await Host.start({ memory: '1GiB' });
+      await settled(host);
       const micros = await measureOwn(host, kernel, log);
       const linuxStoreMicros = await measureLinux(host, log);
       assert((await host.audit()).problems.length === 0, 'the host lost count of its memory');
