@@ -2,6 +2,7 @@
 // off, then come the times that it took, and a second guest is taken through what can be done to it (life-tour.ts).
 
 import { orAborted } from '../base/abort.ts';
+import { UsageError } from '../base/errors.ts';
 import { parseArguments } from './arguments.ts';
 import { reportErrors } from './front-door.ts';
 import type { Io } from './io.ts';
@@ -25,8 +26,10 @@ show free
 show cat /proc/interrupts
 `;
 
-export async function start(io: Io, given: Services): Promise<number> {
+/** @param words behind the command: it takes none */
+export async function start(words: readonly string[], io: Io, given: Services): Promise<number> {
   return reportErrors(io, false, async () => {
+    if (words.length > 0) throw new UsageError(`npm start takes nothing behind it, so not "${words[0]}"`, 'see: npm run zazen -- run --help');
     if (io.stdin.isTTY && io.stdout.isTTY) return runVerb.run(parseArguments(runVerb, []), io, given);
     io.stderr.write('zazen: no terminal here, so the guest introduces itself; in a terminal it gives a shell\n');
     const report = await runSession(io, {

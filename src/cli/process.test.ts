@@ -185,6 +185,12 @@ test('the launcher gives V8 no more threads than cores, where the verb runs gues
   assert.equal(await optionsOf('list'), '');
 });
 
+test('npm start takes no words, and says so instead of starting a guest', async () => {
+  const { status, out, err } = await startProgram(process.execPath, [join(ROOT, 'bin/start.js'), '--help']).ended;
+  assert.deepEqual([status, out], [2, '']);
+  assert.match(err, /^zazen: npm start takes nothing behind it, so not "--help"; see: .*\n$/);
+});
+
 test('without its dependencies the launcher says what to do', async () => {
   const { status, err } = await startProgram('node', [checkout('bare', false), 'info']).ended;
   assert.equal(status, 1);

@@ -9,4 +9,4 @@ enableCompileCache(compileCacheFolder());
 importOwnQuickly();
 const [{ start }, { runProcess }, { services }] =
   await Promise.all([import('./introduction.ts'), import('./process.ts'), import('./services.ts')]);
-await runProcess((io) => start(io, services));
+await runProcess((io) => start(process.argv.slice(2), io, services));
