@@ -114,7 +114,7 @@ async function attachCost(folder: string): Promise<Record<string, unknown>> {
   const images = new Map<string, string>();
   const memory = '128MiB';
   for (const [name, disks] of [['none', []], ['four', disksOf('saved')]] as const) {
-    const last = disks.length === 0 ? '' : 'while [ ! -b /dev/xvdd ]; do :; done; for d in a b c d; do dd if=/dev/zero of=/dev/xvd$d bs=64k count=4 conv=fsync 2>/dev/null; done; ';
+    const last = disks.length === 0 ? '' : 'until (: </dev/xvdd) 2>/dev/null; do :; done; for d in a b c d; do dd if=/dev/zero of=/dev/xvd$d bs=64k count=4 conv=fsync 2>/dev/null; done; ';
     await using domain = await host.create({ memory, cmdline: 'quiet', disks, exec: `${last}echo ready; sleep 100000` });
     const [first] = await once(domain.exec!.output, 'data') as [Buffer];
     assert(String(first).startsWith('ready'), 'the guest has its disks');

@@ -15,7 +15,7 @@ import { systemClock } from '../src/base/clock.ts';
 import { systemRandom } from '../src/base/random.ts';
 import { HostCore } from '../src/host/host-core.ts';
 import { Host } from '../src/host/index.ts';
-import { FREE, bareMetalImage, fresh, spin } from '../test/hostile/bare-metal.ts';
+import { FREE, bareMetalImage, fresh, spin } from '../test/bare-metal.ts';
 import { withQemu } from './peers/qemu-guest.ts';
 import type { StartQemu } from './peers/qemu-guest.ts';
 import type { Benchmark } from './run.ts';

@@ -14,7 +14,7 @@ import {
 import { assert } from '../src/base/assert.ts';
 import type { Assembler } from '../src/a64/test-assembler.ts';
 import { Host } from '../src/host/index.ts';
-import { MEMORY, bareMetalImage, powerOff, repeat } from '../test/hostile/bare-metal.ts';
+import { MEMORY, bareMetalImage, powerOff, repeat } from '../test/bare-metal.ts';
 import type { Benchmark } from './run.ts';
 import { settled } from './settled.ts';
 import { round, summarize } from './statistics.ts';

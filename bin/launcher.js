@@ -9,14 +9,19 @@ import { fileURLToPath } from 'node:url';
 
 /** V8's threads that compile and collect garbage beside the program, as Node has them by itself. */
 const V8_THREADS_MAX = 4;
+/**
+ * What the main thread's heap may become, as that of its workers (src/host/worker-thread.ts): V8 counts machine memories as parts
+ * of it, and would collect garbage again and again while a host and its first guest are made.
+ */
+const HEAP_MAX_MIB = 40_960;
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));
 
 /**
  * @param entry file of the program, relative to this one
  * @param words its arguments
- * @param runsGuests whether it runs guests in its own process. V8 then gets no more threads than there are cores: they keep a
- * vCPU from its core (docs/performance.md)
+ * @param runsGuests whether it runs guests in its own process. V8 then gets no more threads than there are cores, since they keep a
+ * vCPU from its core, and is told that memory is no reason to collect garbage (docs/performance.md)
  */
 export function launch(entry, words, runsGuests) {
   const suffix = process.platform === 'win32' ? '.exe' : '';
@@ -31,7 +36,7 @@ export function launch(entry, words, runsGuests) {
   const { env } = process;
   const cache = env.ZAZEN_CACHE_DIR || join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'zazen');
   const v8Threads = Math.min(V8_THREADS_MAX, availableParallelism());
-  const options = runsGuests ? [`--v8-pool-size=${v8Threads}`] : [];
+  const options = runsGuests ? [`--v8-pool-size=${v8Threads}`, `--max-old-space-size=${HEAP_MAX_MIB}`] : [];
   const child = spawn(node, [...options, pathOf(entry), ...words], {
     stdio: 'inherit', env: { ...env, NODE_COMPILE_CACHE: env.NODE_COMPILE_CACHE || join(cache, 'node') },
   });

@@ -15,7 +15,7 @@ import { QemuProcess } from '../bench/peers/qemu-monitor.ts';
 import { formatGoals, formatResult } from '../bench/report.ts';
 import { RunDelays } from '../bench/run-delay.ts';
 import { histogram, summarize, summarizeFields } from '../bench/statistics.ts';
-import { bareMetalImage, forever, fresh } from './hostile/bare-metal.ts';
+import { bareMetalImage, forever, fresh } from './bare-metal.ts';
 import { findTool, needsTool } from './tools.ts';
 
 const ROOT = join(import.meta.dirname, '..');

@@ -2,7 +2,7 @@
 // there are. A program is a list of bursts; the verbs of a burst are begun without waiting for each other. A verb alone
 // must do what the model says; one in company may also fail because of what the others do, and then only with the code
 // that says so. After each burst domains, names and states agree with the model and every frame is accounted for; the
-// guests (hostile/keeper.ts) check all of their own memory all the time.
+// guests (keeper.ts) check all of their own memory all the time.
 //
 // ZAZEN_MODEL_RUNS: programs on each host (default 14); ZAZEN_TEST_SEED: which.
 
@@ -15,8 +15,9 @@ import fc from 'fast-check';
 import { ZazenError } from '../src/base/errors.ts';
 import { Host } from '../src/host/index.ts';
 import type { Checkpoint, Domain } from '../src/host/index.ts';
-import { bareMetalImage, until } from './hostile/bare-metal.ts';
-import { keeper, keeperRound } from './hostile/keeper.ts';
+import { bareMetalImage } from './bare-metal.ts';
+import { until } from './waiting.ts';
+import { keeper, keeperRound } from './keeper.ts';
 
 const RUNS = Number(process.env['ZAZEN_MODEL_RUNS'] ?? 14);
 const seed = Number(process.env['ZAZEN_TEST_SEED'] ?? Date.now() % 2 ** 31);

@@ -114,7 +114,7 @@ export interface Machine {
 
   // ---- slow paths in TypeScript
   /**
-   * Calls a pure helper (slow.ts) that sees the vCPU record and its arguments only; 64-bit values travel through the
+   * Calls a helper (slow.ts) that sees the vCPU record and its arguments only; 64-bit values travel through the
    * scratch words of the vCPU record. No exceptions, no change of control flow. The result is pinned.
    */
   compute(name: ComputeName, ...args: I32[]): I32;

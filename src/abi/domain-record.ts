@@ -146,9 +146,10 @@ export const CONSOLE_LOG = struct('consoleLog', { written: u32, data: array(u8, 
 export const HOST_DOMAINS_MAX = 2048;
 /**
  * The host's end of all event channels. The main thread sleeps on `doorbell`, which every event adds to; but those of ports
- * whose `vcpu` is HOST_LISTENER.diskThread add to that thread's, and leave no bit.
+ * whose `vcpu` is HOST_LISTENER.firstLane or more, for the ring of that number behind it, add to the disk thread's, and leave
+ * no bit.
  */
-export const HOST_LISTENER = { main: 0, diskThread: 1 } as const;
+export const HOST_LISTENER = { main: 0, firstLane: 1 } as const;
 export const HOST_EVENTS = struct('hostEvents', {
   doorbell: u32,
   diskDoorbell: u32,

@@ -10,6 +10,7 @@
 //          │ interrupts see abi/gic.ts │ interrupt controllers and virtual time
 //          │ scheduler  abi/scheduler  │ run queue, run state of each vCPU
 //          │ code       bytes          │ arena of decoded code
+//          │ decodeAhead               │ code to be decoded before a guest runs (abi/decode-ahead.ts)
 //          │ frameTable 16 B per frame │ indexed by MFN from 0, so its first records describe this area itself
 //          │ heap       see HEAP       │ free lists, caches, accounts
 //          ├───────────────────────────┤ firstFrame × 4096; everything above this line ends below 4 GiB
@@ -21,6 +22,7 @@
 import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
 import { tuning } from '../base/tuning.ts';
+import { DECODE_AHEAD } from './decode-ahead.ts';
 import { GIC_DOMAIN, GIC_VCPU } from './gic.ts';
 import { DOMAIN_SCHEDULE, SCHEDULER, VCPU_SCHEDULE } from './scheduler.ts';
 import { array, struct, u32 } from './struct.ts';
@@ -184,6 +186,7 @@ const REGIONS = [
     sizeBytes: (p) => SCHEDULER.sizeBytes + p.vcpuCount * VCPU_SCHEDULE.sizeBytes + p.domainCount * DOMAIN_SCHEDULE.sizeBytes,
   },
   { name: 'code', sizeBytes: (p) => p.codeBytes },
+  { name: 'decodeAhead', sizeBytes: () => DECODE_AHEAD.sizeBytes },
   { name: 'frameTable', sizeBytes: (p) => (p.sizeBytes / FRAME_BYTES) * FRAME.sizeBytes },
   { name: 'heap', sizeBytes: (p) => HEAP.at.accounts + p.domainCount * 8 },
 ] as const satisfies readonly RegionSpec[];

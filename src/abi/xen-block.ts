@@ -14,6 +14,8 @@ import { array, struct, u16, u32, u64, u8 } from './struct.ts';
 export const BLKIF_SEGMENTS_MAX = 11;
 /** Grants of pages that hold segments; each page has room for 512. */
 export const BLKIF_INDIRECT_PAGES_MAX = 8;
+/** What hosts offer: an order of 4. */
+export const BLKIF_RING_PAGES_MAX = 16;
 export const BLKIF_SECTOR_BYTES = 512;
 
 export const BLKIF_OP = { read: 0, write: 1, write_barrier: 2, flush_diskcache: 3, discard: 5, indirect: 6 } as const;

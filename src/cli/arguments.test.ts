@@ -89,6 +89,12 @@ test('help and version need no host', async () => {
   for (const words of [['--help'], ['help'], ['-h']]) {
     assert.match((await runCli(words)).out, /run .*\n[^]*pause .*\n[^]*info .*\n.*guest fetch /);
   }
+  for (const words of [['disk', '--help'], ['help', 'disk'], ['disk', '-h']]) {
+    const { status, out } = await runCli(words);
+    assert.equal(status, 0);
+    assert.match(out, /^usage: zazen disk VERB .*\n\n +disk create +[^]*\n +disk info /);
+    assert.doesNotMatch(out, /image/);
+  }
   for (const words of [['run', '--help'], ['help', 'run'], ['run', '--json', '-h']]) {
     assert.match((await runCli(words)).out, /^usage: zazen run /);
   }

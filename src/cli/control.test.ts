@@ -183,8 +183,9 @@ test('suspend and resume, and a save that suspends', async () => {
   for (const words of [['--via', 'mail'], ['--timeout', 'soon']]) {
     assert.equal((await zazen('suspend', 'web', ...words)).status, 2);
   }
-  const following = zazen('events', 'web', '--history');
-  await new Promise((resolve) => { setTimeout(resolve, 20); });
+  const io = daemon.io();
+  const following = runCli(['events', 'web', '--history'], {}, io);
+  await io.stdout.hears('suspended: store');
   await zazen('destroy', 'web');
   assert.match((await following).out, / suspended: transparent\n.* resumed: cancelled\n.* suspended: store\n/);
 });
@@ -244,10 +245,13 @@ test('store ls, read, write, rm, watch', async () => {
 test('events of one domain end with it', async () => {
   await using daemon = await startDaemon();
   await daemon.zazen('create', config);
-  const following = daemon.zazen('events', 'web', '--history', '--json');
+  const jsonIo = daemon.io();
+  const following = runCli(['events', 'web', '--history', '--json'], {}, jsonIo);
+  await jsonIo.stdout.hears('started');
   await daemon.zazen('pause', 'web');
-  const plain = daemon.zazen('events', 'web', '--history');
-  await new Promise((resolve) => { setTimeout(resolve, 20); });
+  const io = daemon.io();
+  const plain = runCli(['events', 'web', '--history'], {}, io);
+  await io.stdout.hears('paused');
   await daemon.zazen('destroy', 'web');
   const lines = (await following).out.trim().split('\n').map((line) => JSON.parse(line));
   assert.deepEqual(lines.map(({ name, type }) => `${name} ${type}`), ['web started', 'web paused', 'web destroyed']);

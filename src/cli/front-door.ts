@@ -54,6 +54,7 @@ export async function main(words: readonly string[], io: Io, services: Services)
       return 0;
     }
     if (first === '--help' || first === '-h' || first === 'help') return help(words.slice(1), io);
+    if (words.length === 2 && ['--help', '-h'].includes(words[1]!) && familyOf(first).length > 0) return help([first], io);
     const { verb, rest } = findVerb(words);
     const args = parseArguments(verb, rest);
     if (args.switches.has('help')) {
@@ -98,18 +99,26 @@ function findVerb(words: readonly string[]): { verb: Verb; rest: readonly string
   }
   const first = words[0]!;
   if (first.startsWith('-')) throw new UsageError(`unknown option ${first}; options follow the verb`);
-  const family = VERBS.filter((verb) => verb.name.startsWith(`${first} `)).map((verb) => verb.name.split(' ')[1]!);
+  const family = familyOf(first).map((verb) => verb.name.split(' ')[1]!);
   if (family.length > 0) throw new UsageError(`${first} needs one of: ${family.join(', ')}`);
   const nearest = closest(first, VERBS.map((verb) => verb.name.split(' ')[0]!));
   throw new UsageError(`there is no verb "${first}"${nearest === undefined ? '' : `; did you mean ${nearest}?`}`);
 }
 
+/** Verbs of two words of which this is the first. */
+const familyOf = (first: string): readonly Verb[] => VERBS.filter((verb) => verb.name.startsWith(`${first} `));
+
 function help(words: readonly string[], io: Io): number {
+  const family = words.length === 1 ? familyOf(words[0]!) : [];
+  const verbs = formatTable((family.length > 0 ? family : VERBS).map((verb) => [verb.name, verb.summary] as const), '  ');
+  if (family.length > 0) {
+    io.stdout.write(`usage: zazen ${words[0]!} VERB [OPTION]...\n\n${verbs}\nzazen ${words[0]!} VERB --help tells more.\n`);
+    return 0;
+  }
   if (words.length > 0) {
     io.stdout.write(verbHelp(findVerb(words).verb));
     return 0;
   }
-  const verbs = formatTable(VERBS.map((verb) => [verb.name, verb.summary] as const), '  ');
   io.stdout.write('usage: zazen VERB [OPTION]...\n\nZazen runs unmodified arm64 Linux guests inside Node, under the '
     + `Xen ABI and without privileges.\n\n${verbs}\nzazen VERB --help tells more; zazen --version tells the version.\n`
     + 'A first try: zazen run, or zazen run -- uname -a\n');

@@ -90,11 +90,13 @@ test('the process ends with its guest although its input is open', async () => {
   assert.deepEqual(await program.ended, { status: 3, signal: null, out: 'done\n', err: '' });
 });
 
-test('our own bug shows its stack and exits with 70', async () => {
-  const { status, err } = await fake('bug', 'run', '--exec', 'x').ended;
-  assert.equal(status, 70);
-  assert.match(err, /TypeError: our own bug\n +at /);
-});
+for (const bug of ['bug', 'strayBug']) {
+  test(`our own bug shows its stack and exits with 70: ${bug}`, async () => {
+    const { status, err } = await fake(bug, 'run', '--exec', 'x').ended;
+    assert.equal(status, 70);
+    assert.match(err, /TypeError: our own bug\n +at /);
+  });
+}
 
 // ---- a real terminal, by script(1)
 
@@ -174,14 +176,14 @@ test('the launcher passes signals on', async () => {
     { status: 143, signal: null, out: 'ready\n', err: 'zazen: ended by SIGTERM\n' });
 });
 
-test('the launcher gives V8 no more threads than cores, where the verb runs guests in its own process', async () => {
+test('the launcher gives V8 no more threads than cores and a large heap, where the verb runs guests in its own process', async () => {
   const launcher = checkout('options', true);
   const program = join(scratch, 'options/src/cli/main.ts');
   rmSync(program);
   writeFileSync(program, 'console.log(process.execArgv.join());');
   const optionsOf = async (...words: string[]): Promise<string> =>
     (await startProgram('node', [launcher, ...words]).ended).out.trim();
-  assert.equal(await optionsOf('run', '--exec', 'x'), `--v8-pool-size=${Math.min(4, availableParallelism())}`);
+  assert.equal(await optionsOf('run', '--exec', 'x'), `--v8-pool-size=${Math.min(4, availableParallelism())},--max-old-space-size=40960`);
   assert.equal(await optionsOf('list'), '');
 });
 

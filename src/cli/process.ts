@@ -3,7 +3,7 @@
 //   signal                 abort the command, which cleans up; exit 128 + number
 //   the same again         (after the first was heeded) leave at once: undo what must be undone, exit
 //   EPIPE on stdout        as SIGPIPE would: quietly, 141
-//   a failed assertion     our own bug: its stack, and 70 (EX_SOFTWARE)
+//   a failed assertion     our own bug, wherever it is noticed: its stack, and 70 (EX_SOFTWARE)
 
 import { constants } from 'node:os';
 import { Interruption } from './io.ts';
@@ -37,6 +37,12 @@ export async function runProcess(command: (io: Io) => Promise<number>): Promise<
   };
   process.on('exit', undoAll);
   listenToSignals(controller);
+  // Of a thread of the host, or of nobody's task: nothing of the host can be trusted any more, and so nothing of it is closed.
+  process.on('uncaughtException', (error) => {
+    undoAll();
+    console.error(error);
+    process.exit(EX_SOFTWARE);
+  });
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     const message = error.code === 'EPIPE' ? '' : `cannot write standard output: ${error.message}`;
     controller.abort(new Interruption(message, error.code === 'EPIPE' ? 128 + constants.signals.SIGPIPE : 1));

@@ -30,6 +30,8 @@ const BEHAVIOURS: Record<string, FakeHostOptions> = {
   /** A shell: repeats what is typed. */
   shell: { guest: async (guest) => { guest.say('ready\n'); guest.say(await guest.typed('\x03')); } },
   bug: { guest: () => {}, create: async () => { throw new TypeError('our own bug'); } },
+  /** As `hang`, and an error comes that is nobody's to catch. */
+  strayBug: { guest: (guest) => { guest.begin(); guest.say('ready\n'); setImmediate(() => { throw new TypeError('our own bug'); }); } },
 };
 
 // A real host has workers, which keep the process alive.

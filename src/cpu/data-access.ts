@@ -8,7 +8,7 @@ import type { Engine } from './engine.ts';
 import { exceptionClass, faultStatus, syndrome } from './exceptions.ts';
 import { NO_FRAME } from './host.ts';
 import type { ExitReason } from './host.ts';
-import { fillDataTlb, noteFill } from './tlb.ts';
+import { fillDataTlb, noteFill, probeDataTlb } from './tlb.ts';
 import { ACCESS_READ, ACCESS_WRITE } from './translation.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
@@ -209,7 +209,7 @@ export class DataAccess {
     const bytes = new Uint8Array(sizeBytes);
     if (willAnswer && !this.#makeWritable(vcpu, address, sizeBytes)) return undefined;
     const copied = this.#eachPiece(vcpu, address, sizeBytes, ACCESS_READ, (host, done, length) => {
-      bytes.set(this.#engine.machine.u8.subarray(host, host + length), done);
+      copyBytes(bytes, done, this.#engine.machine.u8, host, length);
     });
     if (copied === 'noFrame') this.#mustRetry = true;
     return copied === 'done' ? bytes : undefined;
@@ -220,7 +220,7 @@ export class DataAccess {
    */
   copyToGuest(vcpu: VcpuState, address: bigint, bytes: Uint8Array, isRepeatable = false): boolean {
     const copied = this.#eachPiece(vcpu, address, bytes.length, ACCESS_WRITE, (host, done, length) => {
-      this.#engine.machine.u8.set(bytes.subarray(done, done + length), host);
+      copyBytes(this.#engine.machine.u8, host, bytes, done, length);
     });
     if (copied === 'noFrame' && isRepeatable) this.#mustRetry = true;
     return copied === 'done';
@@ -244,17 +244,12 @@ export class DataAccess {
   }
   #eachPiece(vcpu: VcpuState, address: bigint, sizeBytes: number, access: 0 | 1,
     piece: (host: number, done: number, length: number) => void): 'done' | 'fault' | 'noFrame' {
-    const { translation, stageTwo } = this.#engine;
     // Between slices, too: to tell the guest its run state.
     this.#engine.takeOver(vcpu);
     for (let done = 0; done < sizeBytes;) {
       const va = BigInt.asUintN(64, address + BigInt(done));
       const low = Number(va & 0xffff_ffffn);
-      if (!translation.translateIgnoringPan(vcpu, low, Number(va >> 32n), access, 1)) {
-        return translation.status === NO_FRAME ? 'noFrame' : 'fault';
-      }
-      const mfn = access === ACCESS_WRITE
-        ? stageTwo.frameForWrite(vcpu, translation.guestFrame) : stageTwo.frameForRead(vcpu, translation.guestFrame);
+      const mfn = this.#frameForHypercall(vcpu, low, Number(va >> 32n), access);
       if (mfn <= 0) return mfn === NO_FRAME ? 'noFrame' : 'fault';
       const length = Math.min(sizeBytes - done, FRAME_BYTES - (low & 0xfff));
       piece(mfn * FRAME_BYTES + (low & 0xfff), done, length);
@@ -262,4 +257,20 @@ export class DataAccess {
     }
     return 'done';
   }
+  /** Most often the guest has just used the page itself. @returns 0: the guest may not; or NO_FRAME */
+  #frameForHypercall(vcpu: VcpuState, low: number, high: number, access: 0 | 1): number {
+    const { translation, stageTwo } = this.#engine;
+    const known = probeDataTlb(vcpu, access === ACCESS_WRITE ? tlbOffsets[1].write : tlbOffsets[1].read, low, high);
+    if (known !== 0) return known;
+    if (!translation.translateIgnoringPan(vcpu, low, high, access, 1)) return translation.status === NO_FRAME ? NO_FRAME : 0;
+    return access === ACCESS_WRITE
+      ? stageTwo.frameForWrite(vcpu, translation.guestFrame) : stageTwo.frameForRead(vcpu, translation.guestFrame);
+  }
+}
+
+/** So few bytes are quicker copied one by one than by way of a view of them. */
+const FEW_BYTES = 64;
+function copyBytes(to: Uint8Array, toStart: number, from: Uint8Array, fromStart: number, length: number): void {
+  if (length > FEW_BYTES) to.set(from.subarray(fromStart, fromStart + length), toStart);
+  else for (let i = 0; i < length; i++) to[toStart + i] = from[fromStart + i]!;
 }

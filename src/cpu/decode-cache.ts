@@ -17,6 +17,7 @@ import { decode, handlerCount, handlerNumber } from '../a64/table.ts';
 import { vOffset, xOffset } from '../abi/vcpu.ts';
 import { assert } from '../base/assert.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
+import type { KnownRegions } from './jit/known-regions.ts';
 
 const PAGE_WORDS = 1024;
 /** A run is decoded together up to its end; bounded, because what follows a branch may never be reached. */
@@ -109,6 +110,8 @@ export class DecodeCache {
   readonly #slots: number;
   readonly #slotCount: number;
   readonly #frameTable: number;
+  /** Regions that are entered where code is decoded, if this thread has got any. */
+  knownRegions: KnownRegions | undefined;
   /** The same words come again and again: in all functions alike, and after the cache was emptied. */
   #knownWords: Memo | undefined;
   /** A slot that this thread took and did not need, because another was faster; and the generation it belongs to. */
@@ -267,9 +270,32 @@ export class DecodeCache {
     const { u16, u32 } = this.#machine;
     const { slot, first } = this.#placeOf(record);
     const words = u32[this.#frames + slot]! * PAGE_WORDS;
-    for (let index = first; index < Math.min(first + RUN_MAX, PAGE_WORDS); index++, record += RECORD_BYTES) {
-      if (u16[record / 2] !== HANDLER_DECODE) return;
-      if (this.#decodeOne(record, index, u32[words + index]!)) return;
+    const end = Math.min(first + RUN_MAX, PAGE_WORDS);
+    let index = first;
+    for (let ends = false; !ends && index < end && u16[record / 2] === HANDLER_DECODE; index++, record += RECORD_BYTES) {
+      ends = this.#decodeOne(record, index, u32[words + index]!);
+    }
+    if (this.knownRegions !== undefined) for (let each = first; each < index; each++) this.#enterKnown(slot, each);
+  }
+
+  /** An instruction has been decoded: enters the region that is known to begin there, if there is one. */
+  #enterKnown(slot: number, index: number): void {
+    const { knownRegions: known } = this;
+    const { u32 } = this.#machine;
+    if (!known!.begins(index, u32[u32[this.#frames + slot]! * PAGE_WORDS + index]!)) return;
+    // Before its words are compared, so that it is not entered if they change meanwhile.
+    const page = this.pageOf(this.recordOf(slot, index));
+    const region = page === undefined ? -1 : known!.find(index, u32, page.mfn * PAGE_WORDS);
+    if (region >= 0) this.enterRegion(page!, known!.indicesOf(region), known!.enter(region), []);
+  }
+
+  /** Decodes instructions of a slot that are not decoded yet. @param slot its address */
+  decodeAhead(slot: number, first: number, count: number): void {
+    const { u16, u32 } = this.#machine;
+    const words = this.frameOfSlot(slot) * PAGE_WORDS;
+    for (let index = first; index < first + count; index++) {
+      const record = slot + index * RECORD_BYTES;
+      if (u16[record / 2] === HANDLER_DECODE) this.#decodeOne(record, index, u32[words + index]!);
     }
   }
 
@@ -351,13 +377,17 @@ export class DecodeCache {
     const isSame = (): boolean => Atomics.load(u32, this.#versions + slot) >>> 1 === version && this.generation === generation;
     if (!isSame()) return false;
     const base = this.#slots + slot * SLOT_BYTES;
+    const decoded: number[] = [];
     for (const each of indices) {
       const record = base + each * RECORD_BYTES;
-      if (Atomics.load(u16, record / 2) === HANDLER_DECODE) this.#decodeOne(record, each, u32[mfn * PAGE_WORDS + each]!);
+      if (Atomics.load(u16, record / 2) !== HANDLER_DECODE) continue;
+      this.#decodeOne(record, each, u32[mfn * PAGE_WORDS + each]!);
+      if (each !== index) decoded.push(each);
     }
     Atomics.or(u32, this.#versions + slot, 1);
     const entry = (base + index * RECORD_BYTES) / 2;
     Atomics.store(u16, entry, tableIndex);
+    if (this.knownRegions !== undefined) for (const each of decoded) this.#enterKnown(slot, each);
     if (isSame()) return true;
     Atomics.compareExchange(u16, entry, tableIndex, HANDLER_DECODE);
     return false;

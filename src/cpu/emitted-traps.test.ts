@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto';
 import { test } from 'node:test';
 import { sysreg } from '../a64/system-registers.ts';
 import { RECORD_BYTES, SP_SLOT } from '../a64/operand.ts';
-import { trapNames } from '../a64/slow.ts';
+import { DAIF_CLR, trapNames } from '../a64/slow.ts';
 import type { TrapName } from '../a64/slow.ts';
 import {
   TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, VCPU_BYTES, VICTIM_ENTRIES, tlbCoverage, tlbCoverageOffset, tlbOffsets,
@@ -35,7 +35,7 @@ const TCR_AS = 1n << 36n;
 const ISS_WNR = 1 << 6;
 
 type Trap = (vcpu: number, a: number, b: number, c: number, d: number) => void;
-interface Emitted extends Record<'svc' | 'eret' | 'msr', Trap> {
+interface Emitted extends Record<'svc' | 'eret' | 'msr' | 'msrImmediate', Trap> {
   dataAbort(vcpu: number, va: bigint, status: number, isWrite: number): number;
   instructionAbort(vcpu: number, va: bigint, status: number): number;
 }
@@ -46,7 +46,7 @@ function createRig() {
   const module = new ModuleBuilder(handlerSignature, { addressType: 'i32', minPages: 1, maxPages: machine.parameters.sizeBytes / 65536 });
   const imports = Object.fromEntries(trapNames.map(name => [name, module.importFunction(name, trapSignature)])) as Record<TrapName, Callable>;
   const { traps, dataAbort, instructionAbort } = emitTraps(module, imports, emitWalk(module, interpreterLayout(machine)).fillExec);
-  for (const name of ['svc', 'eret', 'msr'] as const) module.export(name, traps[name]);
+  for (const name of ['svc', 'eret', 'msr', 'msrImmediate'] as const) module.export(name, traps[name]);
   module.export('dataAbort', dataAbort);
   module.export('instructionAbort', instructionAbort);
   /** How often emitted code has asked TypeScript. */
@@ -108,18 +108,18 @@ interface Case {
   readonly emitted: (rig: Rig) => boolean;
   readonly inTypeScript: (rig: Rig) => void;
 }
-const trap = (name: 'svc' | 'eret', argument = 0): Case => ({
-  name,
+const trap = (name: 'svc' | 'eret' | 'msrImmediate', argument = 0, immediate = 0): Case => ({
+  name: immediate === 0 ? name : `${name}, ${immediate}`,
   emitted: rig => {
     const before = rig.asked.count;
-    rig.emitted[name](rig.vcpu.address, argument, 0, 0, 0);
+    rig.emitted[name](rig.vcpu.address, argument, immediate, 0, 0);
     return rig.asked.count === before;
   },
-  inTypeScript: rig => rig.handlers[name](rig.vcpu.address, argument, 0, 0, 0),
+  inTypeScript: rig => rig.handlers[name](rig.vcpu.address, argument, immediate, 0, 0),
 });
 const VA = 0xffff_8000_1234_5678n;
 const cases: readonly Case[] = [
-  trap('svc', 0xabcd), trap('eret'),
+  trap('svc', 0xabcd), trap('eret'), trap('msrImmediate', DAIF_CLR, 2), trap('msrImmediate', DAIF_CLR, 13),
   ...[false, true].map(isWrite => ({
     name: `data abort${isWrite ? ' of a write' : ''}`,
     emitted: ({ emitted, vcpu }: Rig) => emitted.dataAbort(vcpu.address, VA, faultStatus.translation + 3, Number(isWrite)) !== 0,

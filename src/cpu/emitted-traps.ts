@@ -2,13 +2,14 @@
 // do, without a call into TypeScript. A system call or a page fault costs a guest's kernel a few hundred instructions, so what
 // surrounds them counts.
 //
-//   SVC, ERET, MSR TTBR<n>_EL1:  the handler has saved record and fuel ─► trap here ─► resume
-//   aborts that a walk has found: slow access, jump                    ─► here      ─► resume
+//   SVC, ERET, MSR DAIFClr, MSR TTBR<n>_EL1:  the handler has saved record and fuel ─► trap here ─► resume
+//   aborts that a walk has found:              slow access, jump                    ─► here      ─► resume
 //
 // Whatever is not ordinary is left alone, with nothing done, and TypeScript decides: an illegal return, an interrupt that a
 // return unmasks, TLB entries that PSTATE.PAN makes void, code at the target that the exec TLB cannot find.
 
 import { sysreg } from '../a64/system-registers.ts';
+import { DAIF_CLR, DAIF_SHIFT } from '../a64/slow.ts';
 import type { TrapName } from '../a64/slow.ts';
 import { RECORD_BYTES, SP_SLOT } from '../a64/operand.ts';
 import {
@@ -23,7 +24,7 @@ import type { I32, I64 } from '../wasm/types.ts';
 import { trapSignature } from './emitted-calls.ts';
 import { FAULT_ANSWERS, emitCount } from './emitted-walk.ts';
 import {
-  DAIF_ALL, PSTATE_PAN, SCTLR_SPAN, SPSR_IL, exceptionClass, syndrome, vectorOffset,
+  DAIF_ALL, PSTATE_PAN, SCTLR_SPAN, SPSR_IL, exceptionClass, irqVector, syndrome, vectorOffset,
 } from './exceptions.ts';
 import { TCR_A1, TCR_AS } from './tlb.ts';
 
@@ -58,6 +59,7 @@ export function emitTraps(module: ModuleBuilder, imports: Readonly<Record<TrapNa
       ...imports,
       svc: emitSvc(module, take, imports.svc),
       eret: emitEret(module, enter, imports.eret),
+      msrImmediate: emitUnmask(module, take, imports.msrImmediate),
       msr: emitMsr(module, imports.msr),
     },
     dataAbort: emitDataAbort(module, take),
@@ -155,9 +157,12 @@ function emitEnter(module: ModuleBuilder, fillExec: Callable): Callable {
 
 // ---- taking an exception
 
-/** (vCPU, ESR, return address, fuel left) → 1: it is taken, as by `takeException` in exceptions.ts; 0: nothing is done. */
+/**
+ * (vCPU, ESR, return address, fuel left, 0 or `irqVector`) → 1: it is taken, as by `takeException` in exceptions.ts; 0: nothing
+ * is done. For an interrupt there is no ESR.
+ */
 function emitTake(module: ModuleBuilder, enter: Callable): Callable {
-  const f = module.function({ params: ['i32', 'i32', 'i64', 'i32'], results: ['i32'] });
+  const f = module.function({ params: ['i32', 'i32', 'i64', 'i32', 'i32'], results: ['i32'] });
   const vcpu = f.param(0, 'i32');
   const spans = f.let(i32.and(i32.load(vcpu, at.sctlrEl1), i32.const(SCTLR_SPAN)));
   giveUpIf(f, i32.and(i32.eqz(spans), i32.load(vcpu, coverage('userEntriesAtEl1'))));
@@ -169,7 +174,8 @@ function emitTake(module: ModuleBuilder, enter: Callable): Callable {
     i32.or(i32.or(i32.load(vcpu, at.pan), i32.load(vcpu, at.pstateRest)), mode));
   f.do(i64.store(vcpu, i64.extendI32U(saved), at.spsrEl1));
   f.do(i64.store(vcpu, f.param(2, 'i64'), at.elrEl1));
-  f.do(i64.store(vcpu, i64.extendI32U(f.param(1, 'i32')), at.esrEl1));
+  const kind = f.param(4, 'i32');
+  f.if(i32.eqz(kind), () => f.do(i64.store(vcpu, i64.extendI32U(f.param(1, 'i32')), at.esrEl1)));
   saveSp(f, vcpu);
   enterEl(f, vcpu, i32.const(1), i32.const(1));
   f.do(i32.store(vcpu, i32.const(DAIF_ALL), at.daif));
@@ -179,7 +185,7 @@ function emitTake(module: ModuleBuilder, enter: Callable): Callable {
   assert(currentSp0 === 0, 'the first vectors are those of SP_EL0');
   const offset = f.local('i32');
   f.if(el, () => f.set(offset, i32.mul(spSel, i32.const(current))), () => f.set(offset, i32.const(lower)));
-  const vector = i64.add(i64.and(i64.load(vcpu, at.vbarEl1), i64.const(VBAR_BASE)), i64.extendI32U(offset));
+  const vector = i64.add(i64.and(i64.load(vcpu, at.vbarEl1), i64.const(VBAR_BASE)), i64.extendI32U(i32.add(offset, kind)));
   f.call(enter, vcpu, vector, f.param(3, 'i32'));
   f.push(i32.const(1));
   return f;
@@ -190,11 +196,35 @@ function emitSvc(module: ModuleBuilder, take: Callable, inTypeScript: Callable):
   const vcpu = f.param(0, 'i32');
   const esr = i32.or(f.param(1, 'i32'), i32.const(syndrome(exceptionClass.svc64, 0) | 0));
   const next = i64.add(pcOf(vcpu), i64.const(4));
-  f.if(i32.eqz(f.callExpr('i32', take, vcpu, esr, next, leftBehind(vcpu))), () => passOn(f, inTypeScript), undefined, 'unlikely');
+  f.if(i32.eqz(f.callExpr('i32', take, vcpu, esr, next, leftBehind(vcpu), i32.const(0))), () => passOn(f, inTypeScript), undefined, 'unlikely');
   return f;
 }
 function passOn(f: FunctionBuilder, trap: Callable): void {
   f.call(trap, ...trapSignature.params.map((_, i) => f.param(i, 'i32')));
+}
+
+/** MSR DAIFClr while there is an interrupt: if it is unmasked by that, it is taken. */
+function emitUnmask(module: ModuleBuilder, take: Callable, inTypeScript: Callable): Callable {
+  const f = module.function(trapSignature);
+  const vcpu = f.param(0, 'i32');
+  const isOrdinary = i32.and(i32.eq(f.param(1, 'i32'), i32.const(DAIF_CLR)), i32.load(vcpu, at.el));
+  f.if(i32.eqz(isOrdinary), () => {
+    passOn(f, inTypeScript);
+    f.return();
+  }, undefined, 'unlikely');
+  const before = f.let(i32.load(vcpu, at.daif));
+  const daif = f.let(i32.and(before, i32.xor(i32.shl(f.param(2, 'i32'), i32.const(DAIF_SHIFT)), i32.const(-1))));
+  f.do(i32.store(vcpu, daif, at.daif));
+  const isDue = i32.and(i32.ne(i32.load(vcpu, at.irqLine), i32.const(0)), i32.eqz(i32.and(daif, i32.const(IRQ_MASKED))));
+  f.if(isDue, () => {
+    const next = i64.add(pcOf(vcpu), i64.const(4));
+    const taken = f.callExpr('i32', take, vcpu, i32.const(0), next, leftBehind(vcpu), i32.const(irqVector));
+    f.if(i32.eqz(taken), () => {
+      f.do(i32.store(vcpu, before, at.daif));
+      passOn(f, inTypeScript);
+    }, undefined, 'unlikely');
+  }, () => f.do(i32.store(vcpu, i32.add(i32.load(vcpu, at.record), i32.const(RECORD_BYTES)), at.record)));
+  return f;
 }
 
 /** The exception class from EL0 is one less than that from EL1. */
@@ -206,7 +236,7 @@ function emitDataAbort(module: ModuleBuilder, take: Callable): Callable {
   const vcpu = f.param(0, 'i32');
   const iss = i32.or(f.param(2, 'i32'), i32.mul(f.param(3, 'i32'), i32.const(ISS_WNR)));
   const esr = abortSyndrome(vcpu, exceptionClass.dataAbortLower, iss);
-  giveUpIf(f, i32.eqz(f.callExpr('i32', take, vcpu, esr, pcOf(vcpu), leftBehind(vcpu))));
+  giveUpIf(f, i32.eqz(f.callExpr('i32', take, vcpu, esr, pcOf(vcpu), leftBehind(vcpu), i32.const(0))));
   // Nothing was retired for the fuel.
   f.do(i32.store(vcpu, i32.add(i32.load(vcpu, at.charged), i32.const(1)), at.charged));
   f.do(i64.store(vcpu, f.param(1, 'i64'), at.farEl1));
@@ -221,7 +251,7 @@ function emitInstructionAbort(module: ModuleBuilder, take: Callable): Callable {
   const vcpu = f.param(0, 'i32');
   const va = f.param(1, 'i64');
   const esr = abortSyndrome(vcpu, exceptionClass.instructionAbortLower, f.param(2, 'i32'));
-  giveUpIf(f, i32.eqz(f.callExpr('i32', take, vcpu, esr, va, leftBehind(vcpu))));
+  giveUpIf(f, i32.eqz(f.callExpr('i32', take, vcpu, esr, va, leftBehind(vcpu), i32.const(0))));
   f.do(i64.store(vcpu, va, at.farEl1));
   emitCount(f, vcpu);
   f.push(i32.const(1));

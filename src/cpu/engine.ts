@@ -19,6 +19,7 @@ import { NO_FRAME } from './host.ts';
 import type { CpuHost, ExitReason } from './host.ts';
 import { TABLE_SIZE } from './interpreter.ts';
 import { regionImports } from './jit/compile.ts';
+import { KnownRegions } from './jit/known-regions.ts';
 import type { RegionClient } from './jit/region-client.ts';
 import { StageTwo } from './stage-two.ts';
 import { FORGET_EVERYTHING, obeyTlbRequests, postTlbRequest } from './tlb-requests.ts';
@@ -98,7 +99,7 @@ export class Engine {
         this.#goOn(vcpu);
       },
       traps: new TrapHandlers(this).table(),
-      compute: computeHandlers(this.machine),
+      compute: computeHandlers(this.machine, vcpuAddress => this.host.readCounter(vcpuAddress)),
     };
   }
 
@@ -171,6 +172,7 @@ export class Engine {
       if ('epoch' in message) this.#dropRegions(vcpu, message.epoch);
       else {
         if (message.module !== undefined) this.addRegions(message.module);
+        if (message.known !== undefined) this.decodeCache.knownRegions = new KnownRegions(message.known);
         for (const entry of message.entries) this.decodeCache.enterRegion(entry.page, entry.indices, entry.tableIndex, entry.contents);
       }
     }
@@ -180,6 +182,7 @@ export class Engine {
    * record names one; the others are made to hear of it by that, before they run on.
    */
   #dropRegions(vcpu: VcpuState, epoch: number): void {
+    this.decodeCache.knownRegions = undefined;
     for (let i = handlerCount; i < TABLE_SIZE; i++) this.#table.set(i, this.#unknownRegion);
     if (!this.decodeCache.knowsRegionEpoch(epoch)) this.host.flushDecodeCache(vcpu, epoch);
   }

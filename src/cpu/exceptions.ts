@@ -28,6 +28,9 @@ export const SCTLR_SPAN = 1 << 23;
 /** In the vector table, by where the exception comes from: the current level with SP_EL0 or its own, the lower one. */
 export const vectorOffset = { currentSp0: 0, current: 0x200, lower: 0x400 } as const;
 
+/** Where an interrupt's vector is, from there. */
+export const irqVector = 0x80;
+
 export const syndrome = (ec: number, iss: number): number => ((ec << 26) | (1 << 25) | iss) >>> 0;
 
 export type VectorKind = 'synchronous' | 'irq';
@@ -53,7 +56,7 @@ export function takeException(vcpu: VcpuState, kind: VectorKind, returnAddress: 
   vcpu.set32(at.daif, DAIF_ALL);
   vcpu.set32(at.pstateRest, 0);
   if ((vcpu.get32(at.sctlrEl1) & SCTLR_SPAN) === 0) setPan(vcpu, true);
-  return (vcpu.get64(at.vbarEl1) & ~0x7ffn) + BigInt(from + (kind === 'irq' ? 0x80 : 0));
+  return (vcpu.get64(at.vbarEl1) & ~0x7ffn) + BigInt(from + (kind === 'irq' ? irqVector : 0));
 }
 
 /**

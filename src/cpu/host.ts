@@ -32,10 +32,13 @@ export interface CpuHost {
 
   /**
    * System registers that are not the CPU's own: interrupt controller (ICC_*) and timers. `encoding` is
-   * op0:op1:CRn:CRm:op2 in 16 bits. Undefined or false: there is no such register.
+   * op0:op1:CRn:CRm:op2 in 16 bits. The value is put into, or taken from, 64 bits of the vCPU record.
+   * @returns false: there is no such register
    */
-  readSystemRegister(vcpu: VcpuState, encoding: number): bigint | undefined;
-  writeSystemRegister(vcpu: VcpuState, encoding: number, value: bigint): boolean;
+  readSystemRegister(vcpu: VcpuState, encoding: number, slot: number): boolean;
+  writeSystemRegister(vcpu: VcpuState, encoding: number, slot: number): boolean;
+  /** CNTVCT_EL0 of the vCPU whose record is at an address, in ticks: below 2^53. */
+  readCounter(vcpuAddress: number): number;
 
   /** HVC from EL1: arguments and results are general registers. False: this immediate is not served (UNDEFINED). */
   hvc(vcpu: VcpuState, immediate: number): boolean;

@@ -8,6 +8,9 @@ import { GUEST_BASE, createTestMachine } from './test-machine.ts';
 
 const PAGE = GUEST_BASE + 0x10_0000;
 const OTHER = PAGE + 0x1000;
+const LDRB_W0_X1 = 0x39400020;
+const STRB_W0_X1 = 0x39000020;
+const HVC = 0xd4000002;
 
 /** A machine whose page PAGE leads to the frame of another once `exchange` was called. */
 function machineWithExchange() {
@@ -40,6 +43,27 @@ test('after a flush was asked for, the hypervisor writes where the page is now',
   engine.requestTlbFlush(vcpu.address);
   write(2);
   assert.deepEqual([byteAt(PAGE), byteAt(OTHER)], [1, 2]);
+});
+
+test('what the guest has just used, a hypercall finds in the TLB, until that is flushed', () => {
+  const { engine, vcpu, load, ram, write, exchange, byteAt } = machineWithExchange();
+  vcpu.setX(1, BigInt(PAGE));
+  load(GUEST_BASE, [LDRB_W0_X1, STRB_W0_X1, HVC]);
+  ram[PAGE - GUEST_BASE] = 7;
+  vcpu.set64(vcpuRecord.at.pcBase, BigInt(GUEST_BASE));
+  assert.equal(engine.run(vcpu, 100), 'host');
+  const { translation } = engine;
+  const translate = translation.translateIgnoringPan.bind(translation);
+  let walks = 0;
+  translation.translateIgnoringPan = (...place) => { walks++; return translate(...place); };
+  assert.deepEqual(engine.data.copyFromGuest(vcpu, BigInt(PAGE), 1), Uint8Array.of(7));
+  write(8);
+  assert.deepEqual([walks, byteAt(PAGE)], [0, 8]);
+  exchange();
+  engine.requestTlbFlush(vcpu.address);
+  write(9);
+  assert.deepEqual(engine.data.copyFromGuest(vcpu, BigInt(PAGE), 1), Uint8Array.of(9));
+  assert.deepEqual([walks, byteAt(PAGE), byteAt(OTHER)], [2, 8, 9]);
 });
 
 test('so it does in another thread, which finds what this one has remembered', () => {

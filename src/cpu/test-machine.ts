@@ -26,6 +26,8 @@ export class TestHost implements CpuHost {
   engine: Engine | undefined;
   /** Emulated registers for tests of MMIO: physical address → value. */
   readonly registers = new Map<number, bigint>();
+  /** CNTVCT_EL0. */
+  counter = 0;
 
   /** All vCPUs of the machine, those of other engines among them. */
   readonly vcpus: VcpuState[];
@@ -56,8 +58,13 @@ export class TestHost implements CpuHost {
     this.registers.set(physicalAddress, vcpu.get64(at.scratch));
     return true;
   }
-  readSystemRegister(_vcpu: VcpuState, encoding: number): bigint | undefined {
-    return encoding === systemRegister(3, 3, 14, 0, 0) ? 62_500_000n : undefined;
+  readSystemRegister(vcpu: VcpuState, encoding: number, slot: number): boolean {
+    if (encoding !== systemRegister(3, 3, 14, 0, 0)) return false;
+    vcpu.setHalves(slot, 62_500_000, 0);
+    return true;
+  }
+  readCounter(): number {
+    return this.counter;
   }
   writeSystemRegister(): boolean {
     return false;

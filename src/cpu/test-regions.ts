@@ -8,6 +8,7 @@ import type { Engine } from './engine.ts';
 import { RegionClient } from './jit/region-client.ts';
 import type { SamplingOptions } from './jit/region-client.ts';
 import type { HotPlace, RegionMessage } from './jit/region-parcels.ts';
+import type { StoredRegion } from './jit/region-store.ts';
 import { Translator } from './jit/translator.ts';
 import type { TranslatorLimits } from './jit/translator.ts';
 
@@ -51,10 +52,19 @@ export class LocalTranslator {
     this.#translator.look(requester);
     const { module, entries } = this.#translator.translate();
     this.#send(number => ({ module, entries: entries.get(number) ?? [] }));
-    if (!this.#translator.isFull) return;
+    if (this.#translator.isFull) this.reset();
+  }
+  /** Gives up all regions. */
+  reset(): void {
     this.resets++;
     const reset = this.#translator.startOver();
     this.#send(() => reset);
+  }
+  /** Has regions known to all engines. */
+  prepare(regions: readonly StoredRegion[]): void {
+    const { known } = this.#translator.prepare(regions);
+    const { module } = this.#translator.translate();
+    this.#send(() => ({ module, entries: [], known }));
   }
   #send(messageFor: (client: number) => RegionMessage): void {
     this.#queues.forEach((queue, number) => queue.push(messageFor(number)));

@@ -55,6 +55,17 @@ export function probeExecTlb(vcpu: VcpuState, tlbOffset: number, low: number, hi
   return u32[index + 2]!;
 }
 
+/** The frame that a read or write TLB has for a page, or 0; not among its victims. */
+export function probeDataTlb(vcpu: VcpuState, tlbOffset: number, low: number, high: number): number {
+  const { u32 } = vcpu;
+  const index = entryIndex(vcpu, tlbOffset, low);
+  const pageLow = (low & ~0xfff) >>> 0;
+  if (u32[index] !== pageLow || u32[index + 1] !== high >>> 0) return 0;
+  const hostLow = pageLow + u32[index + 2]!;
+  const carry = hostLow >= 0x1_0000_0000 ? 1 : 0;
+  return (hostLow >>> 12) + ((u32[index + 1]! + u32[index + 3]! + carry) >>> 0) * 0x10_0000;
+}
+
 /** Pages that a direct branch may go to. */
 const NEIGHBOURS_REACH = 1 << 15;
 

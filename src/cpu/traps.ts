@@ -1,6 +1,7 @@
 // Instructions that end in TypeScript (a64/slow.ts: trapNames): exceptions, system registers, maintenance, waiting.
 
 import { sysreg } from '../a64/system-registers.ts';
+import { DAIF_CLR, DAIF_SET, DAIF_SHIFT } from '../a64/slow.ts';
 import type { TrapName } from '../a64/slow.ts';
 import { scratchOffset, vcpuRecord } from '../abi/vcpu.ts';
 import type { EmittedCallHandlers } from './emitted-calls.ts';
@@ -114,25 +115,24 @@ export class TrapHandlers {
     }
     const isTimer = TrapHandlers.#isTimer(encoding);
     if (isTimer && !this.#timerAllowed(vcpu, encoding)) return this.#trapRegister(vcpu, encoding, slot, 1);
-    const value = isTimer || vcpu.el > 0 ? this.#engine.host.readSystemRegister(vcpu, encoding) : undefined;
-    if (value === undefined) return this.#unknownRegister(vcpu);
-    vcpu.set64(slot, value);
+    if (!(isTimer || vcpu.el > 0) || !this.#engine.host.readSystemRegister(vcpu, encoding, slot)) {
+      return this.#unknownRegister(vcpu);
+    }
     this.#engine.advance(vcpu);
   }
 
   #msr(vcpu: VcpuState, encoding: number, slot: number): void {
-    const value = vcpu.get64(slot);
     const own = systemRegisters.get(encoding);
     if (own?.write) {
       if (vcpu.el === 0 && !own.writeEl?.(vcpu)) {
         return own.writeEl ? this.#trapRegister(vcpu, encoding, slot, 0) : this.#undefined(vcpu);
       }
-      own.write(vcpu, value);
+      own.write(vcpu, vcpu.get64(slot));
       return this.#afterUnmasking(vcpu);
     }
     const isTimer = TrapHandlers.#isTimer(encoding);
     if (isTimer && !this.#timerAllowed(vcpu, encoding)) return this.#trapRegister(vcpu, encoding, slot, 0);
-    if (!(isTimer || vcpu.el > 0) || !this.#engine.host.writeSystemRegister(vcpu, encoding, value)) {
+    if (!(isTimer || vcpu.el > 0) || !this.#engine.host.writeSystemRegister(vcpu, encoding, slot)) {
       return this.#unknownRegister(vcpu);
     }
     this.#afterUnmasking(vcpu);
@@ -151,7 +151,7 @@ export class TrapHandlers {
   }
 
   #msrImmediate(vcpu: VcpuState, field: number, immediate: number): void {
-    const isDaif = field === 0b011_110 || field === 0b011_111;
+    const isDaif = field === DAIF_SET || field === DAIF_CLR;
     if (vcpu.el === 0 && isDaif && (vcpu.get32(at.sctlrEl1) & SCTLR_UMA) === 0) {
       const encoding = (3 << 11) | (4 << 7) | (immediate << 3) | (field & 7);
       return this.#trapRegister(vcpu, encoding, at.x + 8 * 31, 0);
@@ -160,8 +160,8 @@ export class TrapHandlers {
     switch (field) {
       case 0b000_100: setPan(vcpu, (immediate & 1) !== 0); break;
       case 0b000_101: selectSp(vcpu, immediate & 1); break;
-      case 0b011_110: vcpu.set32(at.daif, vcpu.get32(at.daif) | (immediate << 6)); break;
-      case 0b011_111: vcpu.set32(at.daif, vcpu.get32(at.daif) & ~(immediate << 6)); break;
+      case DAIF_SET: vcpu.set32(at.daif, vcpu.get32(at.daif) | (immediate << DAIF_SHIFT)); break;
+      case DAIF_CLR: vcpu.set32(at.daif, vcpu.get32(at.daif) & ~(immediate << DAIF_SHIFT)); break;
       default: return this.#undefined(vcpu);
     }
     this.#afterUnmasking(vcpu);

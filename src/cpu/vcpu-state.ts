@@ -45,6 +45,9 @@ export class VcpuState {
     const index = (this.address + offset) >>> 2;
     return this.u32[index + 1]! * 0x1_0000_0000 + this.u32[index]!;
   }
+  setDouble(offset: number, value: number): void {
+    this.setHalves(offset, value >>> 0, Math.floor(value / 0x1_0000_0000));
+  }
   copy64(to: number, from: number): void {
     this.setHalves(to, this.get32(from), this.get32(from + 4));
   }

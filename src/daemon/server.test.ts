@@ -5,8 +5,9 @@ import { connect, createServer } from 'node:net';
 import type { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import { after, test } from 'node:test';
+import { PATIENCE_MILLIS } from '../../test/patience.ts';
 import { ZazenError } from '../base/errors.ts';
 import { FakeHosts } from '../cli/test-fake-host.ts';
 import type { FakeDomain, FakeGuest, FakeHostOptions } from '../cli/test-fake-host.ts';
@@ -47,7 +48,7 @@ async function setUp(options: FakeHostOptions & { patienceMillis?: number } = {}
   const host = await hosts.start();
   const server = await serveControl(host, {
     env: { ZAZEN_RUNTIME_DIR: directory }, version: '1.2.3', log: (line) => lines.push(line),
-    patienceMillis: options.patienceMillis ?? 5000,
+    patienceMillis: options.patienceMillis ?? PATIENCE_MILLIS,
   });
   const client = new ControlClient(server.socketPath);
   await host.create({ name: 'web' });
@@ -318,7 +319,9 @@ test('two at one console see everything, type both, and leave without disturbing
 
 test('a console that is not read holds the guest up for a while only', async () => {
   await using it = await setUp({ patienceMillis: 100 });
-  const stuck = await it.client.console('web');
+  // So little patience has it with who wants to attach, too.
+  const attach = (): Promise<Duplex> => it.client.console('web').catch(attach);
+  const stuck = await attach();
   stuck.pause();
   await until(() => it.domain().attached === 1);
   const flood = setInterval(() => it.guests[0]!.say(Buffer.alloc(65536, 'x')), 1);
@@ -342,7 +345,7 @@ test('a console that cannot be had is refused as a command is', async () => {
 // ---- hostile and clumsy peers
 
 test('what is no command is refused, and what is too long or too slow is cut off', async () => {
-  await using it = await setUp({ patienceMillis: 150 });
+  await using it = await setUp();
   const path = it.server.socketPath;
   assert.match(await sendRaw(path, post('{')), /^HTTP\/1\.1 400 [^]*the body is no JSON/);
   assert.match(await sendRaw(path, post('')), /^HTTP\/1\.1 400 /);
@@ -358,8 +361,11 @@ test('what is no command is refused, and what is too long or too slow is cut off
   assert.doesNotMatch(await sendRaw(path, longHeader), /^HTTP\/1\.1 200/);
   assert.doesNotMatch(await sendRaw(path, Buffer.alloc(20_000, '\xff\0 garbage', 'latin1')), /^HTTP\/1\.1 200/);
   // Never says what it wants; says it only half.
-  assert.doesNotMatch(await sendRaw(path, ''), /^HTTP\/1\.1 200/);
-  assert.doesNotMatch(await sendRaw(path, post('{"command":"list"}').slice(0, -5)), /^HTTP\/1\.1 200/);
+  {
+    await using impatient = await setUp({ patienceMillis: 150 });
+    assert.doesNotMatch(await sendRaw(impatient.server.socketPath, ''), /^HTTP\/1\.1 200/);
+    assert.doesNotMatch(await sendRaw(impatient.server.socketPath, post('{"command":"list"}').slice(0, -5)), /^HTTP\/1\.1 200/);
+  }
   assert.match(await sendRaw(path, post('{"command":"list"}')), /^HTTP\/1\.1 200/);
 });
 
@@ -465,6 +471,8 @@ test('a runtime directory that others could reach is refused', async () => {
   const deep = join(freshDirectory(), 'd'.repeat(100));
   mkdirSync(deep, { mode: 0o700 });
   await assert.rejects(serve(deep), { code: 'ZAZEN_SOCKET_PATH' });
+  const nowhere = serveControl(host, { env: {}, version: '', socketPath: join(root, 'no', 'a.sock') });
+  await assert.rejects(nowhere, { code: 'ZAZEN_SOCKET_PATH', hint: 'choose another path with --socket' });
   assert.deepEqual(await findSockets({ ZAZEN_RUNTIME_DIR: join(root, 'nothing') }), []);
   await host.close();
 });

@@ -55,7 +55,8 @@ export async function serveControl(host: Host, options: ServeOptions): Promise<C
   const control = new Control(host, options);
   try {
     const served = new ServedControl(control, path, options);
-    await served.listen();
+    await served.listen(options.socketPath === undefined ? 'name another directory in ZAZEN_RUNTIME_DIR'
+      : 'choose another path with --socket');
     return served;
   } catch (error) {
     control.close();
@@ -91,7 +92,8 @@ class ServedControl implements ControlServer {
     this.#server.on('clientError', (_error, socket) => socket.destroy());
   }
 
-  async listen(): Promise<void> {
+  /** @param elsewhere what to do when it cannot be there */
+  async listen(elsewhere: string): Promise<void> {
     for (let attempt = 1; ; attempt++) {
       try {
         return await this.#bind();
@@ -109,7 +111,7 @@ class ServedControl implements ControlServer {
           });
         }
         throw new ZazenError('ZAZEN_SOCKET_PATH', `${this.socketPath}: cannot listen there: ${message}`, {
-          cause: error, hint: 'name another directory in ZAZEN_RUNTIME_DIR',
+          cause: error, hint: elsewhere,
         });
       }
     }

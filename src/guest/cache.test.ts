@@ -142,3 +142,10 @@ test('a cache that cannot be written is an error that says so', async () => {
     await assert.rejects(cache.directory('d', async () => {}), { code: 'ZAZEN_CACHE' });
   });
 });
+
+test('a lock that cannot be written is an error of the cache', async () => {
+  await withCacheDir(async (dir) => {
+    const locked = new Cache(dir).withLock('long'.repeat(100), async () => assert.fail('it was not locked'));
+    await assert.rejects(locked, { code: 'ZAZEN_CACHE', message: /^cannot write the cache .*: ENAMETOOLONG/ });
+  });
+});

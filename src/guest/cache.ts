@@ -86,7 +86,7 @@ export class Cache {
     await this.#makeDirectory(dirname(path));
     await this.#removeLeftovers();
     let waiting = false;
-    while (!(await tryLock(path, owner))) {
+    while (!(await tryLock(path, owner).catch((cause: Error) => { throw this.#unwritable(cause); }))) {
       this.#signal?.throwIfAborted();
       const holder = await readFile(path, 'latin1').catch(() => '');
       // An empty lock is one being written this very moment, unless it stays empty.
@@ -150,7 +150,14 @@ async function publish(from: string, to: string): Promise<void> {
 async function tryLock(path: string, owner: string): Promise<boolean> {
   try {
     const file = await open(path, 'wx');
-    await file.writeFile(owner).finally(() => file.close());
+    try {
+      await file.writeFile(owner);
+    } catch (error) {
+      await rm(path, { force: true });
+      throw error;
+    } finally {
+      await file.close();
+    }
     return true;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;

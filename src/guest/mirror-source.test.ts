@@ -71,7 +71,8 @@ async function withArchive(t: TestContext, work: (archive: TestArchive) => Promi
     server.close();
     server.closeAllConnections();
     spawnSync('gpgconf', ['--homedir', join(dir, 'gnupg'), '--kill', 'all']);
-    rmSync(dir, { recursive: true, force: true });
+    // Its agent may still be removing sockets.
+    rmSync(dir, { recursive: true, force: true, maxRetries: 10 });
   }
 }
 

@@ -1,7 +1,6 @@
 // What the disk thread does: sleeps until a ring that it was lent has something, or it is lent another one, and serves them
-// all (devices/block/lane-server.ts), until the host closes.
+// all (devices/block/lane-server.ts), until the host closes. And what pCPUs' threads do with a ring of the guest that they run.
 
-import { receiveMessageOnPort } from 'node:worker_threads';
 import { systemClock } from '../base/clock.ts';
 import { LaneServer } from '../devices/block/lane-server.ts';
 import type { LaneGuest } from '../devices/block/lane-server.ts';
@@ -9,39 +8,45 @@ import { LaneTable } from '../devices/block/lane.ts';
 import type { GrantMapping } from '../hypervisor/grant-table.ts';
 import { DISK_THREAD, HypervisorThread } from '../hypervisor/thread.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
-import type { DiskWorkerData, PostedLoan } from './disk-thread.ts';
+import type { DiskWorkerData } from './disk-thread.ts';
 
-export function runDiskThread({ memory, doorbell, lanes, port }: DiskWorkerData): void {
+export function runDiskThread({ memory, doorbell, lanes }: DiskWorkerData): void {
   const machine = MachineMemory.attach(memory);
   const thread = new HypervisorThread(machine, DISK_THREAD, systemClock);
-  const server = new LaneServer(new LaneTable(lanes), () => systemClock.monotonicNanos());
-  for (;;) {
+  const table = new LaneTable(lanes);
+  const server = new LaneServer(table, {
+    nanos: () => systemClock.monotonicNanos(),
+    guestOf: (domid, port) => betweenCode(thread, laneGuest(thread, domid, port)),
+  });
+  while (!table.isClosed) {
     const heard = Atomics.load(machine.i32, doorbell);
-    for (let posted = receiveMessageOnPort(port); posted !== undefined; posted = receiveMessageOnPort(port)) {
-      const message = posted.message as PostedLoan | null;
-      if (message === null) return;
-      server.add(message.lane, message.number, message.loan, laneGuest(thread, message));
-    }
     if (!server.serve() && !server.readAhead()) Atomics.wait(machine.i32, doorbell, heard);
   }
 }
 
-/** What it does with the machine's memory counts as code: who has stopped the world finds nothing half done. */
-function laneGuest(thread: HypervisorThread, { domid, port }: PostedLoan): LaneGuest {
-  const { machine, safePoints, hypercalls: { grants, channels, domains } } = thread;
+/** From now on requests of guests that this pCPU runs are served here where that is quicker. */
+export function serveLanes(thread: HypervisorThread, lanes: SharedArrayBuffer): void {
+  const { safePoints, scheduling, hypercalls: { channels } } = thread;
+  const server = new LaneServer(new LaneTable(lanes), {
+    nanos: () => systemClock.monotonicNanos(),
+    guestOf: (domid, port) => laneGuest(thread, domid, port),
+    wait: (call) => {
+      let result: ReturnType<typeof call>;
+      safePoints.aside(() => { result = call(); });
+      return result!;
+    },
+  });
+  // Another vCPU that waits for this pCPU could run meanwhile.
+  channels.serveLane = (lane) => !scheduling.hasWaiting && server.serveAtOnce(lane);
+}
+
+function laneGuest(thread: HypervisorThread, domid: number, port: number): LaneGuest {
+  const { machine, hypercalls: { grants, channels, domains } } = thread;
   const host = domains.record(0);
-  const atWork = <T>(work: () => T): T => {
-    safePoints.enterIdleWork();
-    try {
-      return work();
-    } finally {
-      safePoints.leave();
-    }
-  };
   const unmap = (pages: readonly GrantMapping[]): void => { for (const page of pages) grants.unmap(page); };
   return {
     memory: machine.u8,
-    map: (refs, write) => atWork(() => {
+    map: (refs, write) => {
       const pages: GrantMapping[] = [];
       for (const ref of refs) {
         const page = grants.map(domid, ref, write);
@@ -52,8 +57,27 @@ function laneGuest(thread: HypervisorThread, { domid, port }: PostedLoan): LaneG
         pages.push(page);
       }
       return pages;
-    }),
-    unmap: (pages) => atWork(() => unmap(pages as readonly GrantMapping[])),
-    notify: () => atWork(() => channels.send(host, port)),
+    },
+    unmap: (pages) => unmap(pages as readonly GrantMapping[]),
+    notify: () => channels.send(host, port),
+  };
+}
+
+/** For a thread that runs no code: what it does with the machine's memory counts as such, so that who has stopped the world
+ * finds nothing half done. */
+function betweenCode({ safePoints }: HypervisorThread, guest: LaneGuest): LaneGuest {
+  const atWork = <T>(work: () => T): T => {
+    safePoints.enterIdleWork();
+    try {
+      return work();
+    } finally {
+      safePoints.leave();
+    }
+  };
+  return {
+    memory: guest.memory,
+    map: (refs, write) => atWork(() => guest.map(refs, write)),
+    unmap: (pages) => atWork(() => guest.unmap(pages)),
+    notify: () => atWork(() => guest.notify()),
   };
 }

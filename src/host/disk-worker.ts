@@ -2,9 +2,11 @@
 
 import { parentPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
+import { failTogether } from '../base/failure.ts';
 import { importOwnQuickly } from '../base/own-imports.ts';
 
 assert(parentPort !== null, 'this file is the entry of a worker');
+failTogether();
 importOwnQuickly();
 const { runDiskThread } = await import('./disk-loop.ts');
 parentPort.postMessage('ready');

@@ -5,12 +5,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { MessageChannel } from 'node:worker_threads';
 import type { MessagePort, Worker } from 'node:worker_threads';
 import { FRAME_BYTES, MACHINE_HEADER, SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
+import { PCPU } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { HVM_PARAM } from '../abi/xen.ts';
 import { unreachable } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Random } from '../base/random.ts';
+import { DecodeAhead } from '../cpu/decode-ahead.ts';
 import { DecodeCache } from '../cpu/decode-cache.ts';
 import { DomainBuilder } from '../hypervisor/domain.ts';
 import type { DomainRecord } from '../hypervisor/domain-record.ts';
@@ -20,6 +22,7 @@ import { HypervisorThread, MAIN_THREAD } from '../hypervisor/thread.ts';
 import { Heap } from '../memory/heap.ts';
 import { PageLoader } from '../memory/image-pages.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
+import { assertNoLockHeld } from '../memory/spin.ts';
 import { audit } from '../memory/audit.ts';
 import type { AuditReport } from '../memory/audit.ts';
 import { Store } from '../xenstore/store.ts';
@@ -35,8 +38,9 @@ import { HostNetworks } from './networks.ts';
 import { interpreterFor } from './kept-interpreter.ts';
 import { LoadedImages } from './loaded-images.ts';
 import type { PCpuWorkerData } from './pcpu-loop.ts';
+import { QuietTimes } from './quiet-times.ts';
 import { SampleSubscriptions } from './sample.ts';
-import type { TranslatorWorkerData } from './translator-worker.ts';
+import type { TranslatorOrder, TranslatorWorkerData } from './translator-worker.ts';
 import { startWorker } from './worker-thread.ts';
 import type { HostEvent } from './types.ts';
 
@@ -44,9 +48,14 @@ import type { HostEvent } from './types.ts';
 const RELEASE_STEP_FRAMES = 512;
 const RELEASE_WATCH_MILLIS = 2;
 const HOUSEKEEPING_MILLIS = 500;
-const TRANSLATOR_END_MILLIS = 2000;
-/** From the start of a host until there is time for what its first guest, which boots meanwhile, does not need. */
+/** It takes tens of milliseconds, on a machine that does much else a hundred times that. */
+const TRANSLATOR_END_MILLIS = 10_000;
+/**
+ * From the start of a host until there is time for what its first guest, which boots meanwhile, does not need; there is earlier
+ * when that guest is at rest.
+ */
 const SETTLE_MILLIS = 4000;
+const SETTLE_LOOK_MILLIS = 200;
 
 export interface CoreOptions {
   readonly memoryBytes: number;
@@ -81,7 +90,9 @@ export class HostCore {
   /** Disks of checkpoints: they keep files open and locked. */
   readonly frozenDisks = new Set<readonly SavedDisk[]>();
   readonly activity: ActivitySampler;
-  readonly #decodeCache: DecodeCache;
+  readonly decodeCache: DecodeCache;
+  /** Of images that are being restored. */
+  readonly decodeAhead: DecodeAhead;
   /** Who wants samples of domains' stacks. */
   readonly samples: SampleSubscriptions;
   /** What the host can do without when memory is short. */
@@ -96,12 +107,14 @@ export class HostCore {
   /** What those will have to know. */
   #postedBefore: PostedImage[] = [];
   #translator: Worker | undefined;
+  #isBootPrepared = false;
   /** Numbers of vCPU records that no domain has. */
   readonly #freeVcpus: number[] = [];
   #releaseWatch: NodeJS.Timeout | undefined;
   #isClosing = false;
   #closed = false;
   #settling: NodeJS.Timeout | undefined;
+  readonly #quietTimes = new QuietTimes();
   #housekeeping: NodeJS.Timeout | undefined;
   readonly #workersEnded: Promise<void>[] = [];
 
@@ -115,8 +128,9 @@ export class HostCore {
     this.networks = networks;
     this.thread = new HypervisorThread(machine, MAIN_THREAD, clock);
     this.activity = new ActivitySampler(machine);
-    this.#decodeCache = new DecodeCache(machine);
-    this.#decodeCache.wantAhead();
+    this.decodeCache = new DecodeCache(machine);
+    this.decodeAhead = new DecodeAhead(machine, this.decodeCache);
+    this.decodeCache.wantAhead();
     this.samples = new SampleSubscriptions(this.thread.scheduling);
     this.thread.heap.reclaim = () => this.caches.giveUpOldest();
     this.thread.p2m.loader = new PageLoader(this.thread.heap, this.thread.p2m, this.images);
@@ -146,15 +160,21 @@ export class HostCore {
     this.#spares = channels.slice(1).map(({ port1 }, i) => () => this.#startPcpu(i + 1, port1).postMessage(interpreter));
     void this.#listen();
     this.#housekeeping = setInterval(() => this.#keepHouse(), HOUSEKEEPING_MILLIS).unref();
-    this.#settling = setTimeout(() => {
-      this.startThreads(pcpuCount);
-      this.onSettled();
-    }, SETTLE_MILLIS).unref();
+    const latest = performance.now() + SETTLE_MILLIS;
+    this.#settling = setInterval(() => {
+      if (this.#quietTimes.look(performance.now(), this.#busyNanos()) || performance.now() >= latest) this.#settle();
+    }, SETTLE_LOOK_MILLIS).unref();
+  }
+
+  #settle(): void {
+    clearInterval(this.#settling);
+    this.startThreads(this.thread.machine.parameters.pcpuCount);
+    this.onSettled();
   }
 
   /** An error in a worker is our bug: the host's state cannot be trusted any more. */
   #startPcpu(pcpu: number, translator: MessagePort): Worker {
-    const workerData: PCpuWorkerData = { memory: this.thread.machine.memory, pcpu, translator };
+    const workerData: PCpuWorkerData = { memory: this.thread.machine.memory, pcpu, translator, lanes: this.diskThread.lanes };
     const worker = startWorker(new URL('./pcpu-worker.ts', import.meta.url),
       { workerData, name: `pcpu${pcpu}`, transferList: [translator] });
     worker.on('error', error => { throw error; });
@@ -177,6 +197,11 @@ export class HostCore {
     if (this.#spares.length === 0) this.#postedBefore = [];
   }
 
+  /** A guest boots: for the first one, what the last one of a former process needed is compiled at once. */
+  prepareBoot(): void {
+    if (!this.#isBootPrepared) this.#translator?.postMessage('boot' satisfies TranslatorOrder);
+    this.#isBootPrepared = true;
+  }
   #makeTranslator(ports: MessagePort[]): void {
     const workerData: TranslatorWorkerData = { memory: this.thread.machine.memory, ports };
     this.#translator = startWorker(new URL('./translator-worker.ts', import.meta.url),
@@ -191,9 +216,10 @@ export class HostCore {
    * advance when it is quiet, and not while a guest is in a hurry.
    */
   #keepHouse(): void {
+    assertNoLockHeld();
     const { hypercalls: { sched, domains }, heap, scheduling } = this.thread;
     for (const [id, domain] of this.domains) if (domain.state !== 'suspended') sched.checkWatchdogs(domains.record(id));
-    if (this.#decodeCache.wantAhead() || heap.hasIdleWork) scheduling.wakeIdlePcpus();
+    if (this.decodeCache.wantAhead() || heap.hasIdleWork) scheduling.wakeIdlePcpus();
     this.images.keepHouse();
     this.diskThread.keepHouse();
   }
@@ -207,6 +233,12 @@ export class HostCore {
       // Guests that never stop ringing must not keep all else waiting that this thread has to do.
       else await new Promise(resolve => setImmediate(resolve));
     }
+  }
+
+  #busyNanos(): number {
+    const { machine } = this.thread;
+    const nanosOf = (pcpu: number): number => machine.f64[(machine.pcpuAddress(pcpu) + PCPU.at.busyNanos) / 8]!;
+    return this.#workers.reduce((sum, _, pcpu) => sum + nanosOf(pcpu), 0);
   }
 
   postToWorkers(image: PostedImage): void {
@@ -333,7 +365,7 @@ export class HostCore {
 
   async close(): Promise<void> {
     this.#closed = true;
-    clearTimeout(this.#settling);
+    clearInterval(this.#settling);
     this.events.end();
     await this.images.close();
     await Promise.all([...this.frozenDisks].map(releaseDisks));

@@ -129,6 +129,7 @@ class RunningHost implements HostInterface {
     const { thread } = core;
     core.makeRoom(plan.memoryBytes);
     const vcpuAddresses = core.takeVcpus(plan.vcpus);
+    core.prepareBoot();
     const made = vcpuAddresses && core.builder.createDomain({
       vcpuAddresses, handle: Buffer.from(plan.uuid.replaceAll('-', ''), 'hex'),
       maxPages: plan.memoryBytes / FRAME_BYTES + EXTRA_PAGES, hasEmulatedDevices: plan.type === 'hvm',

@@ -75,7 +75,7 @@ export async function saveCheckpoint(
   const oldDisks = findOldDisks(path);
   let rehearsal: Rehearsal | undefined;
   const workingSet = () => workingSetOf(machine, heap.frames, frozen,
-    { touched: rehearsal?.end() ?? [], inTlbs: parts.hotFrames ?? new Set() }, parent === undefined);
+    { ...(rehearsal?.end() ?? { touched: [], code: new Map() }), inTlbs: parts.hotFrames ?? new Set() }, parent === undefined);
   const disks = await saveDisks(path, devices.disks, isDump);
   const later = async () => {
     const own = deviceSections(devices, origin, disks);

@@ -62,8 +62,12 @@ export class TouchedImage implements ImageSource {
   }
 }
 
-/** Frozen memory in the place of an image, for a rehearsal: all of it is in frames, and touches are noted. */
+/**
+ * Frozen memory in the place of an image, for a rehearsal: all of it is in frames, touches are noted, and what is decoded of
+ * a page tells what has run in the rehearsal, since its page is a copy.
+ */
 export class FrozenPages implements ImageSource {
+  readonly copies = true;
   readonly number: number;
   readonly root: number;
   readonly notes: TouchNotes;

@@ -11,18 +11,20 @@
 
 import { statSync } from 'node:fs';
 import type { BigIntStats } from 'node:fs';
-import { FRAME_BYTES } from '../abi/machine-memory.ts';
+import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
 import { assert } from '../base/assert.ts';
 import { ZazenError } from '../base/errors.ts';
 import type { HotArea } from '../image/hot-area.ts';
 import { openImage } from '../image/image.ts';
 import type { Image } from '../image/image.ts';
+import { decodeCode } from '../lifecycle/code-section.ts';
 import { HotPages, TemplateLoader, makeTemplate, outOfMemory } from '../lifecycle/restore.ts';
 import type { LoadOptions } from '../lifecycle/restore.ts';
 import { decodeWorkingSet } from '../lifecycle/working-set.ts';
 import { HOST_ACCOUNT } from '../memory/heap.ts';
 import { resolveImageLeaves } from '../memory/image-leaves.ts';
 import type { ImagePages, ImageSource } from '../memory/image-pages.ts';
+import { entryKind, entryValue } from '../memory/p2m.ts';
 import type { FrameCache } from './frame-caches.ts';
 import type { HostCore } from './host-core.ts';
 import { FrozenPages, TOUCH_COUNT, TouchedImage, newCounters } from './image-source.ts';
@@ -83,7 +85,9 @@ export class LoadedImage implements FrameCache {
     const { thread } = core;
     const workingSet = decodeWorkingSet(image);
     this.root = makeTemplate(thread, image, number);
-    hotPages.placeIn(image, this.root);
+    const code = decodeCode(image);
+    if (code !== undefined) core.decodeAhead.offer(this, code);
+    hotPages.placeIn({ image, root: this.root, onPlaced: (first, count) => this.#decodeAhead(first, count) });
     this.#hotPages = hotPages;
     this.#workingSetPages = workingSet.reduce((sum, { count }) => sum + count, 0);
     this.#loader = new TemplateLoader(thread, () => this.image, this.root, workingSet,
@@ -97,6 +101,16 @@ export class LoadedImage implements FrameCache {
     const counters = this.#counters;
     this.#core.postToWorkers({ kind: 'file', image: number, root, counters, pages: pages.describe() });
     return new TouchedImage(this.#core.thread.machine, { root, counters }, pages);
+  }
+
+  /** Hot pages are there: an idle pCPU decodes what the guest will run of them, while this thread makes the guest. */
+  #decodeAhead(first: number, count: number): void {
+    const { thread: { p2m, scheduling }, decodeAhead } = this.#core;
+    const mfns = Array.from(this.image.hotGfns.subarray(first, first + count), (gfn) => {
+      const entry = p2m.lookup(this.root, gfn);
+      return entryKind(entry) === P2M_KIND.frame ? entryValue(entry) : 0;
+    });
+    if (decodeAhead.arrived(this, first, mfns)) scheduling.wakeIdlePcpu();
   }
 
   get source(): ImageSource { return this.#source; }
@@ -133,6 +147,7 @@ export class LoadedImage implements FrameCache {
     const { thread } = this.#core;
     let isDone = false;
     // A worker that is loading a page looks at the template; and nobody may change what is being resolved.
+    this.#core.decodeAhead.withdraw(this);
     thread.safePoints.stopWorldAtRest(() => {
       const roots = Array.from(this.#users, ({ p2mRoot }) => p2mRoot).filter((root) => root !== 0);
       isDone = resolveImageLeaves(thread.heap, roots, this.root, this.number);
@@ -161,6 +176,7 @@ export class LoadedImage implements FrameCache {
     this.#releaseFrames();
   }
   #releaseFrames(): void {
+    this.#core.decodeAhead.withdraw(this);
     this.#core.releaseRoot(this.root);
     this.#core.postToWorkers({ kind: 'gone', image: this.number });
   }

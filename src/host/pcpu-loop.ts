@@ -7,6 +7,7 @@ import { STALL_LOST_PAGE, STALL_OUT_OF_FRAMES } from '../abi/domain-record.ts';
 import { RUNSTATE } from '../abi/xen-shared-info.ts';
 import { systemClock } from '../base/clock.ts';
 import type { Clock } from '../base/clock.ts';
+import { DecodeAhead } from '../cpu/decode-ahead.ts';
 import { Engine } from '../cpu/engine.ts';
 import { RegionClient } from '../cpu/jit/region-client.ts';
 import type { RegionChannel } from '../cpu/jit/region-client.ts';
@@ -28,8 +29,9 @@ import { HypervisorThread } from '../hypervisor/thread.ts';
 import { PageLoader } from '../memory/image-pages.ts';
 import type { ImagePages } from '../memory/image-pages.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
+import { serveLanes } from './disk-loop.ts';
 import { PostedImages } from './image-source.ts';
-import { SlotsAhead, WarmDecoding, firstOf } from './warm-decoding.ts';
+import { CodeAhead, SlotsAhead, WarmDecoding, firstOf } from './warm-decoding.ts';
 import { takeSample } from './sample.ts';
 
 export interface PCpuWorkerData {
@@ -37,6 +39,8 @@ export interface PCpuWorkerData {
   readonly pcpu: number;
   /** To the translator's thread: hot places go out, parcels come in. */
   readonly translator: MessagePort;
+  /** Rings of disks (devices/block/lane.ts). */
+  readonly lanes: SharedArrayBuffer;
 }
 
 function regionChannel(port: MessagePort): RegionChannel {
@@ -111,7 +115,7 @@ export function assemblePcpu({ machine, pcpu, clock, interpreter, regions, image
  * @returns when the host closes
  */
 export function runPcpu(
-  { memory, pcpu, translator }: PCpuWorkerData, interpreter: WebAssembly.Module, port: MessagePort,
+  { memory, pcpu, translator, lanes }: PCpuWorkerData, interpreter: WebAssembly.Module, port: MessagePort,
 ): void {
   const machine = MachineMemory.attach(memory);
   const { thread, host, engine } = assemblePcpu({
@@ -119,6 +123,7 @@ export function runPcpu(
     regions: new RegionClient(machine, regionChannel(translator)), images: new PostedImages(machine, port),
   });
   const { timers, scheduling, safePoints, hypercalls, environment } = thread;
+  serveLanes(thread, lanes);
   const onRunstate = (vcpuAddress: number, runstate: number): void => {
     const caller = host.caller(engine.vcpu(vcpuAddress));
     enterRunstate(caller.domain, caller.vcpuId, runstate, systemClock.monotonicNanos());
@@ -130,8 +135,8 @@ export function runPcpu(
   };
   new PCpu(engine, {
     pcpu, machine, scheduling, safePoints, timers, onRunstate, onSample, clock: systemClock,
-    idleWork: firstOf(new HeapIdleWork(thread.heap, scheduling, safePoints), new SlotsAhead(engine.decodeCache),
-      new WarmDecoding(engine.decodeCache)),
+    idleWork: firstOf(new CodeAhead(new DecodeAhead(machine, engine.decodeCache), safePoints),
+      new HeapIdleWork(thread.heap, scheduling, safePoints), new SlotsAhead(engine.decodeCache), new WarmDecoding(engine.decodeCache)),
     stallReason: () => host.lostGfn === undefined ? STALL_OUT_OF_FRAMES : STALL_LOST_PAGE + host.lostGfn,
     onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
   }).runLoop();

@@ -3,11 +3,13 @@
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
+import { failTogether } from '../base/failure.ts';
 import { importOwnQuickly } from '../base/own-imports.ts';
 
 const LOOK_MILLIS = 1;
 
 assert(parentPort !== null, 'this file is the entry of a worker');
+failTogether();
 importOwnQuickly();
 const { runPcpu } = await import('./pcpu-loop.ts');
 runPcpu(workerData, firstMessage(parentPort), parentPort);

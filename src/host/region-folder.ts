@@ -3,7 +3,7 @@
 // when there are many, somebody makes one of them, without what nobody has used for longest if it is too much. Whatever goes
 // wrong, the store is as if it had not been there: it holds nothing that could not be made again.
 //
-// Beside them lie other files that depend on the emitter alone, whole ones (the interpreter: kept-interpreter.ts).
+// Beside them lie other files, whole ones: the interpreter (kept-interpreter.ts), and what the last boot needed (kept-regions.ts).
 //
 // It is code that will be run, so it is trusted like this program, and like what Node keeps beside it: the folder must be this
 // user's and nobody else's. Nothing in it has a name or a place that a guest or an image could choose.
@@ -150,13 +150,21 @@ export class RegionFolder {
    * @param name no word of it is chosen by a guest or an image
    */
   file(name: string, make: () => Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
-    const path = join(this.#path, `${this.#prefix}${name}${WHOLE_SUFFIX}`);
-    const known = attempt(() => this.#readWhole(path, name));
+    const known = this.read(name);
     if (known !== undefined) return known;
     const bytes = make();
+    this.write(name, bytes);
+    return bytes;
+  }
+  /** Of this version. @returns undefined when it is not there, or not as it was written */
+  read(name: string): Uint8Array<ArrayBuffer> | undefined {
+    const path = join(this.#path, `${this.#prefix}${name}${WHOLE_SUFFIX}`);
+    return attempt(() => this.#readWhole(path, name));
+  }
+  /** If that can be done. */
+  write(name: string, bytes: Uint8Array): void {
     this.#replace(`${name}${WHOLE_SUFFIX}`, temporary =>
       writeFileSync(temporary, Buffer.concat([this.#digest(name, bytes), bytes]), { mode: 0o600, flag: 'wx' }));
-    return bytes;
   }
   #digest(name: string, bytes: Uint8Array): Buffer {
     return createHash('sha256').update(this.#version).update(name).update(bytes).digest();

@@ -9,6 +9,7 @@ import { Assembler } from '../a64/test-assembler.ts';
 import { DOMAIN } from '../abi/domain-record.ts';
 import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
 import { GUEST_RAM0_BASE } from '../abi/xen.ts';
+import { runsOf } from '../cpu/decode-ahead.ts';
 import { systemClock } from '../base/clock.ts';
 import { SeededRandom } from '../base/random.ts';
 import { freezeDomain } from '../lifecycle/checkpoint.ts';
@@ -78,6 +79,8 @@ test('a rehearsal tells which pages are touched and in which order, and leaves n
   audited();
   const used = heap.stats().used;
 
+  // Code that somebody else has run.
+  core.decodeCache.decodeAhead(core.decodeCache.slotFor(p2m.frameForRead(frozen.root, CODE_GFN)), 1000, 4);
   const rehearsal = Rehearsal.begin(core, frozen)!;
   assert(rehearsal !== undefined);
   audited();
@@ -91,9 +94,11 @@ test('a rehearsal tells which pages are touched and in which order, and leaves n
     assert(performance.now() - start < PATIENCE_MILLIS, 'it has all the memory that it wants');
   }
   assert(heap.stats().used - used < 2100, `it has taken ${heap.stats().used - used} frames`);
-  const touched = rehearsal.end();
+  const { touched, code } = rehearsal.end();
+  assert.deepEqual([...code.keys()], [CODE_GFN]);
+  assert.deepEqual(runsOf(code.get(CODE_GFN)!), [program().length - 1]);
   assert.deepEqual(touched.filter((gfn) => gfn >= RAM_GFN && gfn < RAM_GFN + RAM_PAGES), [CODE_GFN, ...ZERO, ...TOUCHED]);
-  assert.equal(rehearsal.end(), touched);
+  assert.equal(rehearsal.end().touched, touched);
   for (const gfn of [...TOUCHED, ...UNTOUCHED]) {
     for (const each of [root, frozen.root]) {
       assert(machine.frameBytes(p2m.frameForRead(each, gfn)).every((byte) => byte === gfn % 251), `page ${gfn} has changed`);

@@ -3,6 +3,7 @@
 
 import { availableParallelism } from 'node:os';
 import { DOMAIN } from '../abi/domain-record.ts';
+import { P2M_KIND } from '../abi/machine-memory.ts';
 import { VCPU_STATE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { ConsoleRing } from '../devices/console/ring.ts';
@@ -10,8 +11,10 @@ import type { DomainRecord } from '../hypervisor/domain-record.ts';
 import type { HypervisorThread } from '../hypervisor/thread.ts';
 import type { FrozenDomain } from '../lifecycle/checkpoint.ts';
 import { forkDomain } from '../lifecycle/fork.ts';
+import type { Rehearsed } from '../lifecycle/rehearsal.ts';
 import { placesOf } from '../lifecycle/rehearsal.ts';
 import { endSuspendElsewhere, isSuspended } from '../lifecycle/suspend.ts';
+import { entryKind, entryValue } from '../memory/p2m.ts';
 import { heldPage } from './guest-devices.ts';
 import type { DomainEnds } from './guest-devices.ts';
 import type { HostCore } from './host-core.ts';
@@ -35,7 +38,7 @@ export class Rehearsal {
   readonly #ends: DomainEnds;
   readonly #timer: NodeJS.Timeout;
   #isPaused = false;
-  #touched: readonly number[] | undefined;
+  #result: Rehearsed | undefined;
 
   /**
    * @param frozen must stay as it is until `end`
@@ -96,17 +99,18 @@ export class Rehearsal {
 
   /** GFNs of the pages that it has touched until now, in the order of their first touch. */
   touched(): readonly number[] {
-    return this.#touched ?? this.#pages.notes.gfns;
+    return this.#result?.touched ?? this.#pages.notes.gfns;
   }
 
-  /** @returns what it has touched */
-  end(): readonly number[] {
-    if (this.#touched !== undefined) return this.#touched;
+  /** @returns what it has touched and run */
+  end(): Rehearsed {
+    if (this.#result !== undefined) return this.#result;
     const { thread, frozenRoots, unseen, images, ports } = this.#core;
     const { scheduling } = thread;
     this.#pause();
     scheduling.waitUntilStopped(this.#record.domid);
-    this.#touched = this.#pages.notes.gfns;
+    const touched = this.#pages.notes.gfns;
+    this.#result = { touched, code: this.#codeIn(touched) };
     for (const port of [this.#ends.consolePort, this.#ends.xenstorePort]) ports.close(port);
     for (const address of this.#vcpuAddresses) scheduling.detach(address);
     unseen.delete(this.#record);
@@ -115,7 +119,20 @@ export class Rehearsal {
     frozenRoots.delete(this.#template);
     this.#core.releaseRoot(this.#template);
     images.removeFrozen(this.#pages);
-    return this.#touched;
+    return this.#result;
+  }
+
+  /** What is decoded in pages: they were the rehearsal's own, so nobody else has run it. */
+  #codeIn(gfns: readonly number[]): Map<number, Uint32Array> {
+    const { thread: { p2m }, decodeCache } = this.#core;
+    const root = this.#record.get(DOMAIN.at.p2mRoot);
+    const code = new Map<number, Uint32Array>();
+    for (const gfn of gfns) {
+      const entry = p2m.lookup(root, gfn);
+      const decoded = entryKind(entry) === P2M_KIND.frame ? decodeCache.decodedIn(entryValue(entry)) : undefined;
+      if (decoded !== undefined) code.set(gfn, decoded);
+    }
+    return code;
   }
 }
 

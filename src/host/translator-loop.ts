@@ -7,7 +7,7 @@ import { Translator } from '../cpu/jit/translator.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { KeptRegions } from './kept-regions.ts';
 import { makeRegionModule } from './region-module.ts';
-import type { TranslatorWorkerData } from './translator-worker.ts';
+import type { TranslatorOrder, TranslatorWorkerData } from './translator-worker.ts';
 
 const WASM_PAGE_BYTES = 65536;
 /** From the first request of a module until it is made. */
@@ -15,7 +15,7 @@ const GATHER_MILLIS = 5;
 /** When nobody asks: twice as long from one look at what has been decoded to the next, up to this. */
 const LOOK_LAST_MILLIS = 640;
 
-/** @param control says when the host closes; the thread ends then */
+/** @param control of the main thread's orders */
 export function runTranslator({ memory, ports }: TranslatorWorkerData, control: MessagePort): void {
   const machine = MachineMemory.attach(memory);
   const { addressType, sizeBytes } = machine.parameters;
@@ -34,6 +34,14 @@ export function runTranslator({ memory, ports }: TranslatorWorkerData, control: 
     Atomics.store(machine.u32, MACHINE_HEADER.at.compiledRegions >>> 2, translator.regionCount);
     kept?.notice();
   };
+  const prepareBoot = (): void => kept?.prepareBoot(regions => {
+    const { placed, known } = translator.prepare(regions);
+    if (placed.length > 0) {
+      const { module, entries } = translator.translate();
+      send(pcpu => ({ module, known, entries: entries.get(pcpu) ?? [] }));
+    }
+    return { placed, entered: known.entered };
+  });
   const translate = (): void => {
     timer = undefined;
     const hasMore = translator.look(lastToAsk);
@@ -57,7 +65,8 @@ export function runTranslator({ memory, ports }: TranslatorWorkerData, control: 
     // What comes meanwhile goes into the same module: each costs every pCPU's thread as much as 10,000 instructions.
     timer = setTimeout(translate, GATHER_MILLIS);
   }));
-  control.once('message', () => {
+  control.on('message', (order: TranslatorOrder) => {
+    if (order === 'boot') return prepareBoot();
     kept?.save();
     // It ends this thread alone.
     process.exit();

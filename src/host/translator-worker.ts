@@ -3,7 +3,11 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
+import { failTogether } from '../base/failure.ts';
 import { importOwnQuickly } from '../base/own-imports.ts';
+
+/** The first guest boots; or the host closes, and the thread ends. */
+export type TranslatorOrder = 'boot' | 'close';
 
 export interface TranslatorWorkerData {
   readonly memory: WebAssembly.Memory;
@@ -12,6 +16,7 @@ export interface TranslatorWorkerData {
 }
 
 assert(parentPort !== null, 'this file is the entry of a worker');
+failTogether();
 importOwnQuickly();
 const { runTranslator } = await import('./translator-loop.ts');
 runTranslator(workerData, parentPort);

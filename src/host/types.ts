@@ -116,8 +116,9 @@ export interface DiskStats {
   readonly notifications: number;
   readonly badIndices: number;
   readonly throttled: number;
-  /** Of the reads and writes, those that the disk thread has answered. */
+  /** Of the reads and writes, those that the disk thread has answered, and those that the vCPU's own thread has. */
   readonly byDiskThread: number;
+  readonly byVcpus: number;
   readonly latencyMicrosMean: number;
   readonly latencyMicrosMax: number;
 }

@@ -48,7 +48,7 @@ export class VirtioDisk {
   }
 
   get metrics(): BlockMetrics {
-    return { ...this.#model.counts, notifications: this.#slot.interrupts, badIndices: 0, byDiskThread: 0 };
+    return { ...this.#model.counts, notifications: this.#slot.interrupts, badIndices: 0, byDiskThread: 0, byVcpus: 0 };
   }
 
   get agreed(): BlockDevice['agreed'] {

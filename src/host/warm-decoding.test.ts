@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { rows } from '../a64/table.ts';
-import { SlotsAhead, WarmDecoding, firstOf } from './warm-decoding.ts';
+import { CodeAhead, SlotsAhead, WarmDecoding, firstOf } from './warm-decoding.ts';
 
 test('an instruction of each row is decoded, a row in each step, and then there is nothing to do', () => {
   const words: number[] = [];
@@ -33,4 +33,17 @@ test('a slot is touched in each step for as long as the cache wants it', () => {
   const ahead = new SlotsAhead({ get wantsTouching() { return wanted > 0; }, touchAhead: () => { wanted--; } });
   for (let i = 0; i < 3; i++) assert(ahead.isWaiting && ahead.step());
   assert(!ahead.isWaiting && !ahead.step());
+});
+
+test('code is decoded ahead while the thread counts as in code', () => {
+  const done: string[] = [];
+  let pages = 2;
+  const note = (what: string) => () => { done.push(what); };
+  const work = new CodeAhead({
+    get isWaiting() { return pages > 0; },
+    step: () => { done.push('page'); return pages-- > 0; },
+  }, { enterIdleWork: note('enter'), leave: note('leave') });
+  for (let i = 0; i < 2; i++) assert(work.isWaiting && work.step());
+  assert(!work.isWaiting && !work.step());
+  assert.deepEqual(done, ['enter', 'page', 'leave', 'enter', 'page', 'leave']);
 });

@@ -5,8 +5,10 @@
 
 import { rows } from '../a64/table.ts';
 import { SeededRandom } from '../base/random.ts';
+import type { DecodeAhead } from '../cpu/decode-ahead.ts';
 import type { DecodeCache } from '../cpu/decode-cache.ts';
 import type { IdleWork } from '../hypervisor/pcpu.ts';
+import type { SafePoints } from '../hypervisor/safe-points.ts';
 
 const WORDS_PER_ROW = 2;
 
@@ -29,6 +31,32 @@ export class WarmDecoding implements IdleWork {
     if (row === undefined) return false;
     for (let i = 0; i < WORDS_PER_ROW; i++) this.#cache.learn(((this.#random.u32() & ~row.mask) | row.bits) >>> 0);
     return true;
+  }
+}
+
+/** Code of a guest that is being restored is decoded before it gets there. */
+export class CodeAhead implements IdleWork {
+  readonly #ahead: Pick<DecodeAhead, 'isWaiting' | 'step'>;
+  readonly #safePoints: Pick<SafePoints, 'enterIdleWork' | 'leave'>;
+
+  constructor(ahead: Pick<DecodeAhead, 'isWaiting' | 'step'>, safePoints: Pick<SafePoints, 'enterIdleWork' | 'leave'>) {
+    this.#ahead = ahead;
+    this.#safePoints = safePoints;
+  }
+
+  get isWaiting(): boolean {
+    return this.#ahead.isWaiting;
+  }
+
+  /** One page, some ten microseconds. */
+  step(): boolean {
+    if (!this.isWaiting) return false;
+    this.#safePoints.enterIdleWork();
+    try {
+      return this.#ahead.step();
+    } finally {
+      this.#safePoints.leave();
+    }
   }
 }
 

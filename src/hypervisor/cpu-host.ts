@@ -109,16 +109,20 @@ export class DomainCpuHost implements CpuHost {
       || this.#parts.devices.store(vcpu.address, physicalAddress, sizeBytes);
   }
 
-  readSystemRegister(vcpu: VcpuState, encoding: number): bigint | undefined {
+  readSystemRegister(vcpu: VcpuState, encoding: number, slot: number): boolean {
     const { cpuInterface, timers } = this.#parts;
-    if (isTimer(encoding)) return timers.read(vcpu.address, encoding);
+    if (isTimer(encoding)) return timers.read(vcpu, encoding, slot);
     const value = cpuInterface.read(vcpu.address, encoding);
-    return value === undefined ? undefined : BigInt(value);
+    if (value !== undefined) vcpu.setHalves(slot, value, 0);
+    return value !== undefined;
   }
-  writeSystemRegister(vcpu: VcpuState, encoding: number, value: bigint): boolean {
+  readCounter(vcpuAddress: number): number {
+    return this.#parts.timers.counter(vcpuAddress);
+  }
+  writeSystemRegister(vcpu: VcpuState, encoding: number, slot: number): boolean {
     const { cpuInterface, timers } = this.#parts;
-    const low = Number(value & 0xffff_ffffn);
-    const high = Number(value >> 32n);
+    const low = vcpu.get32(slot);
+    const high = vcpu.get32(slot + 4);
     return isTimer(encoding)
       ? timers.write(vcpu.address, encoding, low, high)
       : cpuInterface.write(vcpu.address, encoding, low, high);

@@ -14,7 +14,7 @@ import {
 import { DomainTable, lockedBoth } from './domain-record.ts';
 import type { DomainRecord } from './domain-record.ts';
 import type { Environment } from './environment.ts';
-import { EventDelivery } from './event-delivery.ts';
+import { EventDelivery, laneOf, ringDiskThread } from './event-delivery.ts';
 import { dropHeldFrame, holdGuestFrame } from './held-frames.ts';
 
 export interface PortStatus {
@@ -28,6 +28,11 @@ export interface PortStatus {
 export class EventChannels {
   readonly domains: DomainTable;
   readonly delivery: EventDelivery;
+  /**
+   * Where a thread looks after disks' rings itself: told of an event for one, by its number. It holds no lock.
+   * @returns false when the disk thread is to look
+   */
+  serveLane: ((lane: number) => boolean) | undefined;
   readonly #environment: Environment;
 
   constructor(environment: Environment, domains: DomainTable) {
@@ -354,12 +359,15 @@ export class EventChannels {
 
   /** Raises a port if it is still the other end of this channel. */
   #raiseAt(remote: DomainRecord, remotePort: number, domid: number, port: number): void {
+    let lane: number | undefined;
     remote.locked(() => {
       const at = remote.port(remotePort);
       if (remote.portState(remotePort) !== EVTCHNSTAT.interdomain) return;
       if (this.#field(at, PORT.at.remote) !== domid || this.#field(at, PORT.at.remotePort) !== port) return;
-      this.delivery.raise(remote, remotePort);
+      if (this.serveLane !== undefined) lane = laneOf(remote, remotePort);
+      if (lane === undefined) this.delivery.raise(remote, remotePort);
     });
+    if (lane !== undefined && !this.serveLane!(lane)) ringDiskThread(remote);
   }
 
   /** Events that are pending in the two-level bitmap are delivered when there is an event word for them. */

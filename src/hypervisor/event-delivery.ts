@@ -165,13 +165,22 @@ function ringDoorbell(record: DomainRecord, events: number): void {
   ringBell(record.memory.i32, (events + HOST_EVENTS.at.doorbell) / 4);
 }
 
+/** The ring of a disk that a port of domain 0 is for, if it is not the main thread that hears of it. With the lock. */
+export function laneOf(host: DomainRecord, port: number): number | undefined {
+  if (host.get(DOMAIN.at.eventMode) !== EVENT_MODE.host) return undefined;
+  const listener = host.memory.u16[(host.port(port) + PORT.at.vcpu) / 2]!;
+  return listener < HOST_LISTENER.firstLane ? undefined : listener - HOST_LISTENER.firstLane;
+}
+
+/** Wakes the thread that looks after disks' rings. */
+export function ringDiskThread(host: DomainRecord): void {
+  ringBell(host.memory.i32, (host.get(DOMAIN.at.hostEvents) * FRAME_BYTES + HOST_EVENTS.at.diskDoorbell) / 4);
+}
+
 function raiseHost(host: DomainRecord, port: number): void {
   const { u32 } = host.memory;
   const events = host.get(DOMAIN.at.hostEvents) * FRAME_BYTES;
-  if (host.memory.u16[(host.port(port) + PORT.at.vcpu) / 2] === HOST_LISTENER.diskThread) {
-    ringBell(host.memory.i32, (events + HOST_EVENTS.at.diskDoorbell) / 4);
-    return;
-  }
+  if (laneOf(host, port) !== undefined) return ringDiskThread(host);
   if (setBit(u32, events + HOST_EVENTS.at.pending, port)) return;
   setBit(u32, events + HOST_EVENTS.at.selector, port >>> 5);
   ringDoorbell(host, events);

@@ -7,6 +7,7 @@ import { assert } from '../base/assert.ts';
 import { canSleep, ringBell } from '../memory/spin.ts';
 import type { DomainRecord } from './domain-record.ts';
 import type { EventChannels } from './event-channels.ts';
+import { ringDiskThread } from './event-delivery.ts';
 
 export type PortCallback = () => void;
 
@@ -41,14 +42,14 @@ export class HostPorts {
     this.#channels.send(this.#host, port);
   }
 
-  /** Says which thread a port's events are for from now on. */
-  route(port: number, listener: keyof typeof HOST_LISTENER): void {
-    this.#host.memory.u16[(this.#host.port(port) + PORT.at.vcpu) / 2] = HOST_LISTENER[listener];
+  /** Says who a port's events are for from now on: the main thread, or whoever has a disk's ring. */
+  route(port: number, lane: number | undefined): void {
+    this.#host.memory.u16[(this.#host.port(port) + PORT.at.vcpu) / 2] = lane === undefined ? HOST_LISTENER.main : HOST_LISTENER.firstLane + lane;
   }
 
   /** Wakes the disk thread, as the events do that are for it. */
   ringDiskThread(): void {
-    ringBell(this.#host.memory.i32, this.diskDoorbellIndex);
+    ringDiskThread(this.#host);
   }
   /** What the disk thread sleeps on, an index into the memory's words. */
   get diskDoorbellIndex(): number {

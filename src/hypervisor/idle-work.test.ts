@@ -81,6 +81,16 @@ test('a pCPU with other work does not fall asleep, and who makes work wakes it',
   const idle = (machine.memory.region('scheduler').offsetBytes + SCHEDULER.at.idleLow) / 4;
   const bell = (pcpu: number) => machine.memory.i32[(machine.memory.pcpuAddress(pcpu) + PCPU.at.doorbell) / 4]!;
   const before = [0, 1, 40].map(bell);
+  // One of them, the last one first.
+  machine.memory.u32[idle] = 1;
+  machine.memory.u32[idle + 1] = 1 << 8;
+  scheduling.wakeIdlePcpu();
+  assert.deepEqual([0, 1, 40].map(bell), [before[0], before[1], before[2]! + 1]);
+  scheduling.wakeIdlePcpu();
+  scheduling.wakeIdlePcpu();
+  assert.deepEqual([0, 1, 40].map(bell), [before[0]! + 1, before[1], before[2]! + 1]);
+  before[0]!++;
+  before[2]!++;
   machine.memory.u32[idle] = 2;
   machine.memory.u32[idle + 1] = 1 << 8;
   scheduling.wakeIdlePcpus();

@@ -200,7 +200,18 @@ export class RunQueue extends ScheduleRecords {
     ringBell(this.machine.i32, this.pcpuWord(pcpu, 'doorbell'));
   }
 
-  /** For who has made other work than vCPUs, which pCPUs do when they are idle. */
+  /** For who has made other work than vCPUs, enough for one that is idle: the last one, as vCPUs without a past go to the first. */
+  wakeIdlePcpu(): void {
+    const { u32 } = this.machine;
+    this.lockQueue();
+    const low = u32[this.word('idleLow')]!;
+    const high = u32[this.word('idleHigh')]!;
+    if (high !== 0) this.#wakePcpu(63 - Math.clz32(high));
+    else if (low !== 0) this.#wakePcpu(31 - Math.clz32(low));
+    this.unlockQueue();
+  }
+
+  /** The same for all that are idle. */
   wakeIdlePcpus(): void {
     const { u32 } = this.machine;
     this.lockQueue();

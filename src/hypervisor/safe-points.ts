@@ -93,7 +93,7 @@ export class SafePoints {
   }
 
   /** Out of code for as long as `wait` takes, in the middle of a call from it; obeys what was asked meanwhile. */
-  #aside(wait: () => void): void {
+  aside(wait: () => void): void {
     const vcpuAddress = this.#current;
     if (vcpuAddress === 0) return wait();
     const { u32 } = this.#machine;
@@ -122,7 +122,7 @@ export class SafePoints {
       targets.push({ vcpu, number: postTlbRequest(this.#machine, vcpu, request) });
     }
     if (targets.some(({ vcpu, number }) => vcpu === this.#current || this.#usesOldEntries(vcpu, number))) {
-      this.#aside(() => this.#waitForFlush(targets));
+      this.aside(() => this.#waitForFlush(targets));
     }
   }
   #waitForFlush(targets: readonly { vcpu: number; number: number }[]): void {
@@ -150,7 +150,7 @@ export class SafePoints {
    */
   stopWorld(action: () => void): void {
     const { u32 } = this.#machine;
-    this.#aside(() => {
+    this.aside(() => {
       for (let attempt = 0; Atomics.compareExchange(u32, this.#worldOwner, 0, this.#thread + 1) !== 0; attempt++) {
         backOff(attempt);
       }

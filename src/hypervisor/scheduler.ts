@@ -16,6 +16,7 @@ import { VCPU_REQUEST, VCPU_SCHEDULE, VCPU_STATE } from '../abi/scheduler.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
+import { assertNoneFailed } from '../base/failure.ts';
 import { canSleep, nap, ringBell } from '../memory/spin.ts';
 import type { Scheduler } from './environment.ts';
 import { RunQueue } from './run-queue.ts';
@@ -319,6 +320,7 @@ export class VcpuScheduling extends RunQueue implements Scheduler {
 
   /** Gives the core away until some vCPU is let go of, or for a while. */
   #sleepUntilStop(domid: number): void {
+    assertNoneFailed();
     const { i32, u32 } = this.machine;
     const bell = this.word('stopBell');
     Atomics.add(u32, this.word('stopWaiters'), 1);

@@ -3,6 +3,8 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { sysreg } from '../a64/system-registers.ts';
 import { VCPU_SCHEDULE } from '../abi/scheduler.ts';
+import { vcpuRecord } from '../abi/vcpu.ts';
+import { VcpuState } from '../cpu/vcpu-state.ts';
 import { NANOS_PER_TICK, TIMER_HERTZ } from './timer.ts';
 import { InterruptRig } from './test-interrupts.ts';
 
@@ -14,9 +16,9 @@ const ISTATUS = 4;
 class TimerRig extends InterruptRig {
   get vcpu(): number { return this.vcpus[0]!; }
   readTimer(encoding: number): bigint {
-    const value = this.timers.read(this.vcpu, encoding);
-    assert.ok(value !== undefined);
-    return value;
+    const vcpu = new VcpuState(this.machine, this.vcpu);
+    assert.ok(this.timers.read(vcpu, encoding, vcpuRecord.at.scratch));
+    return vcpu.get64(vcpuRecord.at.scratch);
   }
   writeTimer(encoding: number, value: bigint): void {
     const high = Number(BigInt.asUintN(64, value) >> 32n);
@@ -119,7 +121,7 @@ test('a deadline before the planned end of the slice takes the vCPU out of emitt
 
 test('registers that are not the timers\', and writes to counters, are refused', () => {
   const rig = rigWithTimers();
-  assert.equal(rig.timers.read(rig.vcpu, sysreg.CNTKCTL_EL1), undefined);
+  assert.equal(rig.timers.read(new VcpuState(rig.machine, rig.vcpu), sysreg.CNTKCTL_EL1, vcpuRecord.at.scratch), false);
   for (const encoding of [sysreg.CNTVCT_EL0, sysreg.CNTPCT_EL0, sysreg.CNTFRQ_EL0, sysreg.CNTKCTL_EL1]) {
     assert.equal(rig.timers.write(rig.vcpu, encoding, 1, 0), false);
   }

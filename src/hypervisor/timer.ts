@@ -8,6 +8,7 @@ import { VCPU_SCHEDULE } from '../abi/scheduler.ts';
 import { PENDING, vcpuRecord } from '../abi/vcpu.ts';
 import { GUEST_TIMER_PHYS_NS_PPI, GUEST_TIMER_VIRT_PPI } from '../abi/xen.ts';
 import type { Clock } from '../base/clock.ts';
+import type { VcpuState } from '../cpu/vcpu-state.ts';
 import type { Gic } from './gic.ts';
 import type { VcpuScheduling } from './scheduler.ts';
 
@@ -127,18 +128,19 @@ export class Timers {
 
   // ---- registers; whether EL0 may use them (CNTKCTL_EL1) is checked by the CPU before it asks
 
-  /** @returns the value, or undefined when that is no readable register of the timers */
-  read(vcpuAddress: number, encoding: number): bigint | undefined {
+  /** Puts the value into 64 bits of the vCPU record. @returns false when that is no readable register of the timers */
+  read(vcpu: VcpuState, encoding: number, slot: number): boolean {
+    const { address } = vcpu;
     switch (encoding) {
-      case sysreg.CNTVCT_EL0: case sysreg.CNTPCT_EL0: return BigInt(this.counter(vcpuAddress));
-      case sysreg.CNTFRQ_EL0: return BigInt(TIMER_HERTZ);
-      case sysreg.CNTV_CTL_EL0: return BigInt(this.#readControl(vcpuAddress, virtualTimer));
-      case sysreg.CNTP_CTL_EL0: return BigInt(this.#readControl(vcpuAddress, physicalTimer));
-      case sysreg.CNTV_CVAL_EL0: return this.#gic.machine.u64[(vcpuAddress + at.cntvCval) / 8]!;
-      case sysreg.CNTP_CVAL_EL0: return this.#gic.machine.u64[(vcpuAddress + at.cntpCval) / 8]!;
-      case sysreg.CNTV_TVAL_EL0: return BigInt(this.#readTimerValue(vcpuAddress, virtualTimer));
-      case sysreg.CNTP_TVAL_EL0: return BigInt(this.#readTimerValue(vcpuAddress, physicalTimer));
-      default: return undefined;
+      case sysreg.CNTVCT_EL0: case sysreg.CNTPCT_EL0: vcpu.setDouble(slot, this.counter(address)); return true;
+      case sysreg.CNTFRQ_EL0: vcpu.setHalves(slot, TIMER_HERTZ, 0); return true;
+      case sysreg.CNTV_CTL_EL0: vcpu.setHalves(slot, this.#readControl(address, virtualTimer), 0); return true;
+      case sysreg.CNTP_CTL_EL0: vcpu.setHalves(slot, this.#readControl(address, physicalTimer), 0); return true;
+      case sysreg.CNTV_CVAL_EL0: vcpu.copy64(slot, at.cntvCval); return true;
+      case sysreg.CNTP_CVAL_EL0: vcpu.copy64(slot, at.cntpCval); return true;
+      case sysreg.CNTV_TVAL_EL0: vcpu.setHalves(slot, this.#readTimerValue(address, virtualTimer), 0); return true;
+      case sysreg.CNTP_TVAL_EL0: vcpu.setHalves(slot, this.#readTimerValue(address, physicalTimer), 0); return true;
+      default: return false;
     }
   }
 

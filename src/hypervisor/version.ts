@@ -13,8 +13,8 @@ import { GuestStruct } from './guest-struct.ts';
 import type { Caller, HypercallArguments } from './guest-struct.ts';
 
 /** The version of Xen's ABI that guests see. */
-export const XEN_MAJOR = 4;
-export const XEN_MINOR = 17;
+const XEN_MAJOR = 4;
+const XEN_MINOR = 17;
 const EXTRAVERSION = '.0-zazen';
 const CAPABILITIES = 'xen-3.0-aarch64';
 const FEATURES = (1 << XENFEAT.auto_translated_physmap) | (1 << XENFEAT.not_direct_mapped);

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
+import { PATIENCE_MILLIS } from '../../test/patience.ts';
 import { sysreg } from '../a64/system-registers.ts';
 import { PCPU_MAX } from '../abi/machine-memory.ts';
 import { PCPU, SCHEDULER } from '../abi/scheduler.ts';
@@ -17,8 +18,6 @@ import type { PcpuTask } from './test-pcpu-task.ts';
 import { Timers } from './timer.ts';
 
 const PCPUS = 2;
-/** Nothing here takes longer unless it hangs. */
-const LONG_MILLIS = 20_000;
 
 class Fleet {
   readonly machine = smallMachine(PCPUS);
@@ -60,8 +59,8 @@ class Fleet {
   waitFor(counter: keyof typeof COUNTERS, more: number): void {
     const target = this.count(counter) + more;
     const nothing = new Int32Array(new SharedArrayBuffer(4));
-    for (let i = 0; this.count(counter) < target; i++) {
-      assert.ok(i < LONG_MILLIS, `no progress at ${this.count(counter)} of ${target} ${counter}`);
+    for (const start = performance.now(); this.count(counter) < target;) {
+      assert.ok(performance.now() - start < PATIENCE_MILLIS, `no progress at ${this.count(counter)} of ${target} ${counter}`);
       Atomics.wait(nothing, 0, 0, 1);
     }
   }

@@ -19,6 +19,14 @@ import { mappedStretches } from '../memory/p2m-ranges.ts';
 /** Pages that are noted, and that a rehearsal may have, at most: 8 MiB. */
 const NOTES_MAX = 2048;
 
+/** What came of one. */
+export interface Rehearsed {
+  /** GFNs of pages, in the order of their first touch. */
+  readonly touched: readonly number[];
+  /** By GFN, which instructions of the page it has got to: bit n % 32 of word n / 32 for instruction n. */
+  readonly code: ReadonlyMap<number, Uint32Array>;
+}
+
 /** First touches in their order, by whatever thread; lies in memory that threads share. */
 export class TouchNotes {
   /** Count, then GFNs. */

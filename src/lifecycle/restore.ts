@@ -68,6 +68,13 @@ export function outOfMemory(path: string): ZazenError {
 /** Hot pages in one request: what has come is checked while the next ones are read. */
 const HOT_PAGES_AT_ONCE = 128;
 
+export interface HotPagesTarget {
+  readonly image: Image;
+  readonly root: number;
+  /** Called back when so many, from the one with number `first` on, are in the template, as far as they can be. */
+  readonly onPlaced: (first: number, count: number) => void;
+}
+
 /** The hot pages of an image on their way into its template: they are one after the other in the file. */
 export class HotPages {
   /** How many are in the template by now. */
@@ -78,7 +85,7 @@ export class HotPages {
   readonly done: Promise<unknown>;
   /** Frames that nobody has yet. */
   readonly #inFlight = new Set<number>();
-  readonly #target = Promise.withResolvers<{ readonly image: Image; readonly root: number } | undefined>();
+  readonly #target = Promise.withResolvers<HotPagesTarget | undefined>();
 
   /** Begins to read them, as many as there are frames for. */
   constructor(thread: HypervisorThread, area: HotArea) {
@@ -93,8 +100,8 @@ export class HotPages {
   }
 
   /** Says what they are pages of, and which template they are for, which may be made while they are read. */
-  placeIn(image: Image, root: number): void {
-    this.#target.resolve({ image, root });
+  placeIn(target: HotPagesTarget): void {
+    this.#target.resolve(target);
   }
   /** Nobody wants them. @returns when no frame is in flight any more */
   async abandon(): Promise<void> {
@@ -117,6 +124,7 @@ export class HotPages {
         this.#inFlight.delete(mfn);
         this.placed++;
       }
+      target.onPlaced(first, mfns.length);
     } catch (error) {
       if (!(error instanceof ZazenError)) throw error;
     } finally {

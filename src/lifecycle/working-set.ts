@@ -10,8 +10,8 @@
 //   4  page tables that lead to these, from TTBR0_EL1 and TTBR1_EL1   at the state that is saved           hot if 2 has few
 //   5  the other page tables; code that has run since the decode cache was last emptied                    listed
 //
-// The hot ones are listed as well. An incremental image has the section alone. A reader may overlook it, and believes it
-// in nothing but the order.
+// The hot ones are listed as well, and what of them the rehearsal has run is in a section of its own (code-section.ts). An
+// incremental image has this section alone. A reader may overlook it, and believes it in nothing but the order.
 
 import { FRAME_BYTES, P2M_ENTRIES } from '../abi/machine-memory.ts';
 import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
@@ -24,6 +24,8 @@ import type { PageStretch } from '../memory/image-pages.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { p2mRanges } from '../memory/p2m-ranges.ts';
 import type { FrozenDomain } from './checkpoint.ts';
+import { codeSection } from './code-section.ts';
+import type { Rehearsed } from './rehearsal.ts';
 
 const SECTION = 'working-set';
 /** 32 MiB of guest memory. */
@@ -70,15 +72,15 @@ export function framesInTlbs(machine: MachineMemory, vcpuAddresses: readonly num
  */
 export function workingSetOf(
   machine: MachineMemory, frames: FrameTable, frozen: FrozenDomain,
-  hot: { readonly touched: readonly number[]; readonly inTlbs: ReadonlySet<number> }, withPages: boolean,
+  hot: Rehearsed & { readonly inTlbs: ReadonlySet<number> }, withPages: boolean,
 ): { sections: StateSection[]; hotPages: PageFrame[] } {
   const mfns = mapOfFrames(machine, frozen.root);
   const held = frozen.state.held.flatMap(({ gfn, bytes }) => (bytes === undefined && mfns.has(gfn) ? [gfn] : []));
   const inTlbs: number[] = [];
-  const code: number[] = [];
+  const haveRun: number[] = [];
   for (const [gfn, mfn] of mfns) {
     if (hot.inTlbs.has(mfn)) inTlbs.push(gfn);
-    else if (frames.decode(mfn) !== 0) code.push(gfn);
+    else if (frames.decode(mfn) !== 0) haveRun.push(gfn);
   }
   const tables = tablesOf(machine, frozen, mfns, new Set(inTlbs));
   const chosen = new Set<number>();
@@ -91,14 +93,15 @@ export function workingSetOf(
   for (const gfns of [held, hot.touched.filter((gfn) => mfns.has(gfn))]) choose(gfns);
   if (chosen.size < HOT_PAGES_ENOUGH) for (const gfns of [inTlbs, tables.hot]) choose(gfns);
   const hotPages = inOrderOfPlacing(held, [...chosen]).map((gfn) => ({ gfn, mfn: mfns.get(gfn)! }));
-  for (const gfns of [inTlbs, tables.hot, tables.other, code]) choose(gfns);
+  for (const gfns of [inTlbs, tables.hot, tables.other, haveRun]) choose(gfns);
   const bytes = new Uint8Array(stretches.length * STRETCH_BYTES);
   const view = new DataView(bytes.buffer);
   stretches.forEach(({ gfn, count }, i) => {
     view.setUint32(i * STRETCH_BYTES, gfn, true);
     view.setUint32(i * STRETCH_BYTES + 4, count, true);
   });
-  return { sections: [{ name: SECTION, bytes }], hotPages: withPages ? hotPages : [] };
+  if (!withPages) return { sections: [{ name: SECTION, bytes }], hotPages: [] };
+  return { sections: [{ name: SECTION, bytes }, codeSection(hotPages.map(({ gfn }) => gfn), hot.code)], hotPages };
 }
 
 /**

@@ -25,7 +25,7 @@ const PIN_LIMIT = 0x3fff;
 /** So near to the end of what the count holds that each thread of the host could still add one. */
 export const MAPPINGS_NEARLY_FULL = FRAME_MAPPING_MASK - 128;
 
-export const mappingsOf = (count: number): number => count & FRAME_MAPPING_MASK;
+const mappingsOf = (count: number): number => count & FRAME_MAPPING_MASK;
 const pinsOf = (count: number) => count >>> 16;
 const isFree = (count: number) => count === 0 || count >= FRAME_COUNT_FREE;
 const isMapped = (count: number) => mappingsOf(count) > 0 && count < FRAME_COUNT_FREE;

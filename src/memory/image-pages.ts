@@ -34,6 +34,8 @@ export interface ImageSource {
    * @returns false when they cannot be read, or are not what was written
    */
   read(gfn: number, mfns: Uint32Array): boolean;
+  /** Who touches a page gets one of his own: its frame is not shared. */
+  readonly copies?: boolean;
   /** Somebody has touched a page that is in the template. @returns false if he is not to have it, nor any other */
   touched?(gfn: number): boolean;
 }
@@ -68,7 +70,9 @@ export class PageLoader {
       const page = entryValue(place.entry);
       const loaded = this.#p2m.lookup(source.root, page);
       if (entryKind(loaded) !== P2M_KIND.image && source.touched?.(page) === false) return OUT_OF_FRAMES;
-      if (entryKind(loaded) === P2M_KIND.frame) return this.#takeOver(root, gfn, place.entry, entryValue(loaded));
+      if (entryKind(loaded) === P2M_KIND.frame) {
+        return this.#takeOver(root, gfn, place.entry, entryValue(loaded), source.copies === true);
+      }
       if (entryKind(loaded) === P2M_KIND.zero) {
         return this.#p2m.replaceImagePage(root, gfn, place.entry, 0) === 'outOfFrames' ? OUT_OF_FRAMES : 1;
       }
@@ -78,10 +82,10 @@ export class PageLoader {
     }
   }
 
-  /** The template's frame becomes the domain's too; it is copied when one of them writes. */
-  #takeOver(root: number, gfn: number, entry: number, mfn: number): number {
+  /** The template's frame becomes the domain's too, copied when one of them writes, unless it is to be copied now. */
+  #takeOver(root: number, gfn: number, entry: number, mfn: number, copies: boolean): number {
     let frame = mfn;
-    if (!this.#heap.frames.retain(mfn)) {
+    if (copies || !this.#heap.frames.retain(mfn)) {
       frame = this.#heap.allocate(this.#heap.frames.owner(root), true);
       if (frame === 0) return OUT_OF_FRAMES;
       this.#heap.memory.copyFrame(frame, mfn);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { ringBell, spinLock, spinUnlock } from './spin.ts';
+import { assertNoLockHeld, ringBell, spinLock, spinUnlock } from './spin.ts';
 
 test('a bell counts at once, and wakes nobody while its thread holds a lock', async () => {
   const memory = new SharedArrayBuffer(16);
@@ -23,10 +23,18 @@ test('a bell counts at once, and wakes nobody while its thread holds a lock', as
   await turn();
   assert.deepEqual(woken, []);
   spinUnlock(locks, LOCK_A);
+  assertNoLockHeld();
   await Promise.all(sleepers);
   assert.deepEqual(woken.sort(), [BELL, OTHER_BELL]);
   sleepers = [sleep(BELL)];
   ringBell(bells, BELL);
   await Promise.all(sleepers);
   assert.deepEqual([bells[BELL], woken.length], [2, 3]);
+});
+
+test('a thread does not wait for itself', () => {
+  const locks = new Uint32Array(new SharedArrayBuffer(4));
+  spinLock(locks, 0);
+  assert.throws(() => spinLock(locks, 0), /a lock that it holds itself/);
+  assert.throws(assertNoLockHeld, /left a lock held/);
 });

@@ -42,7 +42,7 @@ export class HostsFile {
   }
 }
 
-export function parseHosts(text: string): Map<string, number[]> {
+function parseHosts(text: string): Map<string, number[]> {
   const names = new Map<string, number[]>();
   for (const line of text.split('\n')) {
     const [first, ...rest] = line.replace(/#.*/, '').trim().split(/\s+/);

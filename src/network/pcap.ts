@@ -18,7 +18,7 @@ const LINK_TYPE_ETHERNET = 1;
 /** What may wait for a slow disk; frames beyond it are left out and counted. */
 const MAX_WAITING_BYTES = 16 << 20;
 
-export function pcapFileHeader(): Uint8Array {
+function pcapFileHeader(): Uint8Array {
   const bytes = new Uint8Array(FILE_HEADER_BYTES);
   const view = new DataView(bytes.buffer);
   view.setUint32(0, 0xa1b2_c3d4, true);
@@ -29,7 +29,7 @@ export function pcapFileHeader(): Uint8Array {
   return bytes;
 }
 
-export function pcapRecord(frame: Uint8Array, wallMillis: number): Uint8Array {
+function pcapRecord(frame: Uint8Array, wallMillis: number): Uint8Array {
   const kept = Math.min(frame.length, SNAP_BYTES);
   const bytes = new Uint8Array(RECORD_HEADER_BYTES + kept);
   const view = new DataView(bytes.buffer);

@@ -18,8 +18,8 @@ import type { GenerationCounter, Node } from './tree.ts';
 import { WatchIndex } from './watches.ts';
 import { XsError } from './errors.ts';
 
-export const INTRODUCE_DOMAIN = '@introduceDomain';
-export const RELEASE_DOMAIN = '@releaseDomain';
+const INTRODUCE_DOMAIN = '@introduceDomain';
+const RELEASE_DOMAIN = '@releaseDomain';
 export const SUPPORTED_FEATURES = XENSTORE_SERVER_FEATURE.RECONNECTION | XENSTORE_SERVER_FEATURE.ERROR
   | XENSTORE_SERVER_FEATURE.WATCHDEPTH;
 

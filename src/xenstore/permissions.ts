@@ -47,7 +47,7 @@ export function accessOf(actor: Actor, permissions: Permissions): number {
 
 export const formatPermission = ({ domainId, access }: Permission) => `${LETTERS[access]}${domainId}`;
 
-export function parsePermission(text: string): Permission {
+function parsePermission(text: string): Permission {
   const access = LETTERS.indexOf(text.slice(0, 1));
   const domainId = parseDecimal(text.slice(1), MAX_DOMAIN_ID);
   if (access < 0 || domainId === undefined) throw new XsError('EINVAL');

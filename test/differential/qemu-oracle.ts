@@ -12,6 +12,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ZazenError } from '../../src/base/errors.ts';
+import { PATIENCE_MILLIS } from '../patience.ts';
 import type { CpuState } from './cpu-state.ts';
 import {
   type FaultName, MAX_WORDS, RECORD_BYTES, buildExecutable, codeAddress, readRecord, writeRecord,
@@ -39,9 +40,6 @@ export interface OracleResult {
 
 /** More cases than this are run in several processes, one after the other. */
 const BATCH_CASES = 2048;
-
-/** A batch takes well under a second; this only ends a QEMU that hangs as a whole. */
-const BATCH_TIMEOUT_MILLIS = 120_000;
 
 const CPU_MODEL = 'neoverse-n1';
 
@@ -91,7 +89,8 @@ export class QemuOracle {
   #runQemu(executable: string, recordsFile: string): Promise<string | undefined> {
     const child = spawn(this.#qemu, ['-cpu', CPU_MODEL, '-R', '64G', executable, recordsFile], {
       stdio: ['ignore', 'ignore', 'pipe'],
-      timeout: BATCH_TIMEOUT_MILLIS,
+      // A batch takes well under a second; this only ends a QEMU that hangs as a whole.
+      timeout: PATIENCE_MILLIS,
       killSignal: 'SIGKILL',
     });
     let errors = '';

@@ -10,8 +10,8 @@ import { ZazenError } from '../../src/base/errors.ts';
 import { hostMemory } from '../host-memory.ts';
 import { Host } from '../../src/host/index.ts';
 import type { Domain } from '../../src/host/index.ts';
-import { keeperRound } from '../hostile/keeper.ts';
-import { until } from '../hostile/bare-metal.ts';
+import { keeperRound } from '../keeper.ts';
+import { until } from '../waiting.ts';
 
 /** Of the guest. */
 export const KEPT_PAGES = 6000;

@@ -199,7 +199,7 @@ test('disk and network card across checkpoint, rollback, fork and image', async 
     const shell = new Shell(domain, 'devices');
     const put = (word: string): string => `echo ${word} | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null`;
     const get = 'echo 3 >/proc/sys/vm/drop_caches; head -n 1 /dev/vda';
-    await shell.ask('ip link set eth0 up; udhcpc -i eth0 -n -q -s /bin/true >/tmp/lease 2>&1');
+    await shell.ask('ip link set eth0 up; udhcpc -i eth0 -n -q -t 60 -s /bin/true >/tmp/lease 2>&1');
     const lease = await shell.ask('cat /tmp/lease');
     const address = /lease of ([\d.]+)/.exec(lease)?.[1];
     assert(address !== undefined, lease);

@@ -15,14 +15,14 @@ import { openImage } from '../../src/image/image.ts';
 import type { Image } from '../../src/image/image.ts';
 import { decodeState } from '../../src/lifecycle/image-state.ts';
 import { hostMemory } from '../host-memory.ts';
-import { PATIENCE_MILLIS } from '../patience.ts';
+import { TEST_PATIENCE_MILLIS } from '../patience.ts';
 import { collect } from './guests.ts';
 import { ask } from './shell.ts';
 
 const SEED = 20261121;
 const MUTATIONS = 3000;
 
-test('a guest is saved, restored and restored again, in its host and in another', { timeout: PATIENCE_MILLIS }, async () => {
+test('a guest is saved, restored and restored again, in its host and in another', { timeout: TEST_PATIENCE_MILLIS }, async () => {
   const folder = await mkdtemp(join(tmpdir(), 'zazen-images-'));
   const path = join(folder, 'guest.core');
   try {

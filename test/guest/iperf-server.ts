@@ -17,6 +17,7 @@ import type { RemoteInfo, Socket as UdpSocket } from 'node:dgram';
 import { createServer } from 'node:net';
 import type { AddressInfo, Server, Socket } from 'node:net';
 import { setImmediate as turn } from 'node:timers/promises';
+import { freePort } from '../free-port.ts';
 
 const COOKIE_BYTES = 37;
 const STATE = {
@@ -59,8 +60,9 @@ export class IperfServer {
 
   static async listen(): Promise<IperfServer> {
     const server = new IperfServer();
-    await new Promise<void>((resolve) => server.#server.listen(0, '127.0.0.1', resolve));
-    await new Promise<void>((resolve) => server.#udp.bind(server.port, '127.0.0.1', resolve));
+    const port = await freePort();
+    await new Promise<void>((resolve) => server.#server.listen(port, '127.0.0.1', resolve));
+    await new Promise<void>((resolve) => server.#udp.bind(port, '127.0.0.1', resolve));
     return server;
   }
 

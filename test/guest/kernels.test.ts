@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import { fetchGuest } from '../../src/guest/fetch-guest.ts';
-import { collect, complaints, FAST_BOOT, limited, runSections, testHost } from './guests.ts';
+import { collect, complaints, FAST_BOOT, PATIENT, limited, runSections, testHost } from './guests.ts';
 
 const host = await testHost();
 const directory = mkdtempSync(join(tmpdir(), 'zazen-kernels-'));
@@ -43,7 +43,7 @@ function makeZboot(image: Uint8Array): Buffer {
 
 test('the cloud kernel boots to a shell; the console works both ways', async () => {
   const guest = await fetchGuest();
-  const domain = await host.create({ name: 'cloud', terminal: { rows: 33, columns: 117, type: 'vt220' } });
+  const domain = await host.create({ name: 'cloud', cmdline: PATIENT, terminal: { rows: 33, columns: 117, type: 'vt220' } });
   const shown = collect(domain.console);
   let count = 0;
   /** Waits for a prompt, then gives what the command shows. Its echo is not taken for the end: that is computed. */

@@ -11,15 +11,15 @@ import { Host } from '../../src/host/index.ts';
 import type { Domain, DomainEvent, RestoreOptions } from '../../src/host/index.ts';
 import { HOT_PAGES_MAX, layoutImage } from '../../src/image/format.ts';
 import { openImage } from '../../src/image/image.ts';
-import { whileGoingOn } from '../hostile/bare-metal.ts';
+import { whileGoingOn } from '../waiting.ts';
 import { hostMemory } from '../host-memory.ts';
-import { PATIENCE_MILLIS } from '../patience.ts';
+import { TEST_PATIENCE_MILLIS } from '../patience.ts';
 import { collect, limited } from './guests.ts';
 import { ask } from './shell.ts';
 
 const FILE_BYTES = 8_000_000;
 const PAGE_BYTES = 4096;
-const LIMIT = { timeout: PATIENCE_MILLIS };
+const LIMIT = { timeout: TEST_PATIENCE_MILLIS };
 
 const folder = await mkdtemp(join(tmpdir(), 'zazen-lazy-'));
 after(() => rm(folder, { recursive: true }));

@@ -16,6 +16,7 @@ import { after, before, test } from 'node:test';
 import { prepareGuest } from '../../src/guest/initramfs.ts';
 import { fetchPackages } from '../../src/guest/packages.ts';
 import type { Checkpoint, Domain } from '../../src/host/index.ts';
+import { freePort } from '../free-port.ts';
 import { FAST_BOOT, limited, testHost } from './guests.ts';
 import { IperfServer } from './iperf-server.ts';
 import { Shell, SHELL } from './shell.ts';
@@ -179,8 +180,8 @@ for (const type of TYPES) {
     const udp = `-u -b 20M -l ${UDP_PAYLOAD_BYTES} -n ${UDP_BYTES}`;
     const udpOut = await run(udp);
     assert.equal(udpOut.receivedBytes, udpOut.packets * UDP_PAYLOAD_BYTES);
-    // A host that is busy may lose some between its own sockets.
-    assert(udpOut.sentPackets >= UDP_BYTES / UDP_PAYLOAD_BYTES && udpOut.packets >= udpOut.sentPackets / 2, JSON.stringify(udpOut));
+    // A host that is busy may lose most of what comes at a fixed rate, but not what its socket can hold.
+    assert(udpOut.sentPackets >= UDP_BYTES / UDP_PAYLOAD_BYTES && udpOut.packets >= udpOut.sentPackets / 10, JSON.stringify(udpOut));
     const udpInto = await run(`-R ${udp}`);
     assert(udpInto.theirBytes >= UDP_BYTES && udpInto.theirBytes <= udpInto.sentBytes, JSON.stringify(udpInto));
     const [nic] = shell.domain.stats().nics;
@@ -250,18 +251,18 @@ for (const type of TYPES) {
   test(`${type}: nginx in a guest, reached through ports of the host; what becomes of those`, () => withForks(type, ['nginx'], async (shell) => {
     const { domain } = shell;
     await shell.ask(`${START_NGINX}; head -c ${TRANSFER_BYTES} /dev/urandom >/www/file; echo it is me >/www/index.html`);
-    const forward = await domain.addForward('0:80');
-    const port = Number(forward.split(':')[1]);
+    // Asked for by its number, as an operator would.
+    const port = await freePort();
+    const asked = `${port}:80`;
+    const forward = await domain.addForward(asked);
     const get = async (path = '/', at = port): Promise<string> => String(await download(at, path));
     assert.deepEqual(new Set(await Promise.all(Array.from({ length: REQUESTS }, () => get()))), new Set(['it is me\n']));
     const [file, digest] = await Promise.all([download(port, '/file'), shell.ask('sha256sum </www/file')]);
     assert.equal(`${sha256(file)}  -`, digest);
 
-    // The port is asked for by its number now, as an operator would.
     await domain.removeForward(forward);
     await assert.rejects(get());
     await assert.rejects(domain.removeForward(forward), { code: 'ZAZEN_FORWARD_UNKNOWN' });
-    const asked = `${port}:80`;
     assert.equal(await domain.addForward(asked), forward);
     await assert.rejects(domain.addForward(asked), { code: 'ZAZEN_PORT_IN_USE' });
     await assert.rejects(domain.addForward(asked, 1), { code: 'ZAZEN_NIC_UNKNOWN' });
@@ -292,10 +293,10 @@ for (const type of TYPES) {
 test('nginx in a guest: its neighbour reaches it, a guest of another network does not', () =>
   withForks('pvh', ['server', 'neighbour'], (server, neighbour) => withForks('hvm', ['stranger'], async (stranger) => {
     await server.ask(`${START_NGINX}; echo it is me >/www/index.html`);
-    const get = (place: string): string => `curl -s --connect-timeout 3 http://${place}/; echo "<$?>"`;
+    const get = (place: string, seconds: number): string => `curl -s --connect-timeout ${seconds} http://${place}/; echo "<$?>"`;
     // By name, because a fork may find another one under a different address than others do.
-    assert.equal(await neighbour.ask(get(server.domain.name)), 'it is me\n<0>');
+    assert.equal(await neighbour.ask(get(server.domain.name, 250)), 'it is me\n<0>');
     for (const place of [server.domain.name, addressOf(server.domain), addressOf(neighbour.domain)]) {
-      if (place !== addressOf(stranger.domain)) assert.match(await stranger.ask(get(place)), /^<(6|7|28)>$/);
+      if (place !== addressOf(stranger.domain)) assert.match(await stranger.ask(get(place, 3)), /^<(6|7|28)>$/);
     }
   })));

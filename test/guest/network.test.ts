@@ -15,6 +15,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { ZazenError } from '../../src/base/errors.ts';
 import type { Checkpoint, Domain } from '../../src/host/index.ts';
+import { freePort } from '../free-port.ts';
 import { PATIENCE_MILLIS } from '../patience.ts';
 import { FAST_BOOT, limited, testHost } from './guests.ts';
 import { Shell, SHELL } from './shell.ts';
@@ -88,7 +89,7 @@ test('the host over its alias, both ways, with checksums', () => withForks(['web
   const [digest, sent] = (await shell.ask(`dd if=/dev/urandom of=/f bs=64k count=16 2>/dev/null; sha256sum /f; `
     + `nc 10.0.2.2 ${sinkPort} </f`)).split('\n') as [string, string];
   assert.equal(sent, `${digest.split(' ')[0]} ${16 * 65536}`);
-  assert.match(await shell.ask('ping -c 1 10.0.2.2'), / 0% packet loss/);
+  assert.match(await shell.ask('ping -c 1 -W 200 10.0.2.2'), / 0% packet loss/);
   const [nic] = shell.domain.stats().nics;
   assert(nic!.rxBytes > BODY.length && nic!.txBytes > 16 * 65536 && nic!.isConnected, JSON.stringify(nic));
   assert.deepEqual([nic!.txErrors, nic!.rxErrors, nic!.rxDropped], [0, 0, 0]);
@@ -110,7 +111,7 @@ async function fetchText(url: string): Promise<string> {
 
 /** Brings up a card that was attached to a running guest. */
 const CONFIGURE = 'while [ ! -d /sys/class/net/eth0 ]; do usleep 10000; done; ip link set eth0 up; '
-  + 'udhcpc -i eth0 -n -q -f >/dev/null 2>&1';
+  + 'udhcpc -i eth0 -n -q -f -t 60 >/dev/null 2>&1';
 const UNTIL_GONE = 'while [ -d /sys/class/net/eth0 ]; do usleep 10000; done';
 /** The host's, of a forward in force. */
 const portOf = (forward: string): number => Number(forward.split(':')[1]);
@@ -150,7 +151,7 @@ test('guests on one network reach each other, guests on another do not; its capt
   await withForks(['left', 'right'], async (left, right) => {
     const addresses = [left, right].map(({ domain }) => domain.stats().nics[0]!.address) as [string, string];
     assert.notEqual(addresses[0], addresses[1]);
-    assert.match(await left.ask(`ping -c 2 -W 5 ${addresses[1]}`), / 0% packet loss/);
+    assert.match(await left.ask(`ping -c 2 -W 200 ${addresses[1]}`), / 0% packet loss/);
     // Each sends, and is told the checksum of what came.
     for (const [from, to, address] of [[left, right, addresses[1]], [right, left, addresses[0]]] as const) {
       await to.ask('(nc -l -p 9000 -e sha256sum) & true');
@@ -166,7 +167,7 @@ test('guests on one network reach each other, guests on another do not; its capt
     await right.domain.attachNic({ network: 'captured', address: addresses[1] });
     await right.ask(CONFIGURE);
     assert.equal(right.domain.stats().nics[0]!.address, addresses[1]);
-    assert.match(await right.ask('ping -c 1 -W 5 10.0.2.2'), / 0% packet loss/);
+    assert.match(await right.ask('ping -c 1 -W 200 10.0.2.2'), / 0% packet loss/);
     assert.match(await left.ask(`ping -c 1 -W 1 ${addresses[1]}`), / 100% packet loss/);
     assert.match(await right.ask(`ping -c 1 -W 1 ${addresses[0]}`), / 100% packet loss/);
   });
@@ -190,7 +191,7 @@ test('ten guests at once, forks of one: each with its own connection, address an
     await shells[3]!.ask('(echo it is me | nc -l -p 7000) & true');
     assert.equal(await shells[7]!.ask('until nc fork3 7000 2>/dev/null; do usleep 50000; done'), 'it is me');
     // A fork that asks for an address anew gets its own.
-    const renewed = await shells[5]!.ask('udhcpc -i eth0 -n -q -f >/dev/null 2>&1; ip -4 addr show eth0');
+    const renewed = await shells[5]!.ask('udhcpc -i eth0 -n -q -f -t 60 >/dev/null 2>&1; ip -4 addr show eth0');
     assert(renewed.includes(`inet ${nics[5]!.address}/24`), renewed);
     assert.equal(await shells[5]!.ask(`wget -q -O - http://10.0.2.2:${webPort}/echo/again`), 'again');
   });
@@ -198,7 +199,7 @@ test('ten guests at once, forks of one: each with its own connection, address an
 
 /** A connection to the host's echo server that the shell keeps; `say` sends a line on it and reads the answer. */
 const OPEN = `mkfifo /in /out; (nc 10.0.2.2 ${echoPort} </in >/out; echo closed $? >/ended) & exec 3>/in 4</out`;
-const say = (line: string): string => `echo ${line} >&3; read -r -t 20 answer <&4; echo "$answer"`;
+const say = (line: string): string => `echo ${line} >&3; read -r -t 200 answer <&4; echo "$answer"`;
 const END = 'while [ ! -f /ended ]; do usleep 10000; done; cat /ended; rm -f /ended /in /out; exec 3>&- 4<&-';
 
 test('a connection outlives a checkpoint of its guest, and is reset by a rollback', () => withForks(['talker'], async (shell) => {
@@ -249,10 +250,9 @@ test('a fork and a restored guest have connections that are reset cleanly; the r
 
 test('a card that a rollback brings back has its forwards again, one of them not if its port is taken by then', async () => {
   const name = 'careless';
-  await using guest = await host.create({ name, memory: '64MiB', paused: true, nics: [{ forwards: ['0:80', '0:81'] }] });
-  const fixed = `127.0.0.1:${portOf(guest.stats().nics[0]!.forwards[0]!)}:82/tcp`;
-  await guest.removeForward(guest.stats().nics[0]!.forwards[0]!);
-  await guest.addForward(fixed);
+  const forwards = [`${await freePort()}:81`, `127.0.0.1:${await freePort()}:82/tcp`] as const;
+  const [, fixed] = forwards;
+  await using guest = await host.create({ name, memory: '64MiB', paused: true, nics: [{ forwards }] });
   const guestPorts = (): string[] => guest.stats().nics[0]!.forwards.map((forward) => forward.replace(/^.*:/, '')).toSorted();
   assert.deepEqual(guestPorts(), ['81/tcp', '82/tcp']);
   await using checkpoint = await guest.checkpoint();
@@ -273,9 +273,9 @@ test('a card that a rollback brings back has its forwards again, one of them not
     socket.once('connect', () => { socket.destroy(); resolve(); }).once('error', reject);
   });
   // One that stayed keeps what it has.
-  const { forwards } = guest.stats().nics[0]!;
+  const { forwards: kept } = guest.stats().nics[0]!;
   await guest.rollback(checkpoint);
-  assert.deepEqual(guest.stats().nics[0]!.forwards, forwards);
+  assert.deepEqual(guest.stats().nics[0]!.forwards, kept);
 
   await guest.detachNic(0);
   const other = createServer();
@@ -309,5 +309,5 @@ test('a client of a forward that goes away', () => withForks(['sender'], async (
     const socket: Socket = connect(port, '127.0.0.1');
     socket.once('data', () => { socket.destroy(); resolve(); }).once('error', reject).once('close', () => reject(new Error('closed')));
   }));
-  assert.match(await shell.ask('ping -c 1 -W 5 10.0.2.2'), / 0% packet loss/);
+  assert.match(await shell.ask('ping -c 1 -W 200 10.0.2.2'), / 0% packet loss/);
 }));

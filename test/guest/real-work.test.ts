@@ -14,7 +14,7 @@ import { fetchPackages } from '../../src/guest/packages.ts';
 import { prepareGuest } from '../../src/guest/initramfs.ts';
 import { needsTool } from '../tools.ts';
 import type { Profile } from '../../src/host/index.ts';
-import { until } from '../hostile/bare-metal.ts';
+import { until } from '../waiting.ts';
 import { cProgram } from './c-program.ts';
 import { FAST_BOOT, runSections, testHost } from './guests.ts';
 import type { GuestRun } from './guests.ts';

@@ -17,7 +17,7 @@ import { XENMAPSPACE, XENMEM, xenAddToPhysmap } from '../../src/abi/xen-memory.t
 import { sharedInfo } from '../../src/abi/xen-shared-info.ts';
 import { DOMID_SELF, GUEST_XENSTORE_GFN, SCHEDOP, SHUTDOWN, schedPoll } from '../../src/abi/xen.ts';
 import { XENSTORE_DOMAIN_INTERFACE, XENSTORE_RING_SIZE, XS_TYPE } from '../../src/abi/xenstore-wire.ts';
-import { DATA, FREE, bareMetalImage, fresh, hypercall, powerOff } from '../hostile/bare-metal.ts';
+import { DATA, FREE, bareMetalImage, fresh, hypercall, powerOff } from '../bare-metal.ts';
 
 export interface SuspendGuest {
   /** Advertises a suspend event channel; default true. */

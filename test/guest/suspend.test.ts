@@ -9,7 +9,8 @@ import { after, test } from 'node:test';
 import { SCHEDOP, SHUTDOWN } from '../../src/abi/xen.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import type { Domain, DomainEvent, EventSubscription, SuspendStats, SuspendVia } from '../../src/host/index.ts';
-import { FREE, MEMORY, bareMetalImage, fresh, hypercall, powerOff, until } from '../hostile/bare-metal.ts';
+import { FREE, MEMORY, bareMetalImage, fresh, hypercall, powerOff } from '../bare-metal.ts';
+import { until } from '../waiting.ts';
 import { PATIENCE_MILLIS } from '../patience.ts';
 import { FAST_BOOT, collect, limited, testHost } from './guests.ts';
 import { suspendGuest } from './suspend-guest.ts';
@@ -480,11 +481,11 @@ async function inspectStubborn(domain: Domain, console: ReturnType<typeof collec
   domain.console.write('echo late $((60 + 1))\n');
   await console.until('late 61');
 
-  // A process that waits for a disk cannot be frozen, and Linux gives up; so slow is this one that it waits for a minute.
+  // A process that waits for a disk cannot be frozen, and Linux gives up; so slow is this one that it waits for minutes.
   const disk = join(folder, 'slow.raw');
   writeFileSync(disk, new Uint8Array(8 * 2 ** 20));
-  await domain.attachDisk({ path: disk, bytesPerSecond: 2 ** 16 });
-  domain.console.write('until [ -b /dev/xvda ]; do usleep 10000; done\n'
+  await domain.attachDisk({ path: disk, bytesPerSecond: 2 ** 14 });
+  domain.console.write('until (: </dev/xvda) 2>/dev/null; do usleep 10000; done\n'
     + '(dd if=/dev/zero of=/dev/xvda bs=64k count=64 conv=fsync 2>/dev/null &)\n'
     + 'until grep -q "(dd) D" /proc/[0-9]*/stat 2>/dev/null; do usleep 10000; done\n'
     + 'dmesg -n 8; echo 10 >/sys/power/pm_freeze_timeout; echo waits $((70 + 1))\n');
@@ -496,8 +497,8 @@ async function inspectStubborn(domain: Domain, console: ReturnType<typeof collec
   await never;
   assert.equal(domain.state, 'running');
   // It is left running: it does all that it could do before. Then its watch over processes that hang finds this one.
-  domain.console.write('echo runs $((80 + 1)); cd /proc/sys/kernel; echo 30000 >/sys/power/pm_freeze_timeout; '
-    + 'echo 1 >hung_task_panic; echo 3 >hung_task_timeout_secs\n');
+  domain.console.write('cd /proc/sys/kernel; echo 30000 >/sys/power/pm_freeze_timeout; '
+    + 'echo 1 >hung_task_panic; echo 3 >hung_task_timeout_secs; echo runs $((80 + 1))\n');
   await console.until('runs 81');
   await assert.rejects(domain.suspend({ via: 'store', timeoutMillis: PATIENT }), code('ZAZEN_DOMAIN_SHUTDOWN'));
   assert.equal(await domain.waitForShutdown(), 'reboot');

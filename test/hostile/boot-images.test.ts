@@ -5,7 +5,9 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import type { Assembler } from '../../src/a64/test-assembler.ts';
 import type { Domain } from '../../src/host/index.ts';
-import { Arena, BASE, DATA, FREE, bareMetalImage, fresh, powerOff, repeat, until } from './bare-metal.ts';
+import { BASE, DATA, FREE, bareMetalImage, fresh, powerOff, repeat } from '../bare-metal.ts';
+import { until } from '../waiting.ts';
+import { Arena } from './arena.ts';
 
 const PAGES = 700;
 const PAGE_BYTES = 4096;

@@ -7,7 +7,9 @@ import type { Assembler } from '../../src/a64/test-assembler.ts';
 import {
   GUEST_PL011_BASE, GUEST_PL031_BASE, GUEST_VIRTIO_MMIO_BASE, PL011, PL031, VIRTIO_MMIO as R, VIRTIO_MMIO_BYTES, VIRTIO_SLOTS,
 } from '../../src/abi/emulated-devices.ts';
-import { Arena, BASE, Dice, FREE, MEMORY, forEachRow, powerOff, repeat } from './bare-metal.ts';
+import { BASE, FREE, MEMORY, forEachRow, powerOff, repeat } from '../bare-metal.ts';
+import { Arena } from './arena.ts';
+import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });

@@ -5,7 +5,10 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { HYPERVISOR, SCHEDOP, XEN_HYPERCALL_TAG } from '../../src/abi/xen.ts';
-import { Arena, BASE, DATA, Dice, FREE, forEachRow, forever, fresh, hypercall, powerOff, repeat, until } from './bare-metal.ts';
+import { BASE, DATA, FREE, forEachRow, forever, fresh, hypercall, powerOff, repeat } from '../bare-metal.ts';
+import { until } from '../waiting.ts';
+import { Arena } from './arena.ts';
+import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });

@@ -5,7 +5,10 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { systemRegister, sysreg } from '../../src/a64/system-registers.ts';
 import type { Assembler } from '../../src/a64/test-assembler.ts';
-import { Arena, BASE, DATA, Dice, FREE, forever, fresh, powerOff, repeat, spin, until } from './bare-metal.ts';
+import { BASE, DATA, FREE, forever, fresh, powerOff, repeat, spin } from '../bare-metal.ts';
+import { until } from '../waiting.ts';
+import { Arena } from './arena.ts';
+import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });

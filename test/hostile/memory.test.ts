@@ -5,7 +5,9 @@ import { after, before, test } from 'node:test';
 import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { ERRNO, XENVER, multicallEntry } from '../../src/abi/xen.ts';
 import type { Domain, DomainEvent } from '../../src/host/index.ts';
-import { Arena, DATA, FREE, fresh, hypercall, powerOff, until, whileGoingOn } from './bare-metal.ts';
+import { DATA, FREE, fresh, hypercall, powerOff } from '../bare-metal.ts';
+import { until, whileGoingOn } from '../waiting.ts';
+import { Arena } from './arena.ts';
 
 /** Nearly all of it are the host's own records; see `Host.stats`. */
 const HOST_MEMORY = '384MiB';

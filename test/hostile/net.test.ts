@@ -15,7 +15,10 @@ import { XENMAPSPACE, XENMEM, xenAddToPhysmap } from '../../src/abi/xen-memory.t
 import { NETIF_RING_SLOTS, NETTXF, netifRxRequest, netifSring, netifTxRequest } from '../../src/abi/xen-net.ts';
 import { DOMID_SELF, GUEST_GNTTAB_BASE, SCHEDOP } from '../../src/abi/xen.ts';
 import type { Domain } from '../../src/host/index.ts';
-import { Arena, DATA, Dice, FREE, MEMORY, forEachRow, forever, hypercall, until } from './bare-metal.ts';
+import { DATA, FREE, MEMORY, forEachRow, forever, hypercall } from '../bare-metal.ts';
+import { until } from '../waiting.ts';
+import { Arena } from './arena.ts';
+import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });

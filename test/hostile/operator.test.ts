@@ -8,7 +8,10 @@ import { after, before, test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import { Host, ZazenError } from '../../src/host/index.ts';
 import type { DomainSpec, HostOptions } from '../../src/host/index.ts';
-import { Arena, Dice, MEMORY, bareMetalImage, until } from './bare-metal.ts';
+import { MEMORY, bareMetalImage } from '../bare-metal.ts';
+import { until } from '../waiting.ts';
+import { Arena } from './arena.ts';
+import { Dice } from './dice.ts';
 
 /** More than it has is asked for. */
 const HOST_MEMORY = '512MiB';

@@ -7,7 +7,10 @@ import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { XENCONS_INTERFACE, XENCONS_OUT_BYTES } from '../../src/abi/xen-console.ts';
 import { GUEST_CONSOLE_GFN, GUEST_XENSTORE_GFN, SCHEDOP } from '../../src/abi/xen.ts';
 import { XENSTORE_DOMAIN_INTERFACE, XENSTORE_PAYLOAD_MAX, XENSTORE_RECONNECT, XENSTORE_RING_SIZE, XS_TYPE } from '../../src/abi/xenstore-wire.ts';
-import { Arena, DATA, Dice, FREE, forEachRow, forever, fresh, hypercall, powerOff, repeat, until } from './bare-metal.ts';
+import { DATA, FREE, forEachRow, forever, fresh, hypercall, powerOff, repeat } from '../bare-metal.ts';
+import { until } from '../waiting.ts';
+import { Arena } from './arena.ts';
+import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });

@@ -14,7 +14,9 @@ import { SeededRandom } from '../../src/base/random.ts';
 import { PSCI } from '../../src/hypervisor/psci.ts';
 import { HostCore } from '../../src/host/host-core.ts';
 import type { DomainRecord } from '../../src/hypervisor/domain-record.ts';
-import { Arena, FREE, fresh, powerOff, until } from './bare-metal.ts';
+import { FREE, fresh, powerOff } from '../bare-metal.ts';
+import { until } from '../waiting.ts';
+import { Arena } from './arena.ts';
 import { COMMAND, CONTROL, FIRST_AGENT } from './frame-worker.ts';
 import type { FrameTask } from './frame-worker.ts';
 

@@ -13,7 +13,7 @@ import type { DomainActivity } from '../../src/cli/top.ts';
 import { ControlClient } from '../../src/daemon/client.ts';
 import type { ListedDomain } from '../../src/daemon/command.ts';
 import { FAST_BOOT, collect } from '../guest/guests.ts';
-import { PATIENCE_MILLIS } from '../patience.ts';
+import { TEST_PATIENCE_MILLIS } from '../patience.ts';
 
 const ZAZEN = join(import.meta.dirname, '../../src/cli/main.ts');
 /** What Zazen's init gives a person. */
@@ -64,7 +64,7 @@ function writeConfig(name: string, more: string): string {
   return path;
 }
 
-test('a daemon, two guests, and everything that can be asked of them', { timeout: PATIENCE_MILLIS }, async () => {
+test('a daemon, two guests, and everything that can be asked of them', { timeout: TEST_PATIENCE_MILLIS }, async () => {
   const daemon = start('daemon', '--memory', '1GiB', '--pcpus', '2');
   const said = collect(daemon.stderr!);
   await said.until('listens at');
@@ -147,7 +147,7 @@ test('a daemon, two guests, and everything that can be asked of them', { timeout
   assert.deepEqual(await json('list'), { hosts: [], domains: [] });
 });
 
-test('a daemon that is killed leaves a socket, which the next look removes', { timeout: PATIENCE_MILLIS }, async () => {
+test('a daemon that is killed leaves a socket, which the next look removes', { timeout: TEST_PATIENCE_MILLIS }, async () => {
   const daemon = start('daemon', '--memory', '256MiB', '--pcpus', '1');
   await collect(daemon.stderr!).until('listens at');
   assert.equal(readdirSync(sockets).length, 1);

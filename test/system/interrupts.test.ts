@@ -10,7 +10,7 @@ import type { Assembler, SystemRegisterName } from '../../src/a64/test-assembler
 import { Host } from '../../src/host/index.ts';
 import { PSCI } from '../../src/hypervisor/psci.ts';
 import { hostMemory } from '../host-memory.ts';
-import { MEMORY, bareMetalImage, fresh, powerOff } from '../hostile/bare-metal.ts';
+import { MEMORY, bareMetalImage, fresh, powerOff } from '../bare-metal.ts';
 
 const GICD = 0x0300_1000;
 const GICR = 0x0302_0000;

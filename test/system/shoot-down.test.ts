@@ -19,7 +19,7 @@ import type { Assembler, SysOperation } from '../../src/a64/test-assembler.ts';
 import { Host } from '../../src/host/index.ts';
 import { PSCI } from '../../src/hypervisor/psci.ts';
 import { hostMemory } from '../host-memory.ts';
-import { BASE, DATA, FREE, MEMORY, bareMetalImage, fresh, powerOff, repeat, spin } from '../hostile/bare-metal.ts';
+import { BASE, DATA, FREE, MEMORY, bareMetalImage, fresh, powerOff, repeat, spin } from '../bare-metal.ts';
 
 const PAGE_VA = 0x8000_0000n;
 const [FIRST, SECOND, OTHER] = [FREE, FREE + 0x1000, FREE + 0x2000];

@@ -10,6 +10,7 @@ import { group } from '../row.ts';
 import { constantSystemRegisters, sysreg } from '../system-registers.ts';
 
 const at = vcpuRecord.at;
+const CNTKCTL_EL0VCTEN = 2;
 const { name, rows, inst } = group('system-register-storage');
 
 type Access = 'el0' | 'el1';
@@ -84,6 +85,18 @@ for (const register of ['CTR_EL0', 'DCZID_EL0', 'MIDR_EL1'] as const) {
   });
 }
 
+// Linux reads the counter some ten times for each packet; EL0 may, if CNTKCTL_EL1 says so.
+inst('MRS CNTVCT_EL0', pattern(sysreg.CNTVCT_EL0, true), {
+  operands: f => ({ t: xd(f.Rt) }),
+  undifferentiable: 'its value is the time',
+  meaning: (m, o) => {
+    const allowed = i32.or(m.readState32(at.el), i32.and(m.readState32(at.cntkctlEl1), i32.const(CNTKCTL_EL0VCTEN)));
+    m.trapIf(i32.eqz(allowed), 'mrs', i32.const(sysreg.CNTVCT_EL0), m.slotOffset(o.t));
+    m.compute('counter');
+    m.setX(o.t, m.scratch(0));
+  },
+});
+
 // SP_EL0 is storage while SP_EL1 is the stack pointer in use, which is when Linux keeps the current task there.
 const spNotSelected = (m: Machine): I32 =>
   i32.or(i32.eqz(m.readState32(at.el)), i32.eqz(m.readState32(at.spSel)));
@@ -106,13 +119,15 @@ inst('MSR SP_EL0', pattern(sysreg.SP_EL0, false), {
 
 /** Unmasking with an interrupt waiting goes through the trap, which takes it. */
 const DAIF_BITS = 0x3c0;
+const IRQ_MASKED = 0x80;
 inst('MSR DAIF', pattern(sysreg.DAIF, false), {
   operands: f => ({ t: xr(f.Rt) }),
   undifferentiable: EL_DEPENDS,
   meaning: (m, o) => {
-    const slow = i32.or(i32.eqz(m.readState32(at.el)), m.readState32(at.irqLine));
-    m.trapIf(slow, 'msr', i32.const(sysreg.DAIF), m.slotOffset(o.t));
-    m.writeState32(at.daif, i32.and(m.w(o.t), i32.const(DAIF_BITS)));
+    const daif = m.f.let(i32.and(m.w(o.t), i32.const(DAIF_BITS)));
+    const takesInterrupt = i32.and(m.readState32(at.irqLine), i32.eqz(i32.and(daif, i32.const(IRQ_MASKED))));
+    m.trapIf(i32.or(i32.eqz(m.readState32(at.el)), takesInterrupt), 'msr', i32.const(sysreg.DAIF), m.slotOffset(o.t));
+    m.writeState32(at.daif, daif);
   },
 });
 

@@ -9,6 +9,7 @@ import { i32, i64 } from '../../wasm/scalar.ts';
 import { v128 } from '../../wasm/vector.ts';
 import { imm, xd, xr } from '../operand.ts';
 import { group } from '../row.ts';
+import { DAIF_CLR, DAIF_SET, DAIF_SHIFT } from '../slow.ts';
 
 const { name, rows, inst } = group('system');
 
@@ -56,10 +57,6 @@ inst('MSR (immediate)', '1101010100 0 00 op1:3 0100 CRm:4 op2:3 11111', {
     m.trap('msrImmediate', i32.and(packed, i32.const(0xff)), i32.shrU(packed, i32.const(8)));
   },
 });
-const DAIF_SET = 0b011_110;
-const DAIF_CLR = 0b011_111;
-/** The immediate has D, A, I, F in bits 3 … 0, the vCPU record as in SPSR. */
-const DAIF_SHIFT = 6;
 inst('MSR DAIFSet', '1101010100 0 00 011 0100 CRm:4 110 11111', {
   operands: f => ({ i: imm(f.CRm) }),
   undifferentiable: 'needs EL1',

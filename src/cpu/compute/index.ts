@@ -1,4 +1,4 @@
-// The pure helpers of emitted code (a64/slow.ts: computeNames), bound to a machine memory.
+// The helpers of emitted code that change no flow of control (a64/slow.ts: computeNames), bound to a machine memory.
 
 import { scratchOffset } from '../../abi/vcpu.ts';
 import type { ComputeName } from '../../a64/slow.ts';
@@ -7,11 +7,23 @@ import type { ComputeContext } from './context.ts';
 import { crc32 } from './crc32.ts';
 import { softFloat } from './soft-float.ts';
 
+const TWO_32 = 0x1_0000_0000;
+
 type Helper = (context: ComputeContext, a: number, b: number, c: number, d: number) => number;
 
-const helpers: Record<ComputeName, Helper> = { crc32, softFloat };
+const helpers: Record<Exclude<ComputeName, 'counter'>, Helper> = { crc32, softFloat };
 
-export function computeHandlers(views: { u32: Uint32Array; u64: BigUint64Array }): EmittedCallHandlers['compute'] {
+/** @param readCounter CNTVCT_EL0 of the vCPU whose record is at an address, below 2^53 */
+export function computeHandlers(
+  views: { u32: Uint32Array; u64: BigUint64Array }, readCounter: (vcpuAddress: number) => number,
+): EmittedCallHandlers['compute'] {
+  const counter = (vcpu: number): number => {
+    const ticks = readCounter(vcpu >>> 0);
+    const index = ((vcpu >>> 0) + scratchOffset(0)) >>> 2;
+    views.u32[index] = ticks;
+    views.u32[index + 1] = Math.floor(ticks / TWO_32);
+    return 0;
+  };
   const contexts = new Map<number, ComputeContext>();
   const contextOf = (vcpu: number): ComputeContext => {
     let context = contexts.get(vcpu);
@@ -21,7 +33,8 @@ export function computeHandlers(views: { u32: Uint32Array; u64: BigUint64Array }
     }
     return context;
   };
-  return Object.fromEntries(Object.entries(helpers).map(([name, helper]) =>
+  const bound = Object.fromEntries(Object.entries(helpers).map(([name, helper]) =>
     [name, (vcpu: number, a: number, b: number, c: number, d: number) => helper(contextOf(vcpu), a, b, c, d)],
-  )) as EmittedCallHandlers['compute'];
+  )) as Omit<EmittedCallHandlers['compute'], 'counter'>;
+  return { ...bound, counter };
 }

@@ -6,6 +6,7 @@
 // has put it there, with the module in all queues.
 
 import type { CodePage } from '../decode-cache.ts';
+import type { PackedRegions } from './known-regions.ts';
 
 /** A place that is hot. */
 export interface HotPlace {
@@ -29,6 +30,8 @@ export interface RegionEntry {
 export interface RegionParcel {
   readonly module: WebAssembly.Module | undefined;
   readonly entries: readonly RegionEntry[];
+  /** The module's are to be entered wherever they are found. */
+  readonly known?: PackedRegions;
 }
 
 /**

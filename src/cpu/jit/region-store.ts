@@ -26,13 +26,13 @@ export interface StoredRegion {
 const TABLE_FACTOR = 2;
 
 /** Of a word that stands at a place. */
-const hashOf = (index: number, word: number): number => Math.imul(word ^ Math.imul(index + 1, 0x85eb_ca6b), 0x9e37_79b1) >>> 0;
+export const placeHash = (index: number, word: number): number => Math.imul(word ^ Math.imul(index + 1, 0x85eb_ca6b), 0x9e37_79b1) >>> 0;
 
-/** 53 bits; two regions that have the same by chance are taken for one, and one of them is not kept. */
-function identityOf({ entry, indices, words, followsCalls }: StoredRegion): number {
+/** 53 bits, the same in all processes; two regions that have the same by chance are taken for one, and one of them is not kept. */
+export function identityOf({ entry, indices, words, followsCalls }: StoredRegion): number {
   let [a, b] = [entry, followsCalls ? entry : ~entry];
   indices.forEach((index, i) => {
-    a = Math.imul(a ^ hashOf(index, words[i]!), 0x85eb_ca6b) ^ (a >>> 13);
+    a = Math.imul(a ^ placeHash(index, words[i]!), 0x85eb_ca6b) ^ (a >>> 13);
     b = Math.imul(b ^ words[i]!, 0xc2b2_ae35) ^ (b >>> 16) ^ index;
   });
   return (a >>> 0) * 2 ** 21 + (b >>> 11);
@@ -44,8 +44,10 @@ export function agrees({ indices, words }: StoredRegion, page: Uint32Array, firs
   return true;
 }
 
-const isBetter = (a: StoredRegion, b: StoredRegion | undefined): boolean => b === undefined || (a.followsCalls === b.followsCalls
-  ? a.indices.length > b.indices.length : a.followsCalls);
+/** Of regions that begin at the same place: with calls first, large ones first. */
+export const byWorth = (a: StoredRegion, b: StoredRegion): number =>
+  Number(b.followsCalls) - Number(a.followsCalls) || b.indices.length - a.indices.length;
+const isBetter = (a: StoredRegion, b: StoredRegion | undefined): boolean => b === undefined || byWorth(a, b) < 0;
 
 export class RegionStore {
   /** By hash, open addressing: 1 + index into `#regions` of the first one with the same entry and word there; 0: none. */
@@ -94,12 +96,15 @@ export class RegionStore {
   /** Where in the table those with this entry and word are, or would be. */
   #placeOf(entry: number, word: number): number {
     const mask = this.#table.length - 1;
-    for (let place = hashOf(entry, word) & mask;; place = (place + 1) & mask) {
+    for (let place = placeHash(entry, word) & mask;; place = (place + 1) & mask) {
       const number = this.#table[place]!;
       if (number === 0) return place;
       if (this.#entryWords[number - 1] === word && this.#regions[number - 1]!.entry === entry) return place;
     }
   }
+
+  /** All that can be found. */
+  get regions(): readonly StoredRegion[] { return this.#regions; }
 
   /** Regions that begin at a place with this word. */
   *candidates(entry: number, word: number): Generator<StoredRegion> {
@@ -128,8 +133,12 @@ export class RegionStore {
   /** A region's emitted function is wanted. @returns undefined when it cannot be had any more */
   take(region: StoredRegion): FunctionBody | undefined {
     const body = region.body();
-    (body === undefined ? this.#lost : this.#used).add(region);
+    if (body === undefined) this.#lost.add(region);
     return body;
+  }
+  /** It is entered. */
+  use(region: StoredRegion): void {
+    this.#used.add(region);
   }
 
   /**
@@ -150,6 +159,8 @@ export class RegionStore {
     for (const known of this.candidates(entry, byIndex.get(entry)!)) if (!this.#lost.has(known) && identityOf(known) === identity) return;
     this.#fresh.push(region);
   }
+  /** Those that were added since `takeFresh` was last called. */
+  get fresh(): readonly StoredRegion[] { return this.#fresh; }
   /** Regions that were added since the last call. */
   takeFresh(): readonly StoredRegion[] {
     const fresh = this.#fresh;

@@ -105,6 +105,26 @@ test('nothing where there is no instruction; the end of the page and the largest
   assert.deepEqual([limited.instructionCount, limited.blocks[0]!.next], [10, 10]);
 });
 
+test('code with many branches is cut: sooner where calls are not followed yet', () => {
+  const words = new Uint32Array(PAGE_INSTRUCTIONS);
+  const a = new Assembler(0n);
+  const BRANCHES = 60;
+  for (let i = 0; i < BRANCHES; i++) a.add(0, 0, 1).cbz(1, 'end');
+  words.set(a.label('end').wfi().words());
+  const branchesOf = (followsCalls: boolean): number => {
+    const { blocks } = formRegion(words, 0, ({ row }) => TRAPS.has(row.name), { followsCalls })!;
+    return blocks.flatMap(({ instructions }) => instructions).filter(({ row }) => row.branch !== undefined).length;
+  };
+  const [first, later] = [branchesOf(false), branchesOf(true)];
+  assert.ok(first > 8 && 2 * first < later && later < BRANCHES, `${first} and ${later} branches`);
+  // Nothing else cuts it: as many instructions without branches are one region.
+  const straight = new Uint32Array(PAGE_INSTRUCTIONS);
+  const b = new Assembler(0n);
+  for (let i = 0; i < 2 * BRANCHES; i++) b.add(0, 0, 1);
+  straight.set(b.wfi().words());
+  assert.equal(formRegion(straight, 0, ({ row }) => TRAPS.has(row.name))!.instructionCount, 2 * BRANCHES + 1);
+});
+
 test('what nobody has got to is left out: targets of branches, and what follows one that is always taken', () => {
   const words = new Uint32Array(PAGE_INSTRUCTIONS);
   words.set(new Assembler(0n).label('again').cbz(3, 'error').subs(0, 0, 1).bCond('ne', 'again').add(1, 1, 1).svc(0)

@@ -18,10 +18,12 @@ import { decode, handlerNumber } from '../../a64/table.ts';
 export const PAGE_INSTRUCTIONS = 1024;
 /**
  * Instructions of a region at most, and branches: code without many branches is worth compiling in one piece however long
- * it is (the rounds of a hash), while of code with many only a small part runs each time.
+ * it is (the rounds of a hash), while of code with many only a small part runs each time. Where calls are followed, in what
+ * has been hot for long, more of it does; what has just been found is worth less, and others wait for it to be compiled.
  */
 export const REGION_MAX = 640;
-const BRANCHES_MAX = 48;
+const BRANCHES_MAX = 16;
+const BRANCHES_MAX_WITH_CALLS = 48;
 /** Pages that a region has instructions of at most. */
 export const REGION_PAGES_MAX = 4;
 /** Of a function that is followed into: instructions; calls of one within another; and how many a region follows. */
@@ -119,7 +121,7 @@ export interface FormOptions {
   /** Left out: everything is. */
   readonly isReached?: IsReached | undefined;
   readonly neighbour?: Neighbour;
-  /** Into small functions: it makes a region twice as large. */
+  /** Into small functions, and more branches: it makes a region twice as large or more. */
   readonly followsCalls?: boolean;
 }
 
@@ -187,6 +189,7 @@ class Exploration {
   readonly #endsInTrap: EndsInTrap;
   readonly #maximum: number;
   readonly #callsMax: number;
+  readonly #branchesMax: number;
   #branches = 0;
 
   constructor(words: Uint32Array, endsInTrap: EndsInTrap, options: FormOptions) {
@@ -196,6 +199,7 @@ class Exploration {
     this.#endsInTrap = endsInTrap;
     this.#maximum = maximum;
     this.#callsMax = followsCalls ? CALLS_MAX : 0;
+    this.#branchesMax = followsCalls ? BRANCHES_MAX_WITH_CALLS : BRANCHES_MAX;
   }
 
   explore(entry: number): void {
@@ -219,7 +223,7 @@ class Exploration {
 
   /** @returns the place to go on at */
   #take(place: number): number | undefined {
-    const isFull = this.found.size >= this.#maximum || this.#branches >= BRANCHES_MAX;
+    const isFull = this.found.size >= this.#maximum || this.#branches >= this.#branchesMax;
     const { source: { words, isReached } } = this.pages[pageOf(place)]!;
     const index = indexOf(place);
     const decoded = isFull ? undefined : decodeAt(words, index);

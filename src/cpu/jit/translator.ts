@@ -19,6 +19,8 @@ import { PageContents } from './page-contents.ts';
 import type { Content, PlacedEntry } from './page-contents.ts';
 import { PAGE_INSTRUCTIONS } from './region.ts';
 import type { IsReached, Neighbour, PageSource, Region } from './region.ts';
+import { packRegions } from './known-regions.ts';
+import type { PackedRegions } from './known-regions.ts';
 import { RegionFinder } from './region-finder.ts';
 import type { HotPlace, RegionEntry, RegionReset } from './region-parcels.ts';
 import type { RegionStore, StoredRegion } from './region-store.ts';
@@ -153,10 +155,21 @@ export class Translator {
     }
     return this.#finder.hasMore;
   }
+  /**
+   * Wants regions of the store compiled that nobody has asked for, for pCPUs to enter them where they find them.
+   * @param regions where several begin at one place, the best first
+   * @returns those that will be in the next module
+   */
+  prepare(regions: readonly StoredRegion[]): { readonly placed: readonly StoredRegion[]; readonly known: PackedRegions } {
+    const firstIndex = this.#nextIndex;
+    const placed = regions.filter(region => !this.#found.has(region) && this.#placeStored(region) !== undefined);
+    return { placed, known: packRegions(placed, firstIndex) };
+  }
   #enterStored({ words, entries }: Content, index: number): PlacedEntry | undefined {
     const region = this.#limits.store?.find(index, words);
     const tableIndex = region && (this.#found.get(region) ?? this.#placeStored(region));
     if (tableIndex === undefined) return undefined;
+    this.#limits.store!.use(region!);
     const entry = { index, indices: region!.indices, pages: [{ distance: 0, content: 0n }], followsCalls: region!.followsCalls, tableIndex };
     entries.set(index, entry);
     return entry;

@@ -17,7 +17,8 @@ import { assert } from '../../base/assert.ts';
 import { systemClock } from '../../base/clock.ts';
 import type { Clock } from '../../base/clock.ts';
 import type { GuestBus, GuestPage } from '../../hypervisor/guest-bus.ts';
-import type { LentFile, Pieces } from './block-file.ts';
+import type { LentFile } from './block-file.ts';
+import type { Pieces } from './pieces.ts';
 import { errnoOf } from './errors.ts';
 import { LANE_COUNTERS, LANE_RETURN } from './lane.ts';
 import type { Lane, LaneCounter, LaneReturn } from './lane.ts';
@@ -81,13 +82,14 @@ export interface BlockMetrics {
   badIndices: number;
   /** How often the limits made the guest wait. */
   throttled: number;
-  /** Of the reads and writes, those that the disk thread has answered. */
+  /** Of the reads and writes, those that the disk thread has answered, and those that the vCPU's own thread has. */
   byDiskThread: number;
+  byVcpus: number;
 }
 
 export const newMetrics = (): BlockMetrics => ({
   reads: 0, writes: 0, flushes: 0, discards: 0, readBytes: 0, writtenBytes: 0, badRequests: 0, failures: 0,
-  latencyMicrosSum: 0, latencyMicrosMax: 0, notifications: 0, badIndices: 0, throttled: 0, byDiskThread: 0,
+  latencyMicrosSum: 0, latencyMicrosMax: 0, notifications: 0, badIndices: 0, throttled: 0, byDiskThread: 0, byVcpus: 0,
 });
 
 /** Enough for every slot of a ring of one page with 11 segments each, and for large indirect requests. */
@@ -487,7 +489,7 @@ export class BlockBackend {
     this.#loan = loan;
     lane.lend({
       ringMfns: this.#ringPages.map(({ mfn }) => mfn), position: ring.position, fd: file.fd, alignBytes: file.alignBytes,
-      sizeBytes: Math.min(this.#disk.sizeBytes, file.sizeBytes), isReadOnly: this.#disk.isReadOnly || !file.isWritable,
+      sizeBytes: Math.min(this.#disk.sizeBytes, file.sizeBytes), isReadOnly: this.#disk.isReadOnly || !file.isWritable, isLocal: file.isLocal,
     }, (why) => this.#back(loan, why));
   }
 
@@ -535,9 +537,11 @@ export class BlockBackend {
   #count(lane: Lane): void {
     for (const name of LANE_COUNTERS) {
       const now = lane.counter(name);
+      const more = now - (this.#counted.get(name) ?? 0);
       if (name === 'latencyMicrosMax') this.#metrics[name] = Math.max(this.#metrics[name], now);
-      else this.#metrics[name] += now - (this.#counted.get(name) ?? 0);
-      if (name === 'reads' || name === 'writes') this.#metrics.byDiskThread += now - (this.#counted.get(name) ?? 0);
+      else this.#metrics[name] += more;
+      if (name === 'reads' || name === 'writes') this.#metrics.byDiskThread += more;
+      if (name === 'byVcpus') this.#metrics.byDiskThread -= more;
       this.#counted.set(name, now);
     }
   }

@@ -6,7 +6,7 @@
 // buffer of our own; then a write reads first what is around it, and who calls sees to it that nobody else writes there.
 
 import {
-  close, closeSync, constants, fdatasync, fstat, fstatSync, ftruncate, open, openSync, readFileSync, readv, writev,
+  close, closeSync, constants, fdatasync, fstat, fstatSync, ftruncate, openSync, readFileSync, readv, writev,
 } from 'node:fs';
 import type { BigIntStats } from 'node:fs';
 import { promisify } from 'node:util';
@@ -14,14 +14,15 @@ import { assert } from '../../base/assert.ts';
 import { takeBuffer } from './buffers.ts';
 import { asDiskError, diskError, errnoOf } from './errors.ts';
 import { HolePuncher } from './hole-puncher.ts';
-
-/** Memory for one request, in order; no piece is empty. All of it in Wasm memories, whose pages are pages. */
-export type Pieces = readonly Uint8Array[];
+import { bytesOf, skipBytes } from './pieces.ts';
+import type { Pieces } from './pieces.ts';
 
 /** What direct requests are multiples of: by the sector size of the disk under the file system. */
 const ALIGN_BYTES = 4096;
 const SMALL_ALIGN_BYTES = 512;
 const MEMORY_ALIGN_BYTES = 512;
+/** Of a file that is made. */
+const MODE = 0o600;
 /** A system call takes no more. */
 const PIECES_MAX = 1024;
 
@@ -41,6 +42,8 @@ export interface LentFile {
   readonly alignBytes: number;
   readonly sizeBytes: number;
   readonly isWritable: boolean;
+  /** It is on a disk, or is one, and not on another machine. */
+  readonly isLocal: boolean;
   /** Once. @param wasWritten whether there is something for `sync` to do */
   giveBack(wasWritten: boolean): void;
 }
@@ -48,6 +51,7 @@ export interface LentFile {
 export class BlockFile {
   readonly path: string;
   readonly isWritable: boolean;
+  readonly #isLocal: boolean;
   readonly stats: BlockFileStats = { reads: 0, writes: 0, syncs: 0, bounced: 0 };
   #fd: number;
   #alignBytes: number;
@@ -61,9 +65,10 @@ export class BlockFile {
   #isClosed = false;
   #idle: (() => void) | undefined;
 
-  private constructor(path: string, fd: number, isDirect: boolean, isWritable: boolean, sizeBytes: number) {
+  private constructor(path: string, fd: number, isDirect: boolean, isWritable: boolean, isLocal: boolean, sizeBytes: number) {
     this.path = path;
     this.isWritable = isWritable;
+    this.#isLocal = isLocal;
     this.#fd = fd;
     this.#alignBytes = isDirect ? ALIGN_BYTES : 1;
     this.#sizeBytes = sizeBytes;
@@ -80,20 +85,20 @@ export class BlockFile {
     try {
       if (isDirect) {
         try {
-          fd = await openFile(path, flags | constants.O_DIRECT);
+          fd = openSync(path, flags | constants.O_DIRECT, MODE);
         } catch (error) {
           if (errnoOf(error) !== 'EINVAL') throw error;
           isDirect = false;
         }
       }
       // After EINVAL the file may have been made all the same (open(2)).
-      fd ??= await openFile(path, flags & ~(direct ? constants.O_EXCL : 0));
+      fd ??= openSync(path, flags & ~(direct ? constants.O_EXCL : 0), MODE);
       const stat = fstatSync(fd, { bigint: true });
       if (!stat.isFile() && !stat.isBlockDevice()) {
         throw diskError('UNREADABLE', path, 'is neither a file nor a block device');
       }
       const sizeBytes = stat.isFile() ? Number(stat.size) : blockDeviceBytes(Number(stat.rdev));
-      return new BlockFile(path, fd, isDirect, isWritable, sizeBytes);
+      return new BlockFile(path, fd, isDirect, isWritable, isOnDisk(stat), sizeBytes);
     } catch (error) {
       if (fd !== undefined) closeSync(fd);
       throw asDiskError(path, error);
@@ -239,6 +244,7 @@ export class BlockFile {
     this.#inUse++;
     return {
       fd: this.#fd, alignBytes: this.#alignBytes, sizeBytes: this.#sizeBytes, isWritable: this.isWritable,
+      isLocal: this.#isLocal,
       giveBack: (wasWritten) => {
         this.#unsynced ||= wasWritten;
         this.#unuse();
@@ -340,43 +346,14 @@ export class BlockFile {
 
 const OLD_DESCRIPTOR_MILLIS = 60_000;
 
-function openFile(path: string, flags: number): Promise<number> {
-  return new Promise((resolve, reject) => {
-    open(path, flags, 0o600, (error, fd) => error === null ? resolve(fd) : reject(error));
-  });
+/** File systems that are on no disk (of other machines, in programs, in memory) have devices without a driver: major 0. */
+function isOnDisk(stat: BigIntStats): boolean {
+  return stat.isBlockDevice() || majorOf(Number(stat.dev)) !== 0;
 }
+const majorOf = (device: number): number => ((device >>> 8) & 0xfff) | (Math.floor(device / 2 ** 32) & 0xfffff000);
 
 /** Node has no ioctl to ask with. */
 function blockDeviceBytes(device: number): number {
-  const major = ((device >>> 8) & 0xfff) | (Math.floor(device / 2 ** 32) & 0xfffff000);
   const minor = (device & 0xff) | ((device >>> 12) & 0xfff00);
-  return Number(readFileSync(`/sys/dev/block/${major}:${minor}/size`, 'latin1')) * 512;
-}
-
-export function bytesOf(pieces: Pieces): number {
-  let bytes = 0;
-  for (const piece of pieces) bytes += piece.length;
-  return bytes;
-}
-
-/** The pieces without their first bytes. */
-export function skipBytes(pieces: Pieces, bytes: number): Pieces {
-  let first = 0;
-  while (first < pieces.length && bytes >= pieces[first]!.length) bytes -= pieces[first++]!.length;
-  if (bytes === 0) return first === 0 ? pieces : pieces.slice(first);
-  return [pieces[first]!.subarray(bytes), ...pieces.slice(first + 1)];
-}
-
-/** Part of what the pieces hold, as pieces of the same memory. */
-export function slicePieces(pieces: Pieces, from: number, sizeBytes: number): Pieces {
-  const slice: Uint8Array[] = [];
-  let at = 0;
-  for (const piece of pieces) {
-    const first = Math.max(0, from - at);
-    const end = Math.min(piece.length, from + sizeBytes - at);
-    if (first < end) slice.push(first === 0 && end === piece.length ? piece : piece.subarray(first, end));
-    at += piece.length;
-    if (at >= from + sizeBytes) break;
-  }
-  return slice;
+  return Number(readFileSync(`/sys/dev/block/${majorOf(device)}:${minor}/size`, 'latin1')) * 512;
 }

@@ -8,7 +8,7 @@
 //   back end   Initialising ─► InitWait ─────────────────► Connected ─► Closing ─► Closed ─► (InitWait)
 //   front end  Initialising ────────────► Initialised ───► Connected ─► Closing ─► Closed ─► (Initialising)
 
-import { VDISK } from '../../abi/xen-block.ts';
+import { BLKIF_RING_PAGES_MAX, VDISK } from '../../abi/xen-block.ts';
 import { XENBUS } from '../../abi/xenbus.ts';
 import type { Clock } from '../../base/clock.ts';
 import type { GuestBus } from '../../hypervisor/guest-bus.ts';
@@ -24,7 +24,7 @@ import type { VirtualDevice } from './vdev.ts';
 
 const SECTOR_BYTES = 512;
 const PHYSICAL_SECTOR_BYTES = 4096;
-const RING_PAGE_ORDER_MAX = 4;
+const RING_PAGE_ORDER_MAX = Math.log2(BLKIF_RING_PAGES_MAX);
 const REF_MAX = 0xffff_ffff;
 
 export interface BlockDeviceOptions {

@@ -20,7 +20,7 @@ export function diskError(
 }
 
 const REASONS: Partial<Record<string, readonly [DiskErrorKind, string]>> = {
-  ENOENT: ['MISSING', 'there is no such file'],
+  ENOENT: ['MISSING', 'there is no such file or directory'],
   EACCES: ['UNREADABLE', 'permission denied'],
   EPERM: ['UNREADABLE', 'permission denied'],
   EROFS: ['UNREADABLE', 'the file system is read-only'],

@@ -1,7 +1,11 @@
-// The disk thread's side of a lane (lane.ts): takes reads and writes from rings that it was lent, moves data between the
-// file and the guest's frames with system calls that wait, and answers. No event loop, no promise and no other thread is
-// on the way of a request; that one waits for the disk while others wait for it is why a ring with a slow disk goes back.
-// While no ring has anything to do, it reads on where a guest reads from front to back (read-ahead.ts).
+// The side of a lane (lane.ts) that does the work: takes reads and writes from rings that were lent, moves data between the
+// file and the guest's frames with system calls that wait, and answers. No event loop and no promise is on the way of a
+// request. One in the disk thread serves all rings; that one request waits for the disk while others wait for it is why a
+// ring with a slow disk goes back. While no ring has anything to do, it reads on where a guest reads from front to back
+// (read-ahead.ts).
+//
+// One in each pCPU's thread serves what the guest that it runs has just put into a ring, where that takes less time than to
+// wake others for it and to be woken by them: a small request that is alone, to a disk that has been quick.
 //
 // As with the back end (backend.ts), nothing that a guest writes is believed: slots and pages of segments are copied once,
 // and checked; frames are pinned from before they are used until after. Whatever is not a plain transfer, or does not
@@ -11,17 +15,17 @@ import { readvSync, writevSync } from 'node:fs';
 import { BLKIF_OP, BLKIF_RSP, blkifRequest } from '../../abi/xen-block.ts';
 import { FRAME_BYTES } from '../../abi/machine-memory.ts';
 import type { GuestPage } from '../../hypervisor/guest-bus.ts';
-import { bytesOf, skipBytes } from './block-file.ts';
-import type { Pieces } from './block-file.ts';
 import { errnoOf } from './errors.ts';
 import { LANE_RETURN, LANE_STATE } from './lane.ts';
 import type { LaneCounter, LaneReturn, LaneTable, Loan } from './lane.ts';
+import { bytesOf, skipBytes } from './pieces.ts';
+import type { Pieces } from './pieces.ts';
 import { ReadAhead, ReadAheadBuffers } from './read-ahead.ts';
 import { SEGMENTS_PER_PAGE, readRequest, readSegments } from './request.ts';
 import type { BlockRequest, Segment } from './request.ts';
 import { BlockRing } from './ring.ts';
 
-/** The guest behind a lane, for the disk thread. */
+/** The guest behind a lane, for the thread that serves it. */
 export interface LaneGuest {
   /** All frames. */
   readonly memory: Uint8Array;
@@ -36,15 +40,38 @@ const SLOW_NANOS = 20e6;
 const SLOW_IN_A_ROW = 4;
 /** Requests of one ring before others get their turn. */
 const REQUESTS_PER_TURN = 16;
+/**
+ * A vCPU that has waited for longer than this twice in a row leaves what comes to the disk thread for so many times as
+ * long: so a slow disk holds it up for a small part of the time only. One alone may be one in which the thread was off its core.
+ */
+const VCPU_WAIT_NANOS = 300e3;
+const VCPU_WAITS = 2;
+const VCPU_REST = 16;
+/** What a vCPU waits for when it reads on. */
+const VCPU_AHEAD_BYTES = 2 ** 17;
 
+/** What the thread brings. */
+export interface LaneServerThread {
+  nanos(): number;
+  guestOf(domid: number, port: number): LaneGuest;
+  /** Runs a system call that may take long; nothing of the machine's memory but pinned frames is used meanwhile. */
+  wait?<T>(call: () => T): T;
+}
+
+/** A loan, as this thread knows it. */
 interface Job {
   readonly number: number;
   readonly loan: Loan;
   readonly guest: LaneGuest;
   readonly ring: BlockRing;
   readonly ahead: ReadAhead;
+  /** Of the disk, when what was read ahead was read. */
+  writesSeen: number;
   /** Requests in a row that have taken long. */
   slow: number;
+  /** How often in a row a vCPU has waited for too long; until when it does not. */
+  waits: number;
+  restUntil: number;
 }
 
 /** A plain transfer that has been checked. */
@@ -57,54 +84,114 @@ interface Transfer {
 
 export class LaneServer {
   readonly #table: LaneTable;
-  readonly #nanos: () => number;
+  readonly #thread: LaneServerThread;
   readonly #jobs = new Map<number, Job>();
   readonly #buffers = new ReadAheadBuffers();
   readonly #slot = new Uint8Array(blkifRequest.sizeBytes);
   #frames: (Uint8Array | undefined)[] = [];
 
-  constructor(table: LaneTable, nanos: () => number) {
+  constructor(table: LaneTable, thread: LaneServerThread) {
     this.#table = table;
-    this.#nanos = nanos;
-  }
-
-  /** A ring has been lent. */
-  add(lane: number, number: number, loan: Loan, guest: LaneGuest): void {
-    const pages = loan.ringMfns.map((mfn) => guest.memory.subarray(mfn * FRAME_BYTES, (mfn + 1) * FRAME_BYTES));
-    const ahead = new ReadAhead(this.#buffers, loan.sizeBytes);
-    this.#jobs.set(lane, { number, loan, guest, ring: new BlockRing(pages, loan.position), ahead, slow: 0 });
+    this.#thread = thread;
   }
 
   /** Does some of what waits in all rings. @returns whether there was anything */
   serve(): boolean {
     let any = false;
-    for (const [lane, job] of this.#jobs) any = this.#serveLane(lane, job) || any;
+    for (let lane = 0; lane < this.#table.end; lane++) any = this.#serveLane(lane) || any;
     return any;
   }
 
   /** When nothing waits: reads on where a guest reads from front to back. @returns whether one does */
   readAhead(): boolean {
-    for (const [lane, job] of this.#jobs) {
-      if (job.ahead.isDue && !job.loan.isReadOnly && this.#whileBusy(lane, job, () => this.#readOn(job))) return true;
-    }
+    for (const [lane, known] of this.#jobs) if (isReadOn(known) && this.#readAheadOf(lane)) return true;
     return false;
   }
 
-  #serveLane(lane: number, job: Job): boolean {
-    const before = job.ring.position;
-    this.#whileBusy(lane, job, () => this.#serveRing(lane, job));
-    return job.ring.position !== before;
+  #readAheadOf(lane: number): boolean {
+    let isDone = false;
+    this.#whileBusy(lane, (job) => {
+      // What is lent now may be another ring.
+      isDone = isReadOn(job);
+      return isDone ? this.#readOn(job) : undefined;
+    });
+    return isDone;
+  }
+
+  #serveLane(lane: number): boolean {
+    const { served, busy } = LANE_STATE;
+    const state = this.#table.get(lane, 'state');
+    if (state === busy) this.#table.set(lane, 'isWanted', 1);
+    else if (state !== served) return false;
+    let any = false;
+    this.#whileBusy(lane, (job) => {
+      const before = job.ring.position;
+      const why = this.#serveRing(lane, job);
+      any = job.ring.position !== before;
+      return why;
+    });
+    return any;
+  }
+
+  /**
+   * For the thread of the vCPU that has just said that there is something: answers it at once if that takes no time to speak
+   * of. @returns false when the disk thread is to look
+   */
+  serveAtOnce(lane: number): boolean {
+    const known = this.#jobs.get(lane);
+    if (known !== undefined && known.number === this.#table.get(lane, 'loan') && this.#thread.nanos() < known.restUntil) return false;
+    let isAll = false;
+    const isMine = this.#whileBusy(lane, (job) => {
+      if (!job.loan.isLocal || !this.#peek(lane, job) || job.ring.waiting !== 1 || this.#slot[0] === BLKIF_OP.indirect) return undefined;
+      const start = this.#thread.nanos();
+      const why = this.#serveOne(lane, job, VCPU_AHEAD_BYTES);
+      if (why === undefined) this.#count(lane, 'byVcpus', 1);
+      this.#rest(job, start);
+      // That there is none is said in the ring, so that the guest tells of the next one.
+      isAll = why !== undefined || !this.#peek(lane, job);
+      this.#table.set(lane, 'position', job.ring.position);
+      return why;
+    });
+    return isMine && isAll && Atomics.exchange(this.#table.u32, this.#table.index(lane, 'isWanted'), 0) === 0;
+  }
+
+  #rest(job: Job, start: number): void {
+    const now = this.#thread.nanos();
+    job.waits = now - start > VCPU_WAIT_NANOS ? job.waits + 1 : 0;
+    if (job.waits >= VCPU_WAITS) job.restUntil = now + VCPU_REST * (now - start);
   }
 
   /** @param work returns why the ring must go back, if it must @returns whether it was done: not when the ring is elsewhere */
-  #whileBusy(lane: number, job: Job, work: () => LaneReturn | undefined): boolean {
+  #whileBusy(lane: number, work: (job: Job) => LaneReturn | undefined): boolean {
     if (!this.#table.move(lane, LANE_STATE.served, LANE_STATE.busy)) return false;
-    // Lent anew, and the loan is still on its way: what is known here is of another one.
-    const isMine = this.#table.get(lane, 'loan') === job.number;
-    const why = isMine ? work() : undefined;
+    const why = work(this.#jobOf(lane));
     if (why !== undefined) this.#giveBack(lane, why);
     else if (!this.#table.move(lane, LANE_STATE.busy, LANE_STATE.served)) this.#giveBack(lane, LANE_RETURN.asked);
-    return isMine;
+    return true;
+  }
+
+  /** What is lent now; while the lane is busy. */
+  #jobOf(lane: number): Job {
+    const table = this.#table;
+    const number = table.get(lane, 'loan');
+    const known = this.#jobs.get(lane);
+    const job = known?.number === number ? known : this.#newJob(lane, number);
+    job.ring.goOnAt(table.get(lane, 'position'));
+    const writes = table.counter(lane, 'writes');
+    if (job.writesSeen !== writes) job.ahead.forget();
+    job.writesSeen = writes;
+    return job;
+  }
+  #newJob(lane: number, number: number): Job {
+    const loan = this.#table.loan(lane);
+    const guest = this.#thread.guestOf(this.#table.get(lane, 'domid'), this.#table.get(lane, 'port'));
+    const pages = loan.ringMfns.map((mfn) => guest.memory.subarray(mfn * FRAME_BYTES, (mfn + 1) * FRAME_BYTES));
+    const job = {
+      number, loan, guest, ring: new BlockRing(pages, loan.position), ahead: new ReadAhead(this.#buffers, loan.sizeBytes),
+      writesSeen: this.#table.counter(lane, 'writes'), slow: 0, waits: 0, restUntil: 0,
+    };
+    this.#jobs.set(lane, job);
+    return job;
   }
 
   /** @returns why the ring must go back, if it must */
@@ -130,14 +217,19 @@ export class LaneServer {
     return isThere;
   }
 
-  /** @returns as `#serveRing`; with LANE_RETURN.request, nothing was done */
-  #serveOne(lane: number, job: Job): LaneReturn | undefined {
-    const start = this.#nanos();
+  /**
+   * @param aheadBytes so much is read on with this request when its turn has come; 0: that is done when nothing waits
+   * @returns as `#serveRing`; with LANE_RETURN.request, nothing was done
+   */
+  #serveOne(lane: number, job: Job, aheadBytes = 0): LaneReturn | undefined {
+    const start = this.#thread.nanos();
     const transfer = this.#check(job);
-    if (transfer === undefined || !this.#perform(job, transfer)) return LANE_RETURN.request;
+    if (transfer === undefined) return LANE_RETURN.request;
+    if (aheadBytes > 0 && isReadOn(job) && job.ahead.isNext(transfer.request.offset)) this.#readOn(job, aheadBytes);
+    if (!this.#perform(job, transfer)) return LANE_RETURN.request;
+    const nanos = this.#thread.nanos() - start;
+    this.#countTransfer(lane, job, transfer, nanos / 1000);
     this.#answer(lane, job, transfer);
-    const nanos = this.#nanos() - start;
-    this.#countTransfer(lane, transfer, nanos / 1000);
     return this.#judge(job, nanos);
   }
 
@@ -146,10 +238,14 @@ export class LaneServer {
     return job.slow === SLOW_IN_A_ROW ? LANE_RETURN.slow : undefined;
   }
 
-  #readOn(job: Job): LaneReturn | undefined {
-    const start = this.#nanos();
-    job.ahead.readOn((into, offset) => orRefused(() => readvSync(job.loan.fd, [into], offset), 0));
-    return this.#judge(job, this.#nanos() - start);
+  #readOn(job: Job, atMostBytes?: number): LaneReturn | undefined {
+    const start = this.#thread.nanos();
+    job.ahead.readOn((into, offset) => this.#wait(() => orRefused(() => readvSync(job.loan.fd, [into], offset), 0)), atMostBytes);
+    return this.#judge(job, this.#thread.nanos() - start);
+  }
+
+  #wait<T>(call: () => T): T {
+    return this.#thread.wait === undefined ? call() : this.#thread.wait(call);
   }
 
   #check({ loan, guest }: Job): Transfer | undefined {
@@ -175,11 +271,11 @@ export class LaneServer {
       const pieces = this.#piecesOf(guest, segments, pages);
       if (isWrite) {
         ahead.forget();
-        return orRefused(() => transferAll(writevSync, loan.fd, pieces, offset), false);
+        return this.#wait(() => orRefused(() => transferAll(writevSync, loan.fd, pieces, offset), false));
       }
       const known = ahead.find(offset, sizeBytes);
       if (known !== undefined) copyTo(pieces, known);
-      else if (!orRefused(() => transferAll(readvSync, loan.fd, pieces, offset), false)) return false;
+      else if (!this.#wait(() => orRefused(() => transferAll(readvSync, loan.fd, pieces, offset), false))) return false;
       ahead.note(offset, sizeBytes);
       return true;
     } finally {
@@ -226,8 +322,9 @@ export class LaneServer {
     guest.notify();
   }
 
-  #countTransfer(lane: number, { isWrite, sizeBytes }: Transfer, micros: number): void {
+  #countTransfer(lane: number, job: Job, { isWrite, sizeBytes }: Transfer, micros: number): void {
     this.#count(lane, isWrite ? 'writes' : 'reads', 1);
+    if (isWrite) job.writesSeen++;
     this.#count(lane, isWrite ? 'writtenBytes' : 'readBytes', sizeBytes);
     this.#count(lane, 'latencyMicrosSum', micros);
     if (micros > this.#table.counter(lane, 'latencyMicrosMax')) this.#table.setCounter(lane, 'latencyMicrosMax', micros);
@@ -236,6 +333,9 @@ export class LaneServer {
     this.#table.setCounter(lane, name, this.#table.counter(lane, name) + amount);
   }
 }
+
+/** Whether the guest's next request is known, and nobody else writes to the disk. */
+const isReadOn = ({ ahead, loan }: Job): boolean => ahead.isDue && !loan.isReadOnly;
 
 const FRAME_VIEWS = 4096;
 

@@ -8,7 +8,6 @@ import { BLKIF_OP, BLKIF_RSP, blkifRequest } from '../../abi/xen-block.ts';
 import { BlockBackend } from './backend.ts';
 import type { Disk } from './disk.ts';
 import { HostLane, LANE_STATE, LaneTable, LaneWatch } from './lane.ts';
-import type { Loan } from './lane.ts';
 import { LaneServer } from './lane-server.ts';
 import type { LaneGuest } from './lane-server.ts';
 import { openDisk } from './open-disk.ts';
@@ -20,12 +19,12 @@ const SECTORS = 1024;
 const runs = Number(process.env['ZAZEN_TEST_RUNS'] ?? 60);
 const GOOD = { ref: 20, first: 0, last: 7 };
 
-/** The disk thread in this one: it does something when it is told to. */
+/** The disk thread and a vCPU's in this one: they do something when they are told to. */
 class TestThread {
   readonly table = new LaneTable();
-  readonly loans: { loan: Loan; number: number }[] = [];
   readonly guest: LaneGuest;
   isReady = true;
+  isLocal = true;
   /** How often somebody wanted to know that. */
   asked = 0;
   /** Whom the ring's events are for. */
@@ -34,7 +33,16 @@ class TestThread {
   nanos = 0;
   onMap: () => void = () => {};
   readonly lane: HostLane;
-  readonly #server = new LaneServer(this.table, () => this.nanos);
+  readonly #server = new LaneServer(this.table, { nanos: () => this.nanos, guestOf: () => this.guest });
+  /** Called when a vCPU waits for the disk. */
+  onWait: () => void = () => {};
+  readonly #vcpus = new LaneServer(this.table, {
+    nanos: () => this.nanos, guestOf: () => this.guest,
+    wait: (call) => {
+      this.onWait();
+      return call();
+    },
+  });
 
   constructor(guest: TestGuest) {
     this.guest = {
@@ -50,29 +58,30 @@ class TestThread {
       unmap: (pages) => { for (const page of pages) guest.unmap(page); },
       notify: () => guest.notify(),
     };
+    this.table.open(3, 1, 1);
     this.lane = new HostLane(this.table, 3, {
       canTake: () => {
         this.asked++;
         return this.isReady;
       },
-      take: (loan, number) => {
-        this.loans.push({ loan, number });
-        this.listener = 'disk thread';
-      },
+      take: () => { this.listener = 'disk thread'; },
       takeBack: () => { this.listener = 'host'; },
       closed: () => { this.isClosed = true; },
     });
+    // Whatever the test's folder is on.
+    const lend = this.lane.lend.bind(this.lane);
+    this.lane.lend = (loan, onReturn) => lend({ ...loan, isLocal: this.isLocal }, onReturn);
   }
 
   get state(): number {
     return this.table.get(3, 'state');
   }
-  hear(): void {
-    for (const { loan, number } of this.loans.splice(0)) this.#server.add(3, number, loan, this.guest);
-  }
   serve(): boolean {
-    this.hear();
     return this.#server.serve();
+  }
+  /** The guest's thread says that there is something. @returns whether the disk thread need not look */
+  serveAtOnce(): boolean {
+    return this.#vcpus.serveAtOnce(3);
   }
   readAhead(): boolean {
     return this.#server.readAhead();
@@ -260,24 +269,25 @@ test('a connection that ends while a request is under way: the ring is not touch
   await disk.close();
 });
 
-test('a loan that has ended is not acted on, though word of the next one has not come yet', async (t) => {
+test('of a loan that has ended nothing is used for the next one', async (t) => {
   const { guest, ring, thread, backend } = await setUp(t);
   thread.serve();
+  thread.serveAtOnce();
   await backend.pause();
   const other = new TestRing(guest, [2]);
   assert.ok(backend.connect({ ringRefs: [2], isPersistent: false, position: 0 }));
   backend.useLane(new HostLane(thread.table, 3, {
-    canTake: () => true, take: (loan, number) => { thread.loans.push({ loan, number }); }, takeBack: () => {}, closed: () => {},
+    canTake: () => true, take: () => {}, takeBack: () => {}, closed: () => {},
   }));
   backend.resume();
   assert.equal(thread.state, LANE_STATE.served);
   ring.request(BLKIF_OP.read, 0, [GOOD]);
   other.request(BLKIF_OP.read, 0, [GOOD]);
-  const late = thread.loans.splice(0);
-  assert.ok(!thread.serve());
-  assert.equal(ring.responses().length + other.responses().length, 0);
-  thread.loans.push(...late);
   assert.ok(thread.serve());
+  assert.deepEqual([ring.responses().length, other.responses().length], [0, 1]);
+  ring.request(BLKIF_OP.read, 0, [GOOD]);
+  other.request(BLKIF_OP.read, 0, [GOOD]);
+  assert.ok(thread.serveAtOnce());
   assert.deepEqual([ring.responses().length, other.responses().length], [0, 1]);
 });
 
@@ -368,6 +378,126 @@ test('no reading ahead of a disk that others may write to, nor of one that fails
   }
 });
 
+test('a small request that is alone is answered in the thread of the vCPU that has made it', async (t) => {
+  const { path, guest, ring, thread, backend, answers } = await setUp(t);
+  guest.page(20).fill(0x66);
+  const write = ring.request(BLKIF_OP.write, 8, [GOOD]);
+  const { notifications } = guest;
+  assert.ok(thread.serveAtOnce());
+  assert.deepEqual(ring.responses(), [{ id: write, operation: BLKIF_OP.write, status: 0 }]);
+  assert.equal(guest.notifications, notifications + 1);
+  assert.equal(ring.index('req_event'), ring.index('req_prod') + 1, 'the guest tells of the next one');
+  assert.ok((await readFile(path)).subarray(4096, 8192).every((byte) => byte === 0x66));
+  assert.deepEqual([backend.metrics.byVcpus, backend.metrics.byDiskThread, guest.inUse], [1, 0, 1]);
+  // The other thread goes on where this one has ended, and the other way round.
+  ring.request(BLKIF_OP.read, 8, [{ ...GOOD, ref: 30 }]);
+  assert.ok(thread.serve());
+  ring.request(BLKIF_OP.read, 8, [{ ...GOOD, ref: 31 }]);
+  assert.ok(thread.serveAtOnce());
+  assert.equal(ring.responses().length, 2);
+  assert.ok(guest.page(30).every((byte) => byte === 0x66) && guest.page(31).every((byte) => byte === 0x66));
+  // Not what takes long: several, or a large one; nor what only the host can do.
+  ring.request(BLKIF_OP.read, 0, [GOOD]);
+  ring.request(BLKIF_OP.read, 0, [GOOD]);
+  assert.ok(!thread.serveAtOnce());
+  assert.ok(thread.serve());
+  ring.indirect(BLKIF_OP.read, 0, [GOOD], 10);
+  assert.ok(!thread.serveAtOnce());
+  assert.ok(thread.serve());
+  assert.equal(ring.responses().length, 3);
+  ring.request(BLKIF_OP.read, 0, [{ ...GOOD, ref: 99 }]);
+  assert.ok(thread.serveAtOnce(), 'the host has the ring, and hears of it');
+  assert.equal(thread.state, LANE_STATE.free);
+  assert.equal((await answers(1))[0]!.status, BLKIF_RSP.error);
+  assert.deepEqual([backend.metrics.byVcpus, backend.metrics.byDiskThread], [2, 4]);
+});
+
+test('while one thread is busy with a ring the other does nothing to it, and what comes meanwhile is not forgotten', async (t) => {
+  const { ring, thread } = await setUp(t);
+  let tried = 0;
+  // A second request comes while the vCPU waits for the disk; who tells of it, and the disk thread, find the ring busy.
+  thread.onWait = () => {
+    if (tried++ > 0) return;
+    ring.request(BLKIF_OP.read, 0, [GOOD]);
+    assert.ok(!thread.serveAtOnce());
+    assert.ok(!thread.serve());
+  };
+  ring.request(BLKIF_OP.read, 0, [GOOD]);
+  assert.ok(!thread.serveAtOnce(), 'the disk thread is to look again');
+  assert.equal(ring.responses().length, 1);
+  assert.ok(thread.serve());
+  assert.equal(ring.responses().length, 1);
+  // The same, seen by the disk thread too late for the look that ends the vCPU's work.
+  thread.onWait = () => { thread.serve(); };
+  ring.request(BLKIF_OP.read, 0, [GOOD]);
+  assert.ok(!thread.serveAtOnce());
+  thread.onWait = () => {};
+  ring.request(BLKIF_OP.read, 0, [GOOD]);
+  assert.ok(thread.serveAtOnce(), 'once');
+  assert.equal(ring.responses().length, 2);
+  // And the other way round.
+  thread.onMap = () => { assert.ok(!thread.serveAtOnce()); };
+  ring.request(BLKIF_OP.read, 0, [GOOD]);
+  assert.ok(thread.serve());
+  assert.equal(ring.responses().length, 1);
+});
+
+test('a vCPU waits for a disk that is quick and of this machine', async (t) => {
+  const { ring, thread, answers, backend } = await setUp(t);
+  const atOnce = (waitNanos: number): boolean => {
+    thread.onWait = () => { thread.nanos += waitNanos; };
+    ring.request(BLKIF_OP.read, 0, [GOOD]);
+    const isServed = thread.serveAtOnce();
+    assert.equal(thread.serve(), !isServed);
+    assert.equal(ring.responses().length, 1);
+    return isServed;
+  };
+  assert.deepEqual([50e3, 5e6, 50e3, 5e6].map(atOnce), [true, true, true, true], 'one that takes long tells nothing');
+  assert.deepEqual([5e6, 50e3, 50e3].map(atOnce), [true, false, false]);
+  thread.nanos += 79e6;
+  assert.ok(!atOnce(50e3));
+  thread.nanos += 1e6;
+  assert.deepEqual([5e6, 50e3].map(atOnce), [true, false], 'it still is');
+  thread.nanos += 80e6;
+  assert.deepEqual([50e3, 5e6, 50e3].map(atOnce), [true, true, true]);
+
+  // What is lent on a file system of another machine is left to the disk thread.
+  await backend.pause();
+  thread.isLocal = false;
+  backend.resume();
+  ring.request(BLKIF_OP.read, 0, [GOOD]);
+  assert.ok(!thread.serveAtOnce());
+  assert.equal((await answers(1))[0]!.status, 0);
+});
+
+test('what one thread has read ahead is forgotten when another writes; a vCPU reads on with the request itself', async (t) => {
+  const { path, guest, ring, thread } = await setUp(t);
+  const file = Buffer.from(Array.from({ length: SECTORS * 512 }, (_, i) => (i >>> 12) + i % 5));
+  await writeFile(path, file);
+  const pageOf = (bytes: Buffer, page: number): Buffer => bytes.subarray(page * 4096, (page + 1) * 4096);
+  const readPage = (page: number, serve: () => boolean): Buffer => {
+    ring.request(BLKIF_OP.read, page * 8, [{ ref: 20, first: 0, last: 7 }]);
+    assert.ok(serve());
+    assert.deepEqual(ring.responses().map(({ status }) => status), [0]);
+    return Buffer.from(guest.page(20));
+  };
+  const atOnce = (): boolean => thread.serveAtOnce();
+  const byThread = (): boolean => thread.serve();
+  for (let page = 0; page < 9; page++) assert.deepEqual(readPage(page, atOnce), pageOf(file, page));
+  const other = Buffer.alloc(file.length, 0xee);
+  await writeFile(path, other);
+  for (let page = 9; page < 8 + 32; page++) assert.deepEqual(readPage(page, atOnce), pageOf(file, page), 'read with the ninth');
+  assert.deepEqual(readPage(40, atOnce), pageOf(other, 40));
+
+  for (let page = 50; page < 58; page++) readPage(page, byThread);
+  assert.ok(thread.readAhead());
+  guest.page(21).fill(0x11);
+  ring.request(BLKIF_OP.write, 60 * 8, [{ ref: 21, first: 0, last: 7 }]);
+  assert.ok(thread.serveAtOnce());
+  ring.responses();
+  assert.deepEqual(readPage(60, byThread), Buffer.alloc(4096, 0x11));
+});
+
 test('a slow disk goes back to where several requests are under way at once, for a while', async (t) => {
   const { ring, thread, backend, clock, answers } = await setUp(t);
   thread.onMap = () => { thread.nanos += 30e6; };
@@ -390,7 +520,7 @@ test('while a request does not come back, the other rings do', async (t) => {
   const returned: number[] = [];
   const idle = new HostLane(stuck.thread.table, 4, { canTake: () => true, take: () => {}, takeBack: () => {}, closed: () => {} });
   lanes.set(4, idle);
-  idle.lend({ ringMfns: [1], position: 7, fd: 0, alignBytes: 1, sizeBytes: 0, isReadOnly: true }, () => returned.push(idle.position));
+  idle.lend({ ringMfns: [1], position: 7, fd: 0, alignBytes: 1, sizeBytes: 0, isReadOnly: true, isLocal: true }, () => returned.push(idle.position));
   assert.ok(!watch.look() && !watch.look(), 'nothing is under way');
   stuck.ring.request(BLKIF_OP.read, 0, [GOOD]);
   let looked = 0;
@@ -429,7 +559,7 @@ test('whatever a guest puts into the ring, whenever the ring is taken back: each
     fc.record({ kind: fc.constant('indirect' as const), operation: fc.constantFrom(BLKIF_OP.read, BLKIF_OP.write), sector: fc.integer({ min: 0, max: SECTORS }), segments: fc.array(segment, { maxLength: 40 }) }),
     fc.record({ kind: fc.constant('bytes' as const), bytes: fc.uint8Array({ minLength: blkifRequest.sizeBytes, maxLength: blkifRequest.sizeBytes }) }),
   );
-  const step = fc.constantFrom('serve', 'service', 'turn', 'pause', 'index', 'ahead');
+  const step = fc.constantFrom('serve', 'at once', 'service', 'turn', 'pause', 'index', 'ahead');
   await fc.assert(fc.asyncProperty(fc.array(request, { maxLength: 8 }), fc.array(step, { maxLength: 12 }), async (requests, steps) => {
     for (const given of requests) {
       if (given.kind === 'bytes') ring.put(Buffer.from(given.bytes));
@@ -440,6 +570,7 @@ test('whatever a guest puts into the ring, whenever the ring is taken back: each
     let got = 0;
     for (const what of steps) {
       if (what === 'serve') thread.serve();
+      else if (what === 'at once') thread.serveAtOnce();
       else if (what === 'service') backend.service();
       else if (what === 'ahead') thread.readAhead();
       else if (what === 'turn') await turn();

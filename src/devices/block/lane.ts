@@ -1,17 +1,19 @@
-// Rings that another thread looks after in the host's stead: the disk thread, which sleeps on their event channels and
-// reads and writes with system calls that wait (lane-server.ts). It does what most requests are, reads and writes of a disk
-// that is one file, and gives the ring back for everything else. Here is what the two threads share, and the host's side.
+// Rings that other threads look after in the host's stead, reading and writing with system calls that wait (lane-server.ts):
+// the disk thread, which sleeps on their event channels, and, for a small request that is alone, the thread of the vCPU that
+// has made it. They do what most requests are, reads and writes of a disk that is one file, and give the ring back for
+// everything else. Here is what the threads share, and the host's side.
 //
 //   host's thread    lend ──► served ◄────────────┐          one owner at a time; a request is taken from the ring by the
 //                               │  requests wait   │ none left  one who answers it, so that nothing is done twice
 //                               ▼                  │
-//   disk thread               busy ────────────────┘
+//   disk thread, pCPU's       busy ────────────────┘
 //                               │ it is none of mine, or `recall` ──► free: the host's again, at `position`
 //                               └ `revoke`: what is begun is ended, and the ring not touched any more
 //
-// The disk thread reads or writes the ring only with the lane's lock, and after it has seen there that the ring has not
+// Whoever is busy reads or writes the ring only with the lane's lock, and after it has seen there that the ring has not
 // been revoked: when `revoke` returns, the pages may become anybody's.
 
+import { BLKIF_RING_PAGES_MAX } from '../../abi/xen-block.ts';
 import { assert } from '../../base/assert.ts';
 import { ringBell, spinLock, spinUnlock } from '../../memory/spin.ts';
 
@@ -21,26 +23,32 @@ export const LANE_RETURN = { asked: 0, request: 1, slow: 2 } as const;
 export type LaneReturn = (typeof LANE_RETURN)[keyof typeof LANE_RETURN];
 
 /**
- * Words of a lane, and behind them its counters: doubles that only grow. `loan` tells one lending of the lane from the next;
- * `returns` is a bell, rung when the ring has become the host's.
+ * Words of a lane, and behind them doubles: the disk's size, and counters that only grow. `loan` tells one lending of the lane
+ * from the next; `returns` is a bell, rung when the ring has become the host's; `isWanted`: the disk thread has found it
+ * busy, and is to be woken. What is lent is written by the host while the lane is free, and read by who is busy with it.
  */
-const WORD = { state: 0, lock: 1, loan: 2, position: 3, why: 4, returns: 5 } as const;
+const WORD = {
+  state: 0, lock: 1, loan: 2, position: 3, why: 4, returns: 5, isWanted: 6, domid: 7, port: 8, fd: 9, alignBytes: 10,
+  isReadOnly: 11, isLocal: 12, ringPages: 13, ringMfns: 14,
+} as const;
 export const LANE_COUNTERS = [
-  'reads', 'writes', 'readBytes', 'writtenBytes', 'notifications', 'badIndices', 'latencyMicrosSum', 'latencyMicrosMax',
+  'reads', 'writes', 'readBytes', 'writtenBytes', 'byVcpus', 'notifications', 'badIndices', 'latencyMicrosSum', 'latencyMicrosMax',
 ] as const;
 export type LaneCounter = (typeof LANE_COUNTERS)[number];
-const COUNTERS_AT = 4;
-const LANE_BYTES = 128;
+const DOUBLES_AT = 16;
+const COUNTERS_AT = DOUBLES_AT + 1;
+const LANE_BYTES = 256;
 export const LANES_MAX = 512;
+assert(WORD.ringMfns + BLKIF_RING_PAGES_MAX <= 2 * DOUBLES_AT && 8 * (COUNTERS_AT + LANE_COUNTERS.length) <= LANE_BYTES, 'a lane has room');
 
-/** The words of all lanes, in every thread that has to do with them. */
+/** The words of all lanes, in every thread that has to do with them; behind them, how many lanes there have been at most. */
 export class LaneTable {
   readonly buffer: SharedArrayBuffer;
   readonly u32: Uint32Array;
   readonly i32: Int32Array;
   readonly #f64: Float64Array;
 
-  constructor(buffer = new SharedArrayBuffer(LANES_MAX * LANE_BYTES)) {
+  constructor(buffer = new SharedArrayBuffer(LANES_MAX * LANE_BYTES + 8)) {
     this.buffer = buffer;
     this.u32 = new Uint32Array(buffer);
     this.i32 = new Int32Array(buffer);
@@ -56,6 +64,43 @@ export class LaneTable {
   set(lane: number, word: keyof typeof WORD, value: number): void {
     Atomics.store(this.u32, this.index(lane, word), value);
   }
+  /** No lane has this number or a larger one. */
+  get end(): number {
+    return Atomics.load(this.u32, LANES_MAX * LANE_BYTES / 4);
+  }
+  /** Whoever serves lanes shall end. */
+  close(): void {
+    Atomics.store(this.u32, LANES_MAX * LANE_BYTES / 4 + 1, 1);
+  }
+  get isClosed(): boolean {
+    return Atomics.load(this.u32, LANES_MAX * LANE_BYTES / 4 + 1) !== 0;
+  }
+  /** A lane is nobody's yet. */
+  open(lane: number, domid: number, port: number): void {
+    if (lane >= this.end) Atomics.store(this.u32, LANES_MAX * LANE_BYTES / 4, lane + 1);
+    this.set(lane, 'domid', domid);
+    this.set(lane, 'port', port);
+    for (const name of LANE_COUNTERS) this.setCounter(lane, name, 0);
+  }
+
+  setLoan(lane: number, number: number, loan: Loan): void {
+    this.set(lane, 'loan', number);
+    for (const name of ['position', 'fd', 'alignBytes'] as const) this.set(lane, name, loan[name]);
+    this.set(lane, 'isReadOnly', Number(loan.isReadOnly));
+    this.set(lane, 'isLocal', Number(loan.isLocal));
+    this.set(lane, 'ringPages', loan.ringMfns.length);
+    for (const [i, mfn] of loan.ringMfns.entries()) this.u32[this.index(lane, 'ringMfns') + i] = mfn;
+    this.#f64[lane * LANE_BYTES / 8 + DOUBLES_AT] = loan.sizeBytes;
+  }
+  loan(lane: number): Loan {
+    const first = this.index(lane, 'ringMfns');
+    return {
+      ringMfns: Array.from(this.u32.subarray(first, first + this.get(lane, 'ringPages'))), position: this.get(lane, 'position'),
+      fd: this.get(lane, 'fd'), alignBytes: this.get(lane, 'alignBytes'), sizeBytes: this.#f64[lane * LANE_BYTES / 8 + DOUBLES_AT]!,
+      isReadOnly: this.get(lane, 'isReadOnly') !== 0, isLocal: this.get(lane, 'isLocal') !== 0,
+    };
+  }
+
   /** @returns whether the state was `from` */
   move(lane: number, from: number, to: number): boolean {
     return Atomics.compareExchange(this.u32, this.index(lane, 'state'), from, to) === from;
@@ -82,12 +127,9 @@ export class LaneTable {
   ring(lane: number): void {
     ringBell(this.i32, this.index(lane, 'returns'));
   }
-  clearCounters(lane: number): void {
-    for (const name of LANE_COUNTERS) this.setCounter(lane, name, 0);
-  }
 }
 
-/** What the disk thread has to know to look after a ring. */
+/** What a thread has to know to look after a ring. */
 export interface Loan {
   /** Frames of the ring's pages, which stay mapped while it is lent. */
   readonly ringMfns: readonly number[];
@@ -98,6 +140,8 @@ export interface Loan {
   readonly alignBytes: number;
   readonly sizeBytes: number;
   readonly isReadOnly: boolean;
+  /** A file system, or a disk, of this machine: whoever waits for it does so for a short while. */
+  readonly isLocal: boolean;
 }
 
 /** One ring's place at the disk thread, as the back end sees it. */
@@ -121,8 +165,8 @@ export interface Lane {
 export interface LaneThread {
   /** Whether it is there, and able to take more. */
   canTake(): boolean;
-  /** Hands it a loan and wakes it; the ring's events are for that thread from now on. */
-  take(loan: Loan, number: number): void;
+  /** The ring's events are not for the host from now on, and the thread is to look whether there is something in it. */
+  take(): void;
   /** The ring's events are for the host again. */
   takeBack(): void;
   /** The lane is not needed any more. */
@@ -163,10 +207,9 @@ export class HostLane implements Lane {
     this.#isRecalled = false;
     const number = nextLoan;
     nextLoan = (nextLoan + 1) >>> 0;
-    this.#table.set(this.#lane, 'loan', number);
-    this.#table.set(this.#lane, 'position', loan.position);
+    this.#table.setLoan(this.#lane, number, loan);
     this.#table.set(this.#lane, 'state', LANE_STATE.served);
-    this.#thread.take(loan, number);
+    this.#thread.take();
     void this.#awaitReturn(onReturn);
   }
 

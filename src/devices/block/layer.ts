@@ -10,8 +10,9 @@
 
 import { randomUUID } from 'node:crypto';
 import { assert } from '../../base/assert.ts';
-import { BlockFile, bytesOf, slicePieces } from './block-file.ts';
-import type { Pieces } from './block-file.ts';
+import { BlockFile } from './block-file.ts';
+import { bytesOf, slicePieces } from './pieces.ts';
+import type { Pieces } from './pieces.ts';
 import { takeBuffer } from './buffers.ts';
 import { asDiskError, diskError } from './errors.ts';
 import {

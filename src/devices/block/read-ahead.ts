@@ -78,10 +78,15 @@ export class ReadAhead {
     return this.#run >= run && !hasMore && this.#next < this.#diskBytes;
   }
 
+  /** Whether a request goes on where the last one ended. */
+  isNext(offset: number): boolean {
+    return offset === this.#next;
+  }
+
   /** @param read puts what is at a place into memory that requests may use; returns how much that was */
-  readOn(read: (into: Uint8Array, offset: number) => number): void {
+  readOn(read: (into: Uint8Array, offset: number) => number, atMostBytes = AHEAD_BYTES): void {
     this.#buffer ??= this.#buffers.take(this);
-    const sizeBytes = Math.min(AHEAD_BYTES, AHEAD_REQUESTS * this.#requestBytes, this.#diskBytes - this.#next);
+    const sizeBytes = Math.min(atMostBytes, AHEAD_REQUESTS * this.#requestBytes, this.#diskBytes - this.#next);
     this.#from = this.#to = this.#next;
     this.#to += read(this.#buffer.subarray(0, sizeBytes), this.#next);
     // The end of the file, or of its good part: that is found out by who asks for it.

@@ -27,6 +27,10 @@ export class BlockRing {
     this.#consumed = this.#responded = position >>> 0;
   }
 
+  /** Somebody else has answered requests meanwhile. While none is taken. */
+  goOnAt(position: number): void {
+    this.#consumed = this.#responded = position >>> 0;
+  }
   /** All requests up to here have been answered; what comes after is still in the ring. */
   get position(): number {
     return this.#responded;
@@ -54,6 +58,10 @@ export class BlockRing {
   }
   advance(): void {
     this.#consumed = (this.#consumed + 1) >>> 0;
+  }
+  /** Requests that are there to be taken. */
+  get waiting(): number {
+    return this.#waiting();
   }
 
   #hasRequest(): boolean {

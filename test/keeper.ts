@@ -1,7 +1,7 @@
 // A guest that keeps books: each round it looks at both ends of every one of its pages, finds there what the last round
 // has left, and leaves something new. A page that is lost, old, another's or half a page makes it power off.
 
-import type { Assembler } from '../../src/a64/test-assembler.ts';
+import type { Assembler } from '../src/a64/test-assembler.ts';
 import { DATA, FREE, fresh, hypercall, powerOff } from './bare-metal.ts';
 
 const PAGE_BYTES = 4096;
