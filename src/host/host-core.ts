@@ -1,6 +1,7 @@
 // The host's insides, shared by host.ts (the public face) and domain.ts: the machine, the main thread's hypervisor, the
 // store, the ends of event channels, and the pCPU workers.
 
+import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MessageChannel } from 'node:worker_threads';
 import type { MessagePort, Worker } from 'node:worker_threads';
@@ -60,6 +61,8 @@ const SETTLE_LOOK_MILLIS = 200;
 export interface CoreOptions {
   readonly memoryBytes: number;
   readonly pcpus: number;
+  /** Of this machine. */
+  readonly cores?: number;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: (line: string) => void;
@@ -73,6 +76,8 @@ export class HostCore {
   readonly ports: HostPorts;
   readonly random: Random;
   readonly log: (line: string) => void;
+  /** Threads that can run at a time. */
+  readonly cores: number;
   readonly networks: HostNetworks;
   readonly domains = new Map<number, HostedDomain>();
   /** Of all domains. */
@@ -118,7 +123,10 @@ export class HostCore {
   #housekeeping: NodeJS.Timeout | undefined;
   readonly #workersEnded: Promise<void>[] = [];
 
-  constructor({ memoryBytes, pcpus, clock, random, log, networks = new HostNetworks() }: CoreOptions) {
+  constructor({
+    memoryBytes, pcpus, cores = availableParallelism(), clock, random, log, networks = new HostNetworks(),
+  }: CoreOptions) {
+    this.cores = cores;
     const machine = MachineMemory.create({
       sizeBytes: memoryBytes, pcpuCount: pcpus, addressType: memoryBytes > SIZE_MAX_BYTES.i32 ? 'i64' : 'i32',
     });

@@ -35,7 +35,7 @@ async function writeGuest(): Promise<{ path: string; code: Map<number, Uint32Arr
 test('code of hot pages is decoded while nothing runs', { timeout: PATIENCE_MILLIS }, async (t) => {
   const { path, code } = await writeGuest();
   const core = new HostCore({
-    memoryBytes: 256 * 2 ** 20, pcpus: 1, clock: systemClock, random: new SeededRandom(1), log: () => {},
+    memoryBytes: 256 * 2 ** 20, pcpus: 1, cores: 3, clock: systemClock, random: new SeededRandom(1), log: () => {},
   });
   t.after(() => core.close());
   await core.startWorkers();

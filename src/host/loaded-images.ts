@@ -51,6 +51,9 @@ export interface LoadedImageParts {
   readonly hotPages: HotPages;
 }
 
+/** This thread has one, the guest's pCPU another: without a third, decoding ahead takes longer than it saves. */
+const DECODE_AHEAD_CORES = 3;
+
 export class LoadedImage implements FrameCache {
   readonly number: number;
   readonly root: number;
@@ -85,9 +88,9 @@ export class LoadedImage implements FrameCache {
     const { thread } = core;
     const workingSet = decodeWorkingSet(image);
     this.root = makeTemplate(thread, image, number);
-    const code = decodeCode(image);
+    const code = core.cores >= DECODE_AHEAD_CORES ? decodeCode(image) : undefined;
     if (code !== undefined) core.decodeAhead.offer(this, code);
-    hotPages.placeIn({ image, root: this.root, onPlaced: (first, count) => this.#decodeAhead(first, count) });
+    hotPages.placeIn({ image, root: this.root, onPlaced: code && ((first, count) => this.#decodeAhead(first, count)) });
     this.#hotPages = hotPages;
     this.#workingSetPages = workingSet.reduce((sum, { count }) => sum + count, 0);
     this.#loader = new TemplateLoader(thread, () => this.image, this.root, workingSet,

@@ -72,7 +72,7 @@ export interface HotPagesTarget {
   readonly image: Image;
   readonly root: number;
   /** Called back when so many, from the one with number `first` on, are in the template, as far as they can be. */
-  readonly onPlaced: (first: number, count: number) => void;
+  readonly onPlaced: ((first: number, count: number) => void) | undefined;
 }
 
 /** The hot pages of an image on their way into its template: they are one after the other in the file. */
@@ -124,7 +124,7 @@ export class HotPages {
         this.#inFlight.delete(mfn);
         this.placed++;
       }
-      target.onPlaced(first, mfns.length);
+      target.onPlaced?.(first, mfns.length);
     } catch (error) {
       if (!(error instanceof ZazenError)) throw error;
     } finally {
