@@ -3,6 +3,7 @@
 
 import { systemRegister } from '../a64/system-registers.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
+import { assert } from '../base/assert.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { Engine } from './engine.ts';
 import type { CpuHost } from './host.ts';
@@ -169,4 +170,29 @@ export function createTestMachine(options: TestMachineOptions = {}): TestMachine
 /** ESR_EL1.EC after an exception. */
 export function exceptionClassOf(vcpu: VcpuState): number {
   return vcpu.get32(at.esrEl1) >>> 26;
+}
+
+export interface SliceOptions {
+  /** Instructions; not always so many, or slices might always end at the same place of a loop. */
+  readonly instructions: number;
+  /** Reaching this is a failure. */
+  readonly slicesMax: number;
+  readonly afterSlice?: () => void;
+}
+
+/**
+ * Runs code from an address on, in slices, until it makes a hypercall.
+ * @returns instructions retired by that
+ */
+export function runToHypercall({ vcpu, engine, host }: TestVcpu, address: number, options: SliceOptions): bigint {
+  const before = vcpu.get64(at.instructionsRetired);
+  vcpu.set32(at.record, 0);
+  vcpu.set64(at.pcBase, BigInt(address));
+  const calls = host.hypercalls.length;
+  for (let slices = 0; host.hypercalls.length === calls; slices++) {
+    assert(slices < options.slicesMax, 'the code does not end');
+    engine.run(vcpu, options.instructions + slices % 19);
+    options.afterSlice?.();
+  }
+  return vcpu.get64(at.instructionsRetired) - before;
 }

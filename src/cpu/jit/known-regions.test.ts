@@ -6,14 +6,12 @@ import { test } from 'node:test';
 import { Assembler } from '../../a64/test-assembler.ts';
 import { handlerCount } from '../../a64/table.ts';
 import { MACHINE_HEADER } from '../../abi/machine-memory.ts';
-import { vcpuRecord } from '../../abi/vcpu.ts';
-import { GUEST_BASE, createTestMachine } from '../test-machine.ts';
+import { GUEST_BASE, createTestMachine, runToHypercall } from '../test-machine.ts';
 import type { TestMachine } from '../test-machine.ts';
 import { KnownRegions, packRegions } from './known-regions.ts';
 import { RegionStore, byWorth } from './region-store.ts';
 import type { StoredRegion } from './region-store.ts';
 
-const at = vcpuRecord.at;
 const LOOPS = 2000;
 const PAGE = 4096;
 const OTHER_PAGE = 5;
@@ -58,18 +56,11 @@ const ODD = 4;
 const expected = (constant: number): { result: bigint; retired: bigint } =>
   ({ result: BigInt(2 * constant * LOOPS), retired: BigInt(5.5 * LOOPS + 2) });
 
-function run({ vcpu, engine, host }: TestMachine, address = GUEST_BASE): { result: bigint; retired: bigint } {
-  const before = vcpu.get64(at.instructionsRetired);
-  vcpu.setX(0, BigInt(LOOPS));
-  vcpu.setX(1, 0n);
-  vcpu.set32(at.record, 0);
-  vcpu.set64(at.pcBase, BigInt(address));
-  const calls = host.hypercalls.length;
-  for (let slices = 0; host.hypercalls.length === calls; slices++) {
-    assert.ok(slices < 2000, 'the loop does not end');
-    engine.run(vcpu, 1000 + slices % 19);
-  }
-  return { result: vcpu.x(1), retired: vcpu.get64(at.instructionsRetired) - before };
+function run(m: TestMachine, address = GUEST_BASE): { result: bigint; retired: bigint } {
+  m.vcpu.setX(0, BigInt(LOOPS));
+  m.vcpu.setX(1, 0n);
+  const retired = runToHypercall(m, address, { instructions: 1000, slicesMax: 2000 });
+  return { result: m.vcpu.x(1), retired };
 }
 const regionsIn = ({ engine, machine }: TestMachine, page: number): number[] => {
   const slot = engine.decodeCache.slotFor(machine.firstFrame + page);

@@ -6,14 +6,13 @@ import { test } from 'node:test';
 import { Assembler } from '../../a64/test-assembler.ts';
 import { handlerCount } from '../../a64/table.ts';
 import { HANDLER_UNDEFINED, SLOT_CONTENT } from '../../abi/decode-cache.ts';
-import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbOffsets, vcpuRecord } from '../../abi/vcpu.ts';
-import { GUEST_BASE, createTestMachine } from '../test-machine.ts';
+import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbOffsets } from '../../abi/vcpu.ts';
+import { GUEST_BASE, createTestMachine, runToHypercall } from '../test-machine.ts';
 import type { TestMachine, TestMachineOptions } from '../test-machine.ts';
 import { flushAddress } from '../tlb.ts';
 import { RegionClient } from './region-client.ts';
 import type { HotPlace } from './region-parcels.ts';
 
-const at = vcpuRecord.at;
 const PAGE = 4096;
 const LOOPS = 2000;
 const [BORDER, FUNCTION, COPY, DATA] = [1, 5, 9, 20].map(page => GUEST_BASE + page * PAGE) as [number, number, number, number];
@@ -34,17 +33,11 @@ function callee(step: number): number[] {
   return new Assembler(FUNCTION).movReg(9, 30).bl('inner').movReg(30, 9).ret().label('inner').add(1, 1, step).ret().words();
 }
 
-function run({ vcpu, engine, host }: TestMachine, x1 = 0): { x1: number; x2: number; retired: number } {
-  const before = vcpu.get64(at.instructionsRetired);
+function run(m: TestMachine, x1 = 0): { x1: number; x2: number; retired: number } {
+  const { vcpu } = m;
   [LOOPS, x1, 0, 0, DATA, 0, 1].forEach((value, n) => vcpu.setX(n, BigInt(value)));
-  vcpu.set32(at.record, 0);
-  vcpu.set64(at.pcBase, BigInt(START));
-  const calls = host.hypercalls.length;
-  for (let slices = 0; host.hypercalls.length === calls; slices++) {
-    assert.ok(slices < 20, 'the loop does not end');
-    engine.run(vcpu, 5000 + slices % 19);
-  }
-  return { x1: Number(vcpu.x(1)), x2: Number(vcpu.x(2)), retired: Number(vcpu.get64(at.instructionsRetired) - before) };
+  const retired = runToHypercall(m, START, { instructions: 5000, slicesMax: 20 });
+  return { x1: Number(vcpu.x(1)), x2: Number(vcpu.x(2)), retired: Number(retired) };
 }
 const done = (x1: number) => ({ x1, x2: LOOPS, retired: ROUND * LOOPS + 1 });
 const steps = (step: number) => done(2 * LOOPS * step);

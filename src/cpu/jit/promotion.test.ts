@@ -5,11 +5,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Assembler } from '../../a64/test-assembler.ts';
 import { handlerCount } from '../../a64/table.ts';
-import { vcpuRecord } from '../../abi/vcpu.ts';
-import { GUEST_BASE, createTestMachine } from '../test-machine.ts';
+import { GUEST_BASE, createTestMachine, runToHypercall } from '../test-machine.ts';
 import type { TestMachine, TestVcpu } from '../test-machine.ts';
 
-const at = vcpuRecord.at;
 const LOOPS = 20_000;
 const PAGE = 4096;
 
@@ -20,20 +18,11 @@ function loop(constant: number): number[] {
 const sum = (constant: number): bigint => BigInt(constant) * BigInt(LOOPS);
 const RETIRED = BigInt(3 * LOOPS + 2);
 
-function run({ vcpu, engine, host }: TestVcpu, address: number, slice = 10_000, afterSlice = (): void => {}): { result: bigint; retired: bigint } {
-  const before = vcpu.get64(at.instructionsRetired);
-  vcpu.setX(0, BigInt(LOOPS));
-  vcpu.setX(1, 0n);
-  vcpu.set32(at.record, 0);
-  vcpu.set64(at.pcBase, BigInt(address));
-  const calls = host.hypercalls.length;
-  for (let slices = 0; host.hypercalls.length === calls; slices++) {
-    assert.ok(slices < 2000, 'the loop does not end');
-    // Not always of the same length, or they might always end at the same place of a loop.
-    engine.run(vcpu, slice + slices % 19);
-    afterSlice();
-  }
-  return { result: vcpu.x(1), retired: vcpu.get64(at.instructionsRetired) - before };
+function run(m: TestVcpu, address: number, instructions = 10_000, afterSlice?: () => void): { result: bigint; retired: bigint } {
+  m.vcpu.setX(0, BigInt(LOOPS));
+  m.vcpu.setX(1, 0n);
+  const retired = runToHypercall(m, address, { instructions, slicesMax: 2000, ...(afterSlice && { afterSlice }) });
+  return { result: m.vcpu.x(1), retired };
 }
 
 /** The handler or region of the loop's first instruction. */

@@ -4,13 +4,11 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Assembler } from '../../a64/test-assembler.ts';
 import { handlerCount } from '../../a64/table.ts';
-import { vcpuRecord } from '../../abi/vcpu.ts';
-import { GUEST_BASE, createTestMachine } from '../test-machine.ts';
+import { GUEST_BASE, createTestMachine, runToHypercall } from '../test-machine.ts';
 import type { TestMachine } from '../test-machine.ts';
 import { RegionStore } from './region-store.ts';
 import type { StoredRegion } from './region-store.ts';
 
-const at = vcpuRecord.at;
 const LOOPS = 20_000;
 
 const stored = (entry: number, indices: readonly number[], words: readonly number[], followsCalls = false): StoredRegion => ({
@@ -76,18 +74,11 @@ function laterThan(...stores: readonly RegionStore[]): RegionStore {
 const loop = (constant: number): number[] =>
   new Assembler().nop().label('again').add(1, 1, constant).subs(0, 0, 1).bCond('ne', 'again').hvc(0).words();
 
-function run({ vcpu, engine, host }: TestMachine): { result: bigint; retired: bigint } {
-  const before = vcpu.get64(at.instructionsRetired);
-  vcpu.setX(0, BigInt(LOOPS));
-  vcpu.setX(1, 0n);
-  vcpu.set32(at.record, 0);
-  vcpu.set64(at.pcBase, BigInt(GUEST_BASE));
-  const calls = host.hypercalls.length;
-  for (let slices = 0; host.hypercalls.length === calls; slices++) {
-    assert.ok(slices < 2000, 'the loop does not end');
-    engine.run(vcpu, 10_000 + slices % 19);
-  }
-  return { result: vcpu.x(1), retired: vcpu.get64(at.instructionsRetired) - before };
+function run(m: TestMachine): { result: bigint; retired: bigint } {
+  m.vcpu.setX(0, BigInt(LOOPS));
+  m.vcpu.setX(1, 0n);
+  const retired = runToHypercall(m, GUEST_BASE, { instructions: 10_000, slicesMax: 2000 });
+  return { result: m.vcpu.x(1), retired };
 }
 const regionAt = ({ engine, machine }: TestMachine, index: number): boolean =>
   machine.u16[(engine.decodeCache.slotFor(machine.firstFrame) + index * 16) / 2]! >= handlerCount;
