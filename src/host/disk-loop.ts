@@ -63,8 +63,10 @@ function laneGuest(thread: HypervisorThread, domid: number, port: number): LaneG
   };
 }
 
-/** For a thread that runs no code: what it does with the machine's memory counts as such, so that who has stopped the world
- * finds nothing half done. */
+/**
+ * For a thread that runs no code: what it does with the machine's memory counts as such, so that who has stopped the world
+ * finds nothing half done.
+ */
 function betweenCode({ safePoints }: HypervisorThread, guest: LaneGuest): LaneGuest {
   const atWork = <T>(work: () => T): T => {
     safePoints.enterIdleWork();
