@@ -1,6 +1,7 @@
 // What the disk thread does: sleeps until a ring that it was lent has something, or it is lent another one, and serves them
 // all (devices/block/lane-server.ts), until the host closes. And what pCPUs' threads do with a ring of the guest that they run.
 
+import { statfsSync } from 'node:fs';
 import { systemClock } from '../base/clock.ts';
 import { LaneServer } from '../devices/block/lane-server.ts';
 import type { LaneGuest } from '../devices/block/lane-server.ts';
@@ -17,6 +18,7 @@ export function runDiskThread({ memory, doorbell, lanes }: DiskWorkerData): void
   const server = new LaneServer(table, {
     nanos: () => systemClock.monotonicNanos(),
     guestOf: (domid, port) => betweenCode(thread, laneGuest(thread, domid, port)),
+    freeBytes,
   });
   while (!table.isClosed) {
     const heard = Atomics.load(machine.i32, doorbell);
@@ -30,6 +32,7 @@ export function serveLanes(thread: HypervisorThread, lanes: SharedArrayBuffer): 
   const server = new LaneServer(new LaneTable(lanes), {
     nanos: () => systemClock.monotonicNanos(),
     guestOf: (domid, port) => laneGuest(thread, domid, port),
+    freeBytes,
     wait: (call) => {
       let result: ReturnType<typeof call>;
       safePoints.aside(() => { result = call(); });
@@ -40,25 +43,25 @@ export function serveLanes(thread: HypervisorThread, lanes: SharedArrayBuffer): 
   channels.serveLane = (lane) => !scheduling.hasWaiting && server.serveAtOnce(lane);
 }
 
+function freeBytes(fd: number): number {
+  try {
+    const { bavail, bsize } = statfsSync(`/proc/self/fd/${fd}`);
+    return bavail * bsize;
+  } catch {
+    return 0;
+  }
+}
+
 function laneGuest(thread: HypervisorThread, domid: number, port: number): LaneGuest {
   const { machine, hypercalls: { grants, channels, domains } } = thread;
   const host = domains.record(0);
-  const unmap = (pages: readonly GrantMapping[]): void => { for (const page of pages) grants.unmap(page); };
   return {
     memory: machine.u8,
     map: (refs, write) => {
-      const pages: GrantMapping[] = [];
-      for (const ref of refs) {
-        const page = grants.map(domid, ref, write);
-        if (typeof page === 'number') {
-          unmap(pages);
-          return undefined;
-        }
-        pages.push(page);
-      }
-      return pages;
+      const pages = grants.mapAll(domid, refs, write);
+      return typeof pages === 'number' ? undefined : pages;
     },
-    unmap: (pages) => unmap(pages as readonly GrantMapping[]),
+    unmap: (pages) => grants.unmapAll(pages as readonly GrantMapping[]),
     notify: () => channels.send(host, port),
   };
 }

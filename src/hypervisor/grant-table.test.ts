@@ -67,6 +67,31 @@ test('a backend uses what the guest grants, and the entry says so meanwhile', ()
   machine.audit();
 });
 
+test('several grants at once: all of them, or none and as if none had been asked for', () => {
+  const machine = new TestMachine();
+  const guest = createGuest(machine);
+  const { grants } = machine.hypercalls;
+  // One grant in several places, as a guest may name it.
+  const refs = Array.from({ length: 100 }, (_, i) => 8 + i % 90);
+  for (const ref of new Set(refs)) grant(machine, guest, ref, page(ref % 5), ref === 70 ? GTF_READONLY : 0);
+  const uses = () => grants.usesOf(machine.hypercalls.domains.record(guest.domid));
+  const before = machine.memory.u32.slice(entry(guest, 0), entry(guest, 100));
+  const readings = grants.mapAll(guest.domid, refs, false);
+  assert.ok(typeof readings !== 'number');
+  assert.deepEqual(readings.map(({ ref, write }) => [ref, write]), refs.map((ref) => [ref, false]));
+  assert.ok(readings.every(({ mfn, ref }) => mfn === guest.word(page(ref % 5)) * 4 / FRAME_BYTES));
+  assert.equal(uses(), 100);
+  assert.equal(grants.mapAll(guest.domid, refs, true), GNTST.general_error);
+  assert.equal(uses(), 100);
+  grants.unmapAll(readings);
+  assert.equal(uses(), 0);
+  assert.deepEqual(machine.memory.u32.slice(entry(guest, 0), entry(guest, 100)), before);
+  assert.equal(grants.mapAll(guest.domid, [8, 9, 500], false), GNTST.bad_gntref);
+  assert.equal(uses(), 0);
+  assert.deepEqual(grants.mapAll(guest.domid, [], true), []);
+  machine.audit();
+});
+
 test('a reader sees what the guest writes after the mapping', () => {
   const machine = new TestMachine();
   const guest = createGuest(machine);
@@ -190,7 +215,7 @@ test('whatever the guest writes in its table, every use is counted and undone', 
     ref: fc.nat(3), page: fc.nat(6), write: fc.boolean(), word: fc.integer({ min: 0, max: 0xffff_ffff }),
   });
   fc.assert(fc.property(fc.array(step, { maxLength: 40 }), (steps) => {
-    const machine = new TestMachine(2 * 1024 * 1024);
+    const machine = new TestMachine(4 * 1024 * 1024);
     const guest = createGuest(machine);
     const mappings: GrantMapping[] = [];
     for (const { action, ref, page: index, write, word } of steps) {

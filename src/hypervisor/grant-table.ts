@@ -29,6 +29,8 @@ export interface GrantMapping {
 /** A guest that changes an entry more often than this while we look at it does not get the grant used. */
 const ENTRY_ATTEMPTS = 16;
 const USES_MAX = 0xffff;
+/** Grants that are taken or given back before others get the domain's lock: some ten microseconds. */
+const LOCKED_TOGETHER = 32;
 /** Some ten milliseconds: the other guest's thread may be off its core. */
 const UNUSED_ATTEMPTS = 400;
 
@@ -48,19 +50,41 @@ export class GrantTables {
    *   has yet to be read from an image)
    */
   map(domid: number, ref: number, write: boolean, user = 0): GrantMapping | number {
+    const mapped = this.mapAll(domid, [ref], write, user);
+    return typeof mapped === 'number' ? mapped : mapped[0]!;
+  }
+
+  /** Several grants of one domain, all of them or none. @returns otherwise what `map` says of the first that cannot be used */
+  mapAll(domid: number, refs: readonly number[], write: boolean, user = 0): GrantMapping[] | number {
     const domain = this.#domains.live(domid);
     if (domain === undefined) return GNTST.bad_domain;
-    const mapping = domain.locked(() => (domain.isLive ? this.#use(domain, ref, write, user) : GNTST.bad_domain));
-    settleP2m(this.#environment, domid);
-    return mapping;
+    const mapped: GrantMapping[] = [];
+    let status: number = GNTST.okay;
+    while (status === GNTST.okay && mapped.length < refs.length) {
+      const end = Math.min(refs.length, mapped.length + LOCKED_TOGETHER);
+      status = domain.locked(() => (domain.isLive ? this.#useEach(domain, refs, end, write, user, mapped) : GNTST.bad_domain));
+      settleP2m(this.#environment, domid);
+    }
+    if (status === GNTST.okay) return mapped;
+    this.unmapAll(mapped);
+    return status;
   }
 
   unmap(mapping: GrantMapping): void {
-    const domain = this.#domains.record(mapping.domid);
-    domain.locked(() => {
-      if (domain.get(DOMAIN.at.incarnation) === mapping.incarnation) this.#unuse(domain, mapping);
-    });
-    this.#environment.heap.unpin(mapping.mfn);
+    this.unmapAll([mapping]);
+  }
+
+  /** @param mappings of one domain */
+  unmapAll(mappings: readonly GrantMapping[]): void {
+    for (let from = 0; from < mappings.length; from += LOCKED_TOGETHER) {
+      const some = from === 0 && mappings.length <= LOCKED_TOGETHER ? mappings : mappings.slice(from, from + LOCKED_TOGETHER);
+      const domain = this.#domains.record(some[0]!.domid);
+      domain.locked(() => {
+        const incarnation = domain.get(DOMAIN.at.incarnation);
+        for (const mapping of some) if (mapping.incarnation === incarnation) this.#unuse(domain, mapping);
+      });
+      for (const { mfn } of some) this.#environment.heap.unpin(mfn);
+    }
   }
 
   /** Makes the table at least this big. With the lock. @returns false when it may not be, or out of frames */
@@ -164,6 +188,16 @@ export class GrantTables {
 
   #count(active: number, offset: number): number {
     return this.#environment.memory.u16[(active + offset) / 2]!;
+  }
+
+  /** Adds the mappings of more refs, up to one. @returns GNTST.okay, or of the first that cannot be used */
+  #useEach(domain: DomainRecord, refs: readonly number[], end: number, write: boolean, user: number, mapped: GrantMapping[]): number {
+    while (mapped.length < end) {
+      const mapping = this.#use(domain, refs[mapped.length]!, write, user);
+      if (typeof mapping === 'number') return mapping;
+      mapped.push(mapping);
+    }
+    return GNTST.okay;
   }
 
   #use(domain: DomainRecord, ref: number, write: boolean, user: number): GrantMapping | number {

@@ -496,7 +496,7 @@ export class BlockBackend {
   #takeBack(): void {
     const loan = this.#loan;
     if (loan === undefined || loan.isAwaited) return;
-    if (loan.lane.recall()) this.#back(loan, LANE_RETURN.asked);
+    if (loan.lane.recall()) this.#back(loan, loan.lane.why);
     else this.#await(loan);
   }
   #await(loan: CurrentLoan): void {
@@ -508,7 +508,9 @@ export class BlockBackend {
   #back(loan: CurrentLoan, why: LaneReturn): void {
     const { lane, file, writesBefore } = loan;
     if (loan.isAwaited) this.#inFlight--;
-    file.giveBack(lane.counter('writes') > writesBefore);
+    const isLost = why === LANE_RETURN.lost;
+    if (isLost) this.#metrics.failures++;
+    file.giveBack(lane.counter('writes') > writesBefore, isLost);
     if (why === LANE_RETURN.slow) this.#lendFromNanos = this.#clock.monotonicNanos() + SLOW_REST_NANOS;
     // Of a connection that has ended there is no ring any more.
     if (this.#loan === loan) {
@@ -524,7 +526,7 @@ export class BlockBackend {
     const loan = this.#loan;
     this.#loan = undefined;
     if (loan !== undefined) {
-      if (loan.lane.revoke()) this.#back(loan, LANE_RETURN.asked);
+      if (loan.lane.revoke()) this.#back(loan, loan.lane.why);
       else this.#await(loan);
     }
     if (lane === undefined) return;

@@ -44,8 +44,12 @@ export interface LentFile {
   readonly isWritable: boolean;
   /** It is on a disk, or is one, and not on another machine. */
   readonly isLocal: boolean;
-  /** Once. @param wasWritten whether there is something for `sync` to do */
-  giveBack(wasWritten: boolean): void;
+  /**
+   * Once.
+   * @param wasWritten whether there is something for `sync` to do
+   * @param isLost something that counted as written was not; no `sync` succeeds any more
+   */
+  giveBack(wasWritten: boolean, isLost?: boolean): void;
 }
 
 export class BlockFile {
@@ -238,15 +242,20 @@ export class BlockFile {
     if (--this.#inUse === 0) this.#idle?.();
   }
 
-  /** For another thread, which reads and writes inside the file, in multiples of `alignBytes`, until it is given back. */
-  lend(): LentFile {
+  /**
+   * For another thread, which reads and writes inside the file, in multiples of `alignBytes`, until it is given back.
+   * @returns undefined when something that was written is lost: from then on errors are said at once
+   */
+  lend(): LentFile | undefined {
     assert(!this.#isClosed, 'the file is open');
+    if (this.#syncFailure !== undefined) return undefined;
     this.#inUse++;
     return {
       fd: this.#fd, alignBytes: this.#alignBytes, sizeBytes: this.#sizeBytes, isWritable: this.isWritable,
       isLocal: this.#isLocal,
-      giveBack: (wasWritten) => {
+      giveBack: (wasWritten, isLost = false) => {
         this.#unsynced ||= wasWritten;
+        if (isLost) this.#syncFailure ??= Object.assign(new Error('a write has failed after it was answered'), { code: 'EIO' });
         this.#unuse();
       },
     };

@@ -4,6 +4,10 @@
 // ring with a slow disk goes back. While no ring has anything to do, it reads on where a guest reads from front to back
 // (read-ahead.ts).
 //
+// A large write is answered when its data has been copied, and then written while the guest prepares the next one, if the file
+// system has ample room: a disk with a cache, as guests are told that it is one. The ring stays with the thread until it is
+// written; so a flush, a read, a checkpoint come after it.
+//
 // One in each pCPU's thread serves what the guest that it runs has just put into a ring, where that takes less time than to
 // wake others for it and to be woken by them: a small request that is alone, to a disk that has been quick.
 //
@@ -15,13 +19,14 @@ import { readvSync, writevSync } from 'node:fs';
 import { BLKIF_OP, BLKIF_RSP, blkifRequest } from '../../abi/xen-block.ts';
 import { FRAME_BYTES } from '../../abi/machine-memory.ts';
 import type { GuestPage } from '../../hypervisor/guest-bus.ts';
+import { takeBuffer } from './buffers.ts';
 import { errnoOf } from './errors.ts';
 import { LANE_RETURN, LANE_STATE } from './lane.ts';
 import type { LaneCounter, LaneReturn, LaneTable, Loan } from './lane.ts';
 import { bytesOf, skipBytes } from './pieces.ts';
 import type { Pieces } from './pieces.ts';
 import { ReadAhead, ReadAheadBuffers } from './read-ahead.ts';
-import { SEGMENTS_PER_PAGE, readRequest, readSegments } from './request.ts';
+import { INDIRECT_SEGMENTS_MAX, SEGMENTS_PER_PAGE, readRequest, readSegments } from './request.ts';
 import type { BlockRequest, Segment } from './request.ts';
 import { BlockRing } from './ring.ts';
 
@@ -50,10 +55,18 @@ const VCPU_REST = 16;
 /** What a vCPU waits for when it reads on. */
 const VCPU_AHEAD_BYTES = 2 ** 17;
 
+/** Writes of this size are answered before they are on the disk: more than fit into a slot, so that vCPUs have none of them. */
+const BEHIND_BYTES = 2 ** 16;
+/** So much must be left on the file system then, and it is asked how much there is after so many bytes. */
+const ROOM_LEFT_BYTES = 2 ** 30;
+const ROOM_LOOK_BYTES = 2 ** 26;
+
 /** What the thread brings. */
 export interface LaneServerThread {
   nanos(): number;
   guestOf(domid: number, port: number): LaneGuest;
+  /** Bytes that are free on the file system of a file; 0: not known. */
+  freeBytes(fd: number): number;
   /** Runs a system call that may take long; nothing of the machine's memory but pinned frames is used meanwhile. */
   wait?<T>(call: () => T): T;
 }
@@ -67,6 +80,8 @@ interface Job {
   readonly ahead: ReadAhead;
   /** Of the disk, when what was read ahead was read. */
   writesSeen: number;
+  /** What may be written before the file system is asked for its room again. */
+  roomBytes: number;
   /** Requests in a row that have taken long. */
   slow: number;
   /** How often in a row a vCPU has waited for too long; until when it does not. */
@@ -88,6 +103,8 @@ export class LaneServer {
   readonly #jobs = new Map<number, Job>();
   readonly #buffers = new ReadAheadBuffers();
   readonly #slot = new Uint8Array(blkifRequest.sizeBytes);
+  /** For what is written after the guest has had its answer. */
+  #written: Uint8Array | undefined;
   #frames: (Uint8Array | undefined)[] = [];
 
   constructor(table: LaneTable, thread: LaneServerThread) {
@@ -188,7 +205,7 @@ export class LaneServer {
     const pages = loan.ringMfns.map((mfn) => guest.memory.subarray(mfn * FRAME_BYTES, (mfn + 1) * FRAME_BYTES));
     const job = {
       number, loan, guest, ring: new BlockRing(pages, loan.position), ahead: new ReadAhead(this.#buffers, loan.sizeBytes),
-      writesSeen: this.#table.counter(lane, 'writes'), slow: 0, waits: 0, restUntil: 0,
+      writesSeen: this.#table.counter(lane, 'writes'), roomBytes: 0, slow: 0, waits: 0, restUntil: 0,
     };
     this.#jobs.set(lane, job);
     return job;
@@ -226,11 +243,40 @@ export class LaneServer {
     const transfer = this.#check(job);
     if (transfer === undefined) return LANE_RETURN.request;
     if (aheadBytes > 0 && isReadOn(job) && job.ahead.isNext(transfer.request.offset)) this.#readOn(job, aheadBytes);
-    if (!this.#perform(job, transfer)) return LANE_RETURN.request;
-    const nanos = this.#thread.nanos() - start;
-    this.#countTransfer(lane, job, transfer, nanos / 1000);
+    const isBehind = this.#isBehind(job, transfer);
+    if (!(isBehind ? this.#takeData(job, transfer) : this.#perform(job, transfer))) return LANE_RETURN.request;
+    this.#countTransfer(lane, job, transfer, (this.#thread.nanos() - start) / 1000);
     this.#answer(lane, job, transfer);
-    return this.#judge(job, nanos);
+    if (isBehind && !this.#writeData(job, transfer)) return LANE_RETURN.lost;
+    return this.#judge(job, this.#thread.nanos() - start);
+  }
+
+  /** Whether a write may be answered before it has been done: then it must not fail, as far as one can know. */
+  #isBehind(job: Job, { isWrite, sizeBytes }: Transfer): boolean {
+    if (!isWrite || sizeBytes < BEHIND_BYTES) return false;
+    if (job.roomBytes < sizeBytes) job.roomBytes = Math.min(ROOM_LOOK_BYTES, this.#thread.freeBytes(job.loan.fd) - ROOM_LEFT_BYTES);
+    if (job.roomBytes < sizeBytes) return false;
+    job.roomBytes -= sizeBytes;
+    return true;
+  }
+
+  /** @returns as `#perform` */
+  #takeData({ guest, ahead }: Job, { segments }: Transfer): boolean {
+    const pages = guest.map(segments.map(({ ref }) => ref), false);
+    if (pages === undefined) return false;
+    this.#written ??= takeBuffer(INDIRECT_SEGMENTS_MAX * FRAME_BYTES).bytes;
+    let at = 0;
+    for (const piece of this.#piecesOf(guest, segments, pages)) {
+      this.#written.set(piece, at);
+      at += piece.length;
+    }
+    guest.unmap(pages);
+    ahead.forget();
+    return true;
+  }
+  #writeData({ loan }: Job, { request: { offset }, sizeBytes }: Transfer): boolean {
+    const data = this.#written!.subarray(0, sizeBytes);
+    return this.#wait(() => orRefused(() => transferAll(writevSync, loan.fd, [data], offset), false));
   }
 
   #judge(job: Job, nanos: number): LaneReturn | undefined {

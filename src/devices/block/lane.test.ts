@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { closeSync, openSync, readFileSync } from 'node:fs';
 import { readFile, truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import type { TestContext } from 'node:test';
@@ -33,11 +34,14 @@ class TestThread {
   nanos = 0;
   onMap: () => void = () => {};
   readonly lane: HostLane;
-  readonly #server = new LaneServer(this.table, { nanos: () => this.nanos, guestOf: () => this.guest });
+  freeBytes = 2 ** 40;
+  /** In place of the disk's file; undefined: that. */
+  fd: number | undefined;
+  readonly #server = new LaneServer(this.table, { nanos: () => this.nanos, guestOf: () => this.guest, freeBytes: () => this.freeBytes });
   /** Called when a vCPU waits for the disk. */
   onWait: () => void = () => {};
   readonly #vcpus = new LaneServer(this.table, {
-    nanos: () => this.nanos, guestOf: () => this.guest,
+    nanos: () => this.nanos, guestOf: () => this.guest, freeBytes: () => this.freeBytes,
     wait: (call) => {
       this.onWait();
       return call();
@@ -70,7 +74,7 @@ class TestThread {
     });
     // Whatever the test's folder is on.
     const lend = this.lane.lend.bind(this.lane);
-    this.lane.lend = (loan, onReturn) => lend({ ...loan, isLocal: this.isLocal }, onReturn);
+    this.lane.lend = (loan, onReturn) => lend({ ...loan, isLocal: this.isLocal, fd: this.fd ?? loan.fd }, onReturn);
   }
 
   get state(): number {
@@ -88,7 +92,7 @@ class TestThread {
   }
 }
 
-async function setUp(t: TestContext, options: { disk?: Disk; isReadOnly?: boolean } = {}) {
+async function setUp(t: TestContext, options: { disk?: Disk; isReadOnly?: boolean; losesData?: boolean } = {}) {
   const path = await rawFile(await testFolder(t), SECTORS * 512);
   const disk = options.disk ?? await openDisk({ path, format: 'raw', isReadOnly: options.isReadOnly });
   const guest = new TestGuest(64);
@@ -106,7 +110,8 @@ async function setUp(t: TestContext, options: { disk?: Disk; isReadOnly?: boolea
     backend.disconnect();
     thread.serve();
     await backend.pause();
-    await disk.close();
+    if (options.losesData) await assert.rejects(disk.close(), { code: 'ZAZEN_DISK_IO' });
+    else await disk.close();
   });
   /** With both threads at work. */
   const answers = async (count: number): Promise<TestResponse[]> => {
@@ -497,6 +502,75 @@ test('what one thread has read ahead is forgotten when another writes; a vCPU re
   ring.responses();
   assert.deepEqual(readPage(60, byThread), Buffer.alloc(4096, 0x11));
 });
+
+const LARGE = Array.from({ length: 20 }, (_, i) => ({ ref: 20 + i, first: 0, last: 7 }));
+const LARGE_BYTES = LARGE.length * 4096;
+
+test('a large write is answered before it is on the disk, and is there before the ring is taken back', async (t) => {
+  const { path, guest, ring, thread, backend } = await setUp(t);
+  guest.memory.fill(0xa5, 20 * 4096, 40 * 4096);
+  const atAnswer: { inFile: boolean; inUse: number }[] = [];
+  let pausing: Promise<number> | undefined;
+  guest.onNotify = () => {
+    atAnswer.push({ inFile: readFileSync(path)[64 * 512] === 0xa5, inUse: guest.inUse });
+    // From now on the pages are the guest's again.
+    guest.memory.fill(0x77, 20 * 4096, 40 * 4096);
+    pausing = backend.pause().then(() => readFileSync(path).subarray(64 * 512, 64 * 512 + LARGE_BYTES).filter((byte) => byte === 0xa5).length);
+  };
+  ring.indirect(BLKIF_OP.write, 64, LARGE, 10);
+  assert.ok(thread.serve());
+  assert.deepEqual(atAnswer, [{ inFile: false, inUse: 1 }], 'only the ring is in use');
+  assert.deepEqual(ring.responses().map(({ status }) => status), [0]);
+  assert.equal(await pausing, LARGE_BYTES);
+});
+
+test('a write is done before its answer when it is small, or when there is not much room for it', async (t) => {
+  const { path, guest, ring, thread } = await setUp(t);
+  const inFile: boolean[] = [];
+  const write = (segments: typeof LARGE, fill: number): void => {
+    guest.memory.fill(fill, 20 * 4096, 40 * 4096);
+    guest.onNotify = () => { inFile.push(readFileSync(path)[64 * 512] === fill); };
+    ring.indirect(BLKIF_OP.write, 64, segments, 10);
+    thread.serve();
+    assert.equal(ring.responses()[0]!.status, 0);
+  };
+  write(LARGE.slice(0, 15), 1);
+  thread.freeBytes = 2 ** 30 + LARGE_BYTES - 1;
+  write(LARGE, 2);
+  thread.freeBytes = 2 ** 30 + LARGE_BYTES;
+  write(LARGE, 3);
+  // What was there has been used.
+  thread.freeBytes = 2 ** 30;
+  write(LARGE, 4);
+  assert.deepEqual(inFile, [true, true, false, true]);
+});
+
+for (const when of ['by itself', 'asked for meanwhile', 'asked for before anybody has heard of it'] as const) {
+  test(`a write that fails after its answer makes flushes fail; the ring comes back ${when}`, async (t) => {
+    const { path, guest, ring, thread, backend, answers } = await setUp(t, { losesData: true });
+    const fd = openSync(path, 'r');
+    t.after(() => closeSync(fd));
+    // The one that it has now is of the disk's file.
+    await backend.pause();
+    thread.fd = fd;
+    backend.resume();
+    assert.equal(thread.listener, 'disk thread');
+    const pausing: Promise<void>[] = [];
+    if (when === 'asked for meanwhile') guest.onNotify = () => { pausing.push(backend.pause()); };
+    ring.indirect(BLKIF_OP.write, 64, LARGE, 10);
+    assert.ok(thread.serve());
+    guest.onNotify = () => {};
+    if (when === 'asked for before anybody has heard of it') pausing.push(backend.pause());
+    assert.equal(ring.responses()[0]!.status, 0);
+    await pausing[0];
+    thread.fd = undefined;
+    backend.resume();
+    ring.request(BLKIF_OP.flush_diskcache, 0, []);
+    assert.equal((await answers(1))[0]!.status, BLKIF_RSP.error);
+    assert.equal(backend.metrics.failures, 2, 'the write, and the flush');
+    assert.equal(thread.listener, 'host', 'no write is answered early any more');
+  });
+}
 
 test('a slow disk goes back to where several requests are under way at once, for a while', async (t) => {
   const { ring, thread, backend, clock, answers } = await setUp(t);

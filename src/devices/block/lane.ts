@@ -18,8 +18,8 @@ import { assert } from '../../base/assert.ts';
 import { ringBell, spinLock, spinUnlock } from '../../memory/spin.ts';
 
 export const LANE_STATE = { free: 0, served: 1, busy: 2, recalled: 3, revoked: 4 } as const;
-/** Why a ring came back by itself. */
-export const LANE_RETURN = { asked: 0, request: 1, slow: 2 } as const;
+/** Why a ring came back by itself. `lost`: what the guest was told is written, the system then refused. */
+export const LANE_RETURN = { asked: 0, request: 1, slow: 2, lost: 3 } as const;
 export type LaneReturn = (typeof LANE_RETURN)[keyof typeof LANE_RETURN];
 
 /**
@@ -154,8 +154,9 @@ export interface Lane {
   recall(): boolean;
   /** From when this returns, the ring's pages are not touched. @returns as `recall` */
   revoke(): boolean;
-  /** When the ring has come back: as in `Loan`. */
+  /** When the ring has come back: as in `Loan`, and the reason. */
   readonly position: number;
+  readonly why: LaneReturn;
   counter(name: LaneCounter): number;
   /** Its ring is not lent; or has been revoked, and then it ends when that is back. */
   close(): void;
@@ -197,6 +198,9 @@ export class HostLane implements Lane {
   get position(): number {
     return this.#table.get(this.#lane, 'position');
   }
+  get why(): LaneReturn {
+    return this.#table.get(this.#lane, 'why') as LaneReturn;
+  }
   counter(name: LaneCounter): number {
     return this.#table.counter(this.#lane, name);
   }
@@ -208,6 +212,7 @@ export class HostLane implements Lane {
     const number = nextLoan;
     nextLoan = (nextLoan + 1) >>> 0;
     this.#table.setLoan(this.#lane, number, loan);
+    this.#table.set(this.#lane, 'why', LANE_RETURN.asked);
     this.#table.set(this.#lane, 'state', LANE_STATE.served);
     this.#thread.take();
     void this.#awaitReturn(onReturn);
@@ -226,7 +231,7 @@ export class HostLane implements Lane {
     }
     if (!this.#isRecalled) this.#thread.takeBack();
     this.#end();
-    onReturn(this.#table.get(this.#lane, 'why') as LaneReturn);
+    onReturn(this.why);
   }
 
   recall(): boolean {
