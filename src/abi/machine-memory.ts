@@ -26,6 +26,7 @@ import { DECODE_AHEAD } from './decode-ahead.ts';
 import { GIC_DOMAIN, GIC_VCPU } from './gic.ts';
 import { DOMAIN_SCHEDULE, SCHEDULER, VCPU_SCHEDULE } from './scheduler.ts';
 import { array, struct, u32 } from './struct.ts';
+import { VCPU_BYTES } from './vcpu.ts';
 
 export const FRAME_SHIFT = 12;
 export const FRAME_BYTES = 4096;
@@ -55,6 +56,11 @@ export interface MachineParameters {
   readonly codeBytes: number;
 }
 
+const VCPUS = 1088;
+const VCPUS_LEAST = 64;
+/** How many vCPUs there is a place for: a thousand from 2 GiB on. What has less memory has no room for as many forks. */
+export const vcpuCountOf = (sizeBytes: number): number => Math.min(VCPUS_LEAST + Math.floor(sizeBytes / 2 ** 21), VCPUS);
+
 /** Right for a 2 GiB host with a thousand forks in it. */
 export const defaultMachineParameters: MachineParameters = {
   sizeBytes: 2 ** 31,
@@ -62,8 +68,8 @@ export const defaultMachineParameters: MachineParameters = {
   pcpuCount: 1,
   domainCount: 1088,
   domainStrideBytes: 8192,
-  vcpuCount: 1088,
-  vcpuStrideBytes: 64 * 1024,
+  vcpuCount: VCPUS,
+  vcpuStrideBytes: VCPU_BYTES,
   codeBytes: tuning.codeBytes ?? 96 * 1024 * 1024,
 };
 

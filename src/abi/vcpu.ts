@@ -6,22 +6,31 @@
 //     │ execution state, V0–V31,     │
 //     │ system registers             │
 //  4K ├──────────────────────────────┤
-//     │ TLBs for EL0: read│write│exec│  512 entries of 16 bytes each
+//     │ TLBs for EL0: read│write│exec│  1024 entries of 16 bytes each
 //     │ TLBs for EL1: read│write│exec│
-//     ├──────────────────────────────┤
 //     │ stage two: read│write        │  512 entries of 8 bytes each: guest frame, machine frame
+//     ├──────────────────────────────┤
+//     │ lines in use                 │  a bit for each 64 bytes of these
 //     │ what the TLBs cover, requests│
 //     │ victims of the TLBs          │  8 entries of 16 bytes for each, in the same order
 //     └──────────────────────────────┘
 
-import { assert } from '../base/assert.ts';
 import { tuning } from '../base/tuning.ts';
 import { array, struct, u128, u32, u64 } from './struct.ts';
 
 export const TLB_ENTRY_BYTES = 16;
 /** A power of two, and not 1: pages beside each other never have the same place. */
-export const TLB_ENTRIES = tuning.tlbEntries ?? 512;
-const TLB_BYTES = TLB_ENTRIES * TLB_ENTRY_BYTES;
+export const TLB_ENTRIES = tuning.tlbEntries ?? 1024;
+
+/**
+ * TLBs and the caches of stage 2 are emptied by their lines in use: since they were empty, something has been put into no
+ * others. A whole number of words of such bits belongs to each of them. A line of TLB entries that is not in use is empty
+ * or, before its first use, zero. Of a TLB the first and the last entry must not be zero even then: they are compared to page 0,
+ * the last one for accesses that cross from the last page of the address space into the first.
+ */
+export const LINE_BYTES = 64;
+const placeOf = (entries: number, entryBytes: number): number => Math.max(entries * entryBytes, 32 * LINE_BYTES);
+const TLB_BYTES = placeOf(TLB_ENTRIES, TLB_ENTRY_BYTES);
 
 /**
  * TLB entry. `tag` is the page's virtual address, or TLB_INVALID_TAG. Read and write: `target` + virtual address =
@@ -125,12 +134,16 @@ export const tlbOffsets = [
 ] as const;
 export const TLB_SET_BYTES = 3 * TLB_BYTES;
 
-/** What stage 2 has said of guest frames, direct-mapped by their low bits; empty: FRAME_CACHE_EMPTY and machine frame 0. */
+/** What stage 2 has said of guest frames, direct-mapped by their low bits; empty: machine frame 0. */
 export const FRAME_CACHE_ENTRIES = tuning.frameCacheEntries ?? 512;
 export const FRAME_CACHE_ENTRY_BYTES = 8;
-export const FRAME_CACHE_EMPTY = 0xffff_ffff;
-const FRAME_CACHE_BYTES = FRAME_CACHE_ENTRIES * FRAME_CACHE_ENTRY_BYTES;
+export const FRAME_CACHE_BYTES = placeOf(FRAME_CACHE_ENTRIES, FRAME_CACHE_ENTRY_BYTES);
 export const frameCacheOffsets = { read: tlbAt(6), write: tlbAt(6) + FRAME_CACHE_BYTES } as const;
+
+/** From here on are the lines that have bits. */
+export const linesOffset = tlbAt(0);
+export const linesInUseOffset = tlbAt(6) + 2 * FRAME_CACHE_BYTES;
+export const LINES = (linesInUseOffset - linesOffset) / LINE_BYTES;
 
 export const TLB_REQUESTS = 16;
 
@@ -158,7 +171,7 @@ export const tlbCoverage = struct('tlb_coverage', {
 /** log2 of how many bits `blocks` has, and of a block's size. */
 export const BLOCK_BITS = 12;
 export const BLOCK_REACH = 21;
-export const tlbCoverageOffset = tlbAt(6) + 2 * FRAME_CACHE_BYTES;
+export const tlbCoverageOffset = linesInUseOffset + LINES / 8;
 
 /**
  * For each TLB, in the order of the TLBs, the entries that others have put out of it last: pages of the same place in a
@@ -167,14 +180,13 @@ export const tlbCoverageOffset = tlbAt(6) + 2 * FRAME_CACHE_BYTES;
  */
 export const VICTIM_ENTRIES = 8;
 export const VICTIM_BYTES = VICTIM_ENTRIES * TLB_ENTRY_BYTES;
-export const victimsOffset = Math.ceil((tlbCoverageOffset + tlbCoverage.sizeBytes) / TLB_ENTRY_BYTES) * TLB_ENTRY_BYTES;
+export const victimsOffset = Math.ceil((tlbCoverageOffset + tlbCoverage.sizeBytes) / LINE_BYTES) * LINE_BYTES;
 /** Of the victims of the TLB at an offset of `tlbOffsets`. */
 export const victimsOf = (tlbOffset: number): number => victimsOffset + (tlbOffset - tlbAt(0)) / TLB_BYTES * VICTIM_BYTES;
 /** A word: where among the victims of its TLB the next one comes, in bytes. */
 export const nextVictimOffset = victimsOffset + 6 * VICTIM_BYTES;
 /** Whole frames. */
 export const VCPU_BYTES = Math.ceil((nextVictimOffset + 4) / 4096) * 4096;
-assert(VCPU_BYTES <= 64 * 1024, 'the vCPU record is larger than the place kept for it');
 
 /** Offsets of single registers. */
 export const xOffset = (slot: number): number => vcpuRecord.at.x + 8 * slot;

@@ -20,6 +20,7 @@ import { emitTraps } from './emitted-traps.ts';
 import { emitWalk } from './emitted-walk.ts';
 import { SCTLR_SPAN, exceptionClass, faultStatus, syndrome } from './exceptions.ts';
 import { handlerSignature, interpreterLayout } from './interpreter.ts';
+import { useLine } from './lines-in-use.ts';
 import { GUEST_BASE, createTestMachine } from './test-machine.ts';
 import { fillExecTlb, flushAll, updateAsid } from './tlb.ts';
 import { TrapHandlers } from './traps.ts';
@@ -234,7 +235,9 @@ test('MSR TTBR0_EL1 and TTBR1_EL1: the same as in TypeScript, or nothing', () =>
     for (const [el, { read, write, exec }] of tlbOffsets.entries()) {
       for (const tlb of [read, write, exec]) {
         for (let i = 0; i < 4; i++) {
-          vcpu.set64(tlb + TLB_ENTRY_BYTES * (random.u32() % TLB_ENTRIES), el === 0 ? 0x3000n : 0xffff_8000_0000_3000n);
+          const place = tlb + TLB_ENTRY_BYTES * (random.u32() % TLB_ENTRIES);
+          useLine(vcpu, (vcpu.address + place) / 4);
+          vcpu.set64(place, el === 0 ? 0x3000n : 0xffff_8000_0000_3000n);
           vcpu.set64(victimsOf(tlb) + TLB_ENTRY_BYTES * (random.u32() % VICTIM_ENTRIES), el === 0 ? 0x3000n : 0xffff_8000_0000_4000n);
         }
       }
@@ -262,7 +265,7 @@ test('MSR TTBR0_EL1 and TTBR1_EL1: the same as in TypeScript, or nothing', () =>
   assert.ok(asked.count > left, 'other registers are not for emitted code');
 });
 
-/** What a record says, and the entries of its TLBs that are not empty. */
+/** What a record says, and the entries of its TLBs that are not empty, in lines in use or not. */
 function withoutEmpty({ vcpu, bytes }: Rig): readonly string[] {
   const digest = (from: number, sizeBytes: number): string =>
     createHash('sha256').update(bytes.subarray(from, from + sizeBytes)).digest('hex');
@@ -271,7 +274,7 @@ function withoutEmpty({ vcpu, bytes }: Rig): readonly string[] {
     for (const [from, count] of [[tlb, TLB_ENTRIES], [victimsOf(tlb), VICTIM_ENTRIES]] as const) {
       for (let i = 0; i < count; i++) {
         const tag = vcpu.get64(from + TLB_ENTRY_BYTES * i);
-        if ((tag & BigInt(TLB_INVALID_TAG)) === 0n) found.push(`${from} ${i} ${tag.toString(16)}`);
+        if (tag !== 0n && (tag & BigInt(TLB_INVALID_TAG)) === 0n) found.push(`${from} ${i} ${tag.toString(16)}`);
       }
     }
   }

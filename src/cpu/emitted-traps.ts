@@ -13,16 +13,16 @@ import { DAIF_CLR, DAIF_SHIFT } from '../a64/slow.ts';
 import type { TrapName } from '../a64/slow.ts';
 import { RECORD_BYTES, SP_SLOT } from '../a64/operand.ts';
 import {
-  TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_SET_BYTES, VICTIM_BYTES, tlbCoverage, tlbCoverageOffset, tlbEntry, tlbOffsets, vcpuRecord,
-  victimsOffset, xOffset,
+  LINE_BYTES, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_SET_BYTES, VICTIM_BYTES, linesInUseOffset, tlbCoverage, tlbCoverageOffset, tlbEntry,
+  tlbOffsets, vcpuRecord, victimsOffset, xOffset,
 } from '../abi/vcpu.ts';
 import { assert } from '../base/assert.ts';
 import type { Callable, FunctionBuilder } from '../wasm/function.ts';
 import type { ModuleBuilder } from '../wasm/module.ts';
-import { bulkMemory, i32, i64 } from '../wasm/scalar.ts';
+import { i32, i64 } from '../wasm/scalar.ts';
 import type { I32, I64 } from '../wasm/types.ts';
 import { trapSignature } from './emitted-calls.ts';
-import { FAULT_ANSWERS, emitCount } from './emitted-walk.ts';
+import { FAULT_ANSWERS, emitCount, emitEmptyLine } from './emitted-walk.ts';
 import {
   DAIF_ALL, PSTATE_PAN, SCTLR_SPAN, SPSR_IL, exceptionClass, irqVector, syndrome, vectorOffset,
 } from './exceptions.ts';
@@ -35,8 +35,6 @@ const ISS_WNR = 1 << 6;
 const VBAR_BASE = ~0x7ffn;
 const NZCV_SHIFT = 28;
 const ASID_SHIFT = 48n;
-/** A byte of which invalid TLB entries may be made: tags have bits 4 to 11 clear. */
-const EMPTY_BYTE = 0xff;
 
 assert(at.spEl1 === at.spEl0 + 8, 'the banked stack pointers lie side by side');
 assert(at.ttbr1El1 === at.ttbr0El1 + 8, 'the translation table registers lie side by side');
@@ -286,6 +284,34 @@ function emitEret(module: ModuleBuilder, enter: Callable, inTypeScript: Callable
 
 // ---- another address space
 
+/** The lines in use of EL0's TLBs, which have the first bits, and their victims. */
+function emitEmptyEl0(f: FunctionBuilder, vcpu: I32): void {
+  const reach = 32 * LINE_BYTES;
+  const word = f.local('i32');
+  const first = f.local('i32');
+  const left = f.local('i32');
+  f.set(word, vcpu);
+  f.set(first, i32.add(vcpu, i32.const(tlbOffsets[0].read)));
+  const end = f.let(i32.add(first, i32.const(TLB_SET_BYTES)));
+  f.loop(nextWord => {
+    f.set(left, i32.load(word, linesInUseOffset));
+    f.if(left, () => {
+      f.do(i32.store(word, i32.const(0), linesInUseOffset));
+      f.loop(nextLine => {
+        emitEmptyLine(f, f.let(i32.add(first, i32.shl(i32.ctz(left), i32.const(Math.log2(LINE_BYTES))))));
+        f.set(left, i32.and(left, i32.sub(left, i32.const(1))));
+        f.if(left, () => f.br(nextLine));
+      });
+    });
+    f.set(word, i32.add(word, i32.const(4)));
+    f.set(first, i32.add(first, i32.const(reach)));
+    f.if(i32.ne(first, end), () => f.br(nextWord));
+  });
+  for (let offset = 0; offset < 3 * VICTIM_BYTES; offset += LINE_BYTES) {
+    emitEmptyLine(f, f.let(i32.add(vcpu, i32.const(victimsOffset + offset))));
+  }
+}
+
 /** MSR TTBR0_EL1 and TTBR1_EL1, as `updateAsid` in tlb.ts where EL0's TLBs have all that goes with a change of ASID. */
 function emitMsr(module: ModuleBuilder, inTypeScript: Callable): Callable {
   const f = module.function(trapSignature);
@@ -307,9 +333,7 @@ function emitMsr(module: ModuleBuilder, inTypeScript: Callable): Callable {
     const mask = i32.or(i32.const(0xff), i32.mul(sixteen, i32.const(0xff00)));
     const asid = f.let(i32.and(i32.wrapI64(i64.shrU(value, i64.const(ASID_SHIFT))), mask));
     f.if(i32.ne(asid, i32.load(vcpu, coverage('asid'))), () => {
-      for (const [offset, sizeBytes] of [[tlbOffsets[0].read, TLB_SET_BYTES], [victimsOffset, 3 * VICTIM_BYTES]] as const) {
-        f.do(bulkMemory.fill(i32.add(vcpu, i32.const(offset)), i32.const(EMPTY_BYTE), i32.const(sizeBytes)));
-      }
+      emitEmptyEl0(f, vcpu);
       f.do(i32.store(vcpu, i32.const(0), coverage('globalInLowerHalf')));
       f.do(i32.atomicStore(vcpu, asid, coverage('asid')));
     });

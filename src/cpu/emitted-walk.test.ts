@@ -7,13 +7,14 @@ import { test } from 'node:test';
 import { systemRegister } from '../a64/system-registers.ts';
 import { FRAME, FRAME_MAPPING, FRAME_PIN, P2M_KIND, P2M_READ_ONLY, P2M_VALUE_SHIFT } from '../abi/machine-memory.ts';
 import {
-  TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbCoverage, tlbCoverageOffset, tlbOffsets, vcpuRecord,
+  LINE_BYTES, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, tlbCoverage, tlbCoverageOffset, tlbOffsets, vcpuRecord,
 } from '../abi/vcpu.ts';
 import { SeededRandom } from '../base/random.ts';
 import { ModuleBuilder } from '../wasm/module.ts';
 import { ACCESS_ALIGNED, ACCESS_UNPRIVILEGED } from './emitted-calls.ts';
 import { FAULT_ANSWERS, emitWalk } from './emitted-walk.ts';
 import { handlerSignature, interpreterLayout } from './interpreter.ts';
+import { linesInUse } from './lines-in-use.ts';
 import { SCTLR_UCI, cacheOperation } from './maintenance.ts';
 import { GUEST_BASE, createTestMachine } from './test-machine.ts';
 import { fillDataTlb, fillExecTlb, flushAddress, flushAll, flushFrame, flushNotGlobal, noteFill, noteGlobalInLowerHalf, setPan } from './tlb.ts';
@@ -137,13 +138,13 @@ function takeEntry(rig: Rig, access: TestAccess): string {
   const { vcpu, machine: { u32, u64 } } = rig;
   const [coverage, end] = [tlbCoverageOffset, tlbCoverageOffset + tlbCoverage.sizeBytes].map(offset => (vcpu.address + offset) / 4);
   const found = [...u32.subarray(coverage, end)].map(word => word.toString(16));
-  const first = (vcpu.address + tlbOffsets[0].read) / 4;
-  const entries = 6 * TLB_ENTRIES;
-  for (let i = 0; i < entries; i++) {
-    if ((u32[first + 4 * i]! & TLB_INVALID_TAG) !== 0) continue;
-    const target = u64[(first + 4 * i) / 2 + 1]!;
-    const isWhole = rig.machine.parameters.addressType === 'i64' && access.kind !== ACCESS_EXEC;
-    found.push(`${i}: ${u64[(first + 4 * i) / 2]!.toString(16)} ${(isWhole ? target : target & 0xffff_ffffn).toString(16)}`);
+  for (const line of linesInUse(vcpu, tlbOffsets[0].read, 2 * TLB_SET_BYTES)) {
+    for (let index = line; index < line + LINE_BYTES / 4; index += TLB_ENTRY_BYTES / 4) {
+      if ((u32[index]! & TLB_INVALID_TAG) !== 0) continue;
+      const target = u64[index / 2 + 1]!;
+      const isWhole = rig.machine.parameters.addressType === 'i64' && access.kind !== ACCESS_EXEC;
+      found.push(`${index}: ${u64[index / 2]!.toString(16)} ${(isWhole ? target : target & 0xffff_ffffn).toString(16)}`);
+    }
   }
   forgetEntries(vcpu);
   return found.join(' ');
@@ -225,7 +226,7 @@ const PAGE_READ: TestAccess = { va: 0x1000n, kind: ACCESS_READ, unprivileged: fa
 function machineWithVictim(): { rig: Rig; use: (va: bigint, kind: 0 | 1 | 2) => number } {
   const rig = machineWithPage();
   const FAR_TABLE = ROOT + 4096 * 4;
-  rig.write(ROOT + 4096 * 2 + 8, BigInt(FAR_TABLE) | TABLE);
+  rig.write(ROOT + 4096 * 2 + 8 * Number(FAR >> 21n), BigInt(FAR_TABLE) | TABLE);
   rig.write(FAR_TABLE + 8, BigInt(GUEST_BASE + 0x20_1000) | TABLE | AF | 1n << 6n);
   const { vcpu } = rig;
   const use = (va: bigint, kind: 0 | 1 | 2): number => {
@@ -245,7 +246,8 @@ function machineWithVictim(): { rig: Rig; use: (va: bigint, kind: 0 | 1 | 2) => 
   return { rig, use };
 }
 const NEAR = 0x1000n;
-const FAR = 0x20_1000n;
+/** In a TLB of up to 4096 entries. */
+const FAR = 0x100_1000n;
 
 test('pages of one place that are used in turn are not walked to again', () => {
   const { use } = machineWithVictim();

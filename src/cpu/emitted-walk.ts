@@ -10,8 +10,9 @@ import {
   P2M_VALUE_SHIFT,
 } from '../abi/machine-memory.ts';
 import {
-  BLOCK_BITS, BLOCK_REACH, FRAME_CACHE_ENTRIES, FRAME_CACHE_ENTRY_BYTES, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, VICTIM_BYTES,
-  frameCacheOffsets, nextVictimOffset, tlbCoverage, tlbCoverageOffset, tlbEntry, tlbOffsets, vcpuRecord, victimsOf,
+  BLOCK_BITS, BLOCK_REACH, FRAME_CACHE_ENTRIES, FRAME_CACHE_ENTRY_BYTES, LINE_BYTES, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG,
+  VICTIM_BYTES, frameCacheOffsets, linesInUseOffset, linesOffset, nextVictimOffset, tlbCoverage, tlbCoverageOffset, tlbEntry, tlbOffsets,
+  vcpuRecord, victimsOf,
 } from '../abi/vcpu.ts';
 import { assert } from '../base/assert.ts';
 import type { Callable, FunctionBuilder } from '../wasm/function.ts';
@@ -159,6 +160,7 @@ function emitFindFrame(module: ModuleBuilder, { frameTable, frameEnd }: WalkLayo
   }
   giveUp(i32.ne(sequence(), before));
   const place = cacheEntry(f, vcpu, gfn, isWrite);
+  emitUseLine(f, vcpu, f.let(i32.add(place, i32.const(frameCacheOffsets.read))), () => {});
   f.do(i32.store(place, guest, frameCacheOffsets.read));
   f.do(i32.store(place, frame, frameCacheOffsets.read + 4));
   f.push(frame);
@@ -297,6 +299,34 @@ function entryOf(f: FunctionBuilder, tlb: I32, va: I64): I32 {
   return f.let(i32.add(index, tlb));
 }
 
+/**
+ * As `useLine` in lines-in-use.ts.
+ * @param entry address of something in the line, pinned
+ * @param atFirst emits what is done to a line that was not in use
+ */
+function emitUseLine(f: FunctionBuilder, vcpu: I32, entry: I32, atFirst: () => void): void {
+  const line = f.let(i32.shrU(i32.sub(i32.sub(entry, vcpu), i32.const(linesOffset)), i32.const(Math.log2(LINE_BYTES))));
+  const word = f.let(i32.add(vcpu, i32.shl(i32.shrU(line, i32.const(5)), i32.const(2))));
+  const bits = f.let(i32.load(word, linesInUseOffset));
+  const used = f.let(i32.or(bits, i32.shl(i32.const(1), line)));
+  f.if(i32.ne(used, bits), () => {
+    f.do(i32.store(word, used, linesInUseOffset));
+    atFirst();
+  }, undefined, 'unlikely');
+}
+
+/** For whatever the entry will be. */
+function emitUseTlbLine(f: FunctionBuilder, vcpu: I32, entry: I32): void {
+  emitUseLine(f, vcpu, entry, () => emitEmptyLine(f, f.let(i32.and(entry, i32.const(-LINE_BYTES)))));
+}
+
+/** @param line address of a line of TLB entries, pinned */
+export function emitEmptyLine(f: FunctionBuilder, line: I32): void {
+  for (let offset = 0; offset < LINE_BYTES; offset += TLB_ENTRY_BYTES) {
+    f.do(i64.store(line, i64.const(TLB_INVALID_TAG), offset + tlbEntry.at.tag));
+  }
+}
+
 /** If the page was put out of the TLB a short while ago, its entry changes places with the one that is there now, and is returned. */
 function emitRecall(f: FunctionBuilder, victims: I32, entry: I32, page: I64): void {
   for (let offset = 0; offset < VICTIM_BYTES; offset += TLB_ENTRY_BYTES) {
@@ -346,6 +376,7 @@ function emitFillData(module: ModuleBuilder, walk: Callable): Callable {
   const [first, ofWrite, ofEl1] = [tlbOffsets[0].read, tlbOffsets[0].write, tlbOffsets[1].read].map(victimsOf) as [number, number, number];
   const victims = f.let(i32.add(i32.add(vcpu, i32.const(first)),
     i32.add(i32.mul(el, i32.const(ofEl1 - first)), i32.mul(isWrite, i32.const(ofWrite - first)))));
+  emitUseTlbLine(f, vcpu, entry);
   emitRecall(f, victims, entry, page);
   const answer = f.let(f.callExpr('i64', walk, vcpu, va, el, isWrite));
   giveUp(i64.eqz(answer));
@@ -372,6 +403,7 @@ function emitFillExec(module: ModuleBuilder, walk: Callable, { frameTable, codeS
   const el = f.let(i32.load(vcpu, at.el));
   const [ofEl0, ofEl1] = tlbOffsets.map(({ exec }) => victimsOf(exec)) as [number, number];
   const victims = f.let(i32.add(i32.add(vcpu, i32.const(ofEl0)), i32.mul(el, i32.const(ofEl1 - ofEl0))));
+  emitUseTlbLine(f, vcpu, entry);
   emitRecall(f, victims, entry, page);
   const answer = f.let(f.callExpr('i64', walk, vcpu, va, el, i32.const(ACCESS_EXEC)));
   giveUp(i64.eqz(answer));

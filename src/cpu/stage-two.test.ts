@@ -127,3 +127,11 @@ test('of a frame that is replaced only what was made from it goes', () => {
   assert.deepEqual(run(), [3n, 2n]);
   assert.deepEqual(asked, [GUEST_BASE / 4096]);
 });
+
+test('a vCPU that has never run is not asked to flush: it does so before it runs', () => {
+  const { engine, vcpu, addVcpu } = createTestMachine();
+  const other = addVcpu(1).vcpu;
+  engine.takeOver(vcpu);
+  for (const { address } of [vcpu, other]) engine.requestTlbFlush(address);
+  assert.deepEqual([vcpu, other].map(each => each.get32(vcpuRecord.at.tlbFlushRequest)), [1, 0]);
+});

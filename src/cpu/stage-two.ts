@@ -3,22 +3,28 @@
 // forgotten whenever all of those are (Engine.flushTlb).
 
 import { HEAP } from '../abi/machine-memory.ts';
-import { FRAME_CACHE_EMPTY, FRAME_CACHE_ENTRIES, FRAME_CACHE_ENTRY_BYTES } from '../abi/vcpu.ts';
+import { FRAME_CACHE_BYTES, FRAME_CACHE_ENTRIES, FRAME_CACHE_ENTRY_BYTES, LINE_BYTES } from '../abi/vcpu.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import type { CpuHost } from './host.ts';
+import { linesInUse, useLine } from './lines-in-use.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const ENTRY_WORDS = FRAME_CACHE_ENTRY_BYTES / 4;
+const LINE_WORDS = LINE_BYTES / 4;
 
 /** In a vCPU record, where emitted code looks as well (emitted-walk.ts). Never the zero frame. */
 export class FrameCache {
   readonly #u32: Uint32Array;
+  readonly #vcpu: Pick<VcpuState, 'address' | 'u32'>;
+  readonly #offset: number;
   readonly #first: number;
 
-  /** @param address of the first entry */
-  constructor(u32: Uint32Array, address: number) {
-    this.#u32 = u32;
-    this.#first = address / 4;
+  /** @param offset of the first entry in the record */
+  constructor(vcpu: Pick<VcpuState, 'address' | 'u32'>, offset: number) {
+    this.#u32 = vcpu.u32;
+    this.#vcpu = vcpu;
+    this.#offset = offset;
+    this.#first = (vcpu.address + offset) / 4;
   }
 
   #index(guestFrame: number): number {
@@ -31,23 +37,21 @@ export class FrameCache {
   }
   set(guestFrame: number, mfn: number): void {
     const index = this.#index(guestFrame);
+    useLine(this.#vcpu, index);
     this.#u32[index] = guestFrame;
     this.#u32[index + 1] = mfn;
   }
   clear(): void {
-    const end = this.#first + FRAME_CACHE_ENTRIES * ENTRY_WORDS;
-    for (let index = this.#first; index < end; index += ENTRY_WORDS) {
-      this.#u32[index] = FRAME_CACHE_EMPTY;
-      this.#u32[index + 1] = 0;
+    for (const line of linesInUse(this.#vcpu, this.#offset, FRAME_CACHE_BYTES, true)) {
+      for (let index = line; index < line + LINE_WORDS; index += ENTRY_WORDS) this.#u32[index + 1] = 0;
     }
   }
   /** Forgets what leads to a machine frame. */
   drop(mfn: number): void {
-    const end = this.#first + FRAME_CACHE_ENTRIES * ENTRY_WORDS;
-    for (let index = this.#first; index < end; index += ENTRY_WORDS) {
-      if (this.#u32[index + 1] !== mfn) continue;
-      this.#u32[index] = FRAME_CACHE_EMPTY;
-      this.#u32[index + 1] = 0;
+    for (const line of linesInUse(this.#vcpu, this.#offset, FRAME_CACHE_BYTES)) {
+      for (let index = line; index < line + LINE_WORDS; index += ENTRY_WORDS) {
+        if (this.#u32[index + 1] === mfn) this.#u32[index + 1] = 0;
+      }
     }
   }
 }

@@ -1,9 +1,10 @@
 // Filling and flushing the TLBs in a vCPU record (layout: abi/vcpu.ts). Only the thread that runs the vCPU does it.
 
 import {
-  BLOCK_BITS, BLOCK_REACH, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, VICTIM_ENTRIES, tlbCoverage, tlbCoverageOffset,
-  tlbOffsets, vcpuRecord, victimsOf, victimsOffset,
+  BLOCK_BITS, BLOCK_REACH, LINE_BYTES, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, VICTIM_BYTES, tlbCoverage,
+  tlbCoverageOffset, tlbOffsets, vcpuRecord, victimsOf, victimsOffset,
 } from '../abi/vcpu.ts';
+import { linesInUse, useLine } from './lines-in-use.ts';
 import type { VcpuState } from './vcpu-state.ts';
 
 const at = vcpuRecord.at;
@@ -16,12 +17,32 @@ const PAN_BIT = 1 << 22;
 /** TCR_EL1: the ASID is that of TTBR1_EL1; high word: it has sixteen bits. */
 export const TCR_A1 = 1 << 22;
 export const TCR_AS = 1 << 4;
-/** All entries, those of the TLBs and their victims: where they begin in the record, and how many there are. */
-const victims: readonly (readonly [offset: number, count: number])[] = [[victimsOffset, 6 * VICTIM_ENTRIES]];
-const allEntries: typeof victims = [[tlbOffsets[0].read, 2 * TLB_SET_BYTES / TLB_ENTRY_BYTES], ...victims];
-/** Of one TLB. */
-const entriesOf = (tlbOffset: number): typeof allEntries => [[tlbOffset, TLB_ENTRIES], [victimsOf(tlbOffset), VICTIM_ENTRIES]];
+const LINE_WORDS = LINE_BYTES / 4;
+const TLB_BYTES = TLB_SET_BYTES / 3;
 
+/**
+ * Where entries may be, as places of words: the lines in use of some TLBs, then all lines of their victims.
+ * @param first offset of the first of TLBs that lie side by side
+ * @param isEmptied none of the lines is in use from now on
+ */
+function linesOf(vcpu: VcpuState, first: number, count: number, isEmptied = false): number[] {
+  const lines = linesInUse(vcpu, first, count * TLB_BYTES, isEmptied);
+  const victims = (vcpu.address + victimsOf(first)) / 4;
+  for (let i = 0; i < count * VICTIM_BYTES / 4; i += LINE_WORDS) lines.push(victims + i);
+  return lines;
+}
+const ALL = [tlbOffsets[0].read, 6] as const;
+
+function emptyLine(u32: Uint32Array, line: number): void {
+  for (let index = line; index < line + LINE_WORDS; index += ENTRY_WORDS) u32[index] = TLB_INVALID_TAG;
+}
+
+/** Where an entry is put. */
+function placeFor(vcpu: VcpuState, tlbOffset: number, low: number): number {
+  const index = entryIndex(vcpu, tlbOffset, low);
+  if (useLine(vcpu, index)) emptyLine(vcpu.u32, index & -LINE_WORDS);
+  return index;
+}
 function entryIndex(vcpu: VcpuState, tlbOffset: number, low: number): number {
   return (vcpu.address + tlbOffset) / 4 + ((low >>> 12) & (TLB_ENTRIES - 1)) * ENTRY_WORDS;
 }
@@ -29,7 +50,7 @@ function entryIndex(vcpu: VcpuState, tlbOffset: number, low: number): number {
 /** Read and write entries: host address = virtual address + (frame address - page address). */
 export function fillDataTlb(vcpu: VcpuState, tlbOffset: number, low: number, high: number, mfn: number): void {
   const { u32 } = vcpu;
-  const index = entryIndex(vcpu, tlbOffset, low);
+  const index = placeFor(vcpu, tlbOffset, low);
   const pageLow = (low & ~0xfff) >>> 0;
   const host = mfn * 4096;
   const targetLow = host % 0x1_0000_0000 - pageLow;
@@ -41,7 +62,7 @@ export function fillDataTlb(vcpu: VcpuState, tlbOffset: number, low: number, hig
 
 export function fillExecTlb(vcpu: VcpuState, tlbOffset: number, low: number, high: number, slot: number): void {
   const { u32 } = vcpu;
-  const index = entryIndex(vcpu, tlbOffset, low);
+  const index = placeFor(vcpu, tlbOffset, low);
   u32[index + 2] = slot;
   u32[index] = low & ~0xfff;
   u32[index + 1] = high;
@@ -77,22 +98,24 @@ export function execNeighbours(vcpu: VcpuState, va: bigint): Int32Array {
   const { u32 } = vcpu;
   const [low, high] = [Number(va >> 12n & 0xf_ffffn), Number(va >> 32n)];
   const found: number[] = [];
-  let index = (vcpu.address + tlbOffsets[vcpu.el as 0 | 1].exec) / 4;
-  for (let i = 0; i < TLB_ENTRIES; i++, index += ENTRY_WORDS) {
-    if ((u32[index]! & TLB_INVALID_TAG) !== 0) continue;
-    const distance = (u32[index + 1]! - high) * 0x10_0000 + ((u32[index]! >>> 12) - low);
-    if (distance !== 0 && Math.abs(distance) < NEIGHBOURS_REACH) found.push(distance, u32[index + 2]!);
+  for (const line of linesInUse(vcpu, tlbOffsets[vcpu.el as 0 | 1].exec, TLB_BYTES)) {
+    for (let index = line; index < line + LINE_WORDS; index += ENTRY_WORDS) {
+      if ((u32[index]! & TLB_INVALID_TAG) !== 0) continue;
+      const distance = (u32[index + 1]! - high) * 0x10_0000 + ((u32[index]! >>> 12) - low);
+      if (distance !== 0 && Math.abs(distance) < NEIGHBOURS_REACH) found.push(distance, u32[index + 2]!);
+    }
   }
   return new Int32Array(found);
 }
 
 export function flushAll(vcpu: VcpuState): void {
   const { u32 } = vcpu;
-  for (const [offset, count] of allEntries) {
-    let index = (vcpu.address + offset) / 4;
-    for (let i = 0; i < count; i++, index += ENTRY_WORDS) {
-      u32[index] = TLB_INVALID_TAG;
-      u32[index + 1] = 0;
+  for (const line of linesOf(vcpu, ...ALL, true)) emptyLine(u32, line);
+  // In memory that was never used these would be entries of page 0, for it and for what crosses into it from the last page.
+  for (const set of tlbOffsets) {
+    for (const tlb of [set.read, set.write, set.exec]) {
+      vcpu.set32(tlb, TLB_INVALID_TAG);
+      vcpu.set32(tlb + (TLB_ENTRIES - 1) * TLB_ENTRY_BYTES, TLB_INVALID_TAG);
     }
   }
   vcpu.set32(coverage('notGlobalInUpperHalf'), 0);
@@ -103,13 +126,12 @@ export function flushAll(vcpu: VcpuState): void {
   u32.fill(0, blocks, blocks + 1 + (1 << BLOCK_BITS) / 32);
 }
 
-/** All entries of one half of the address space. */
-function flushHalf(vcpu: VcpuState, upper: boolean): void {
+function flushLowerHalf(vcpu: VcpuState): void {
   const { u32 } = vcpu;
-  for (const [offset, count] of allEntries) {
-    let index = (vcpu.address + offset) / 4;
-    for (let i = 0; i < count; i++, index += ENTRY_WORDS) {
-      if (isUpper(u32[index + 1]!) === upper) u32[index] = TLB_INVALID_TAG;
+  const tlbs = vcpu.get32(coverage('lowerHalfAtEl1')) === 0 ? 3 : 6;
+  for (const line of linesOf(vcpu, tlbOffsets[0].read, tlbs)) {
+    for (let index = line; index < line + LINE_WORDS; index += ENTRY_WORDS) {
+      if (!isUpper(u32[index + 1]!)) u32[index] = TLB_INVALID_TAG;
     }
   }
 }
@@ -119,10 +141,7 @@ export function setPan(vcpu: VcpuState, set: boolean): void {
   vcpu.set32(at.pan, set ? PAN_BIT : 0);
   if (!set || vcpu.get32(coverage('userEntriesAtEl1')) === 0) return;
   vcpu.set32(coverage('userEntriesAtEl1'), 0);
-  for (const [offset, count] of [...entriesOf(tlbOffsets[1].read), ...entriesOf(tlbOffsets[1].write)]) {
-    const first = (vcpu.address + offset) / 4;
-    for (let i = 0; i < count; i++) vcpu.u32[first + i * ENTRY_WORDS] = TLB_INVALID_TAG;
-  }
+  for (const line of linesOf(vcpu, tlbOffsets[1].read, 2, true)) emptyLine(vcpu.u32, line);
 }
 
 /** Where a block's bit is: its word in `blocks`, and its place there. */
@@ -155,7 +174,7 @@ export function noteFill(
 /** All entries of the current ASID. Those of the upper half stay that are global. */
 export function flushNotGlobal(vcpu: VcpuState): void {
   if (vcpu.get32(coverage('notGlobalInUpperHalf')) !== 0) return flushAll(vcpu);
-  flushHalf(vcpu, false);
+  flushLowerHalf(vcpu);
   vcpu.set32(coverage('globalInLowerHalf'), 0);
   vcpu.set32(coverage('lowerHalfAtEl1'), 0);
 }
@@ -196,19 +215,17 @@ export function flushAddress(vcpu: VcpuState, low: number, high: number): void {
       u32[entryIndex(vcpu, set.write, low)] = TLB_INVALID_TAG;
       u32[entryIndex(vcpu, set.exec, low)] = TLB_INVALID_TAG;
     }
-    return flushMatching(vcpu, victims, low, high, ~0xfff);
+    const victims = (vcpu.address + victimsOffset) / 4;
+    return flushMatching(u32, victims, victims + 6 * VICTIM_BYTES / 4, low, high, ~0xfff);
   }
-  flushMatching(vcpu, allEntries, low, high, isLarge ? -1 << LARGE_BLOCK_REACH : -1 << BLOCK_REACH);
+  const mask = isLarge ? -1 << LARGE_BLOCK_REACH : -1 << BLOCK_REACH;
+  for (const line of linesOf(vcpu, ...ALL)) flushMatching(u32, line, line + LINE_WORDS, low, high, mask);
 }
 
 /** Of some entries those that have the same address as far as the mask says. */
-function flushMatching(vcpu: VcpuState, entries: typeof allEntries, low: number, high: number, lowMask: number): void {
-  const { u32 } = vcpu;
-  for (const [offset, count] of entries) {
-    let index = (vcpu.address + offset) / 4;
-    for (let i = 0; i < count; i++, index += ENTRY_WORDS) {
-      if (((u32[index]! ^ low) & lowMask) === 0 && ((u32[index + 1]! ^ high) & 0xffff) === 0) u32[index] = TLB_INVALID_TAG;
-    }
+function flushMatching(u32: Uint32Array, from: number, end: number, low: number, high: number, lowMask: number): void {
+  for (let index = from; index < end; index += ENTRY_WORDS) {
+    if (((u32[index]! ^ low) & lowMask) === 0 && ((u32[index + 1]! ^ high) & 0xffff) === 0) u32[index] = TLB_INVALID_TAG;
   }
 }
 
@@ -220,16 +237,14 @@ export function flushFrame(vcpu: VcpuState, mfn: number, slot: number): void {
   const { u32 } = vcpu;
   const host = (mfn * 4096) | 0;
   for (const { read, exec } of tlbOffsets) {
-    for (const [offset, count] of entriesOf(read)) {
-      let index = (vcpu.address + offset) / 4;
-      for (let i = 0; i < count; i++, index += ENTRY_WORDS) {
+    for (const line of linesOf(vcpu, read, 1)) {
+      for (let index = line; index < line + LINE_WORDS; index += ENTRY_WORDS) {
         if (((u32[index]! + u32[index + 2]!) | 0) === host) u32[index] = TLB_INVALID_TAG;
       }
     }
     if (slot === 0) continue;
-    for (const [offset, count] of entriesOf(exec)) {
-      let index = (vcpu.address + offset) / 4;
-      for (let i = 0; i < count; i++, index += ENTRY_WORDS) if (u32[index + 2] === slot) u32[index] = TLB_INVALID_TAG;
+    for (const line of linesOf(vcpu, exec, 1)) {
+      for (let index = line; index < line + LINE_WORDS; index += ENTRY_WORDS) if (u32[index + 2] === slot) u32[index] = TLB_INVALID_TAG;
     }
   }
 }

@@ -18,8 +18,8 @@ export class VcpuState {
     this.address = address;
     this.u32 = views.u32;
     this.u64 = views.u64;
-    this.readFrames = new FrameCache(views.u32, address + frameCacheOffsets.read);
-    this.writeFrames = new FrameCache(views.u32, address + frameCacheOffsets.write);
+    this.readFrames = new FrameCache(this, frameCacheOffsets.read);
+    this.writeFrames = new FrameCache(this, frameCacheOffsets.write);
   }
 
   get32(offset: number): number {

@@ -29,9 +29,9 @@ function kernelImage(byte: number): Buffer {
 }
 
 /** Files are only remembered when their last change is some seconds old. */
-function setUp(t: TestContext, sizeBytes = 4 * 2 ** 20) {
+function setUp(t: TestContext) {
   t.mock.timers.enable({ apis: ['Date'], now: Date.now() + 3_600_000 });
-  const machine = new TestMachine(sizeBytes);
+  const machine = new TestMachine(4 * 2 ** 20);
   const { heap, p2m } = machine;
   const caches = new FrameCaches();
   const owner: BootImageOwner = { thread: machine, caches, releaseRoot: (root) => p2m.release(root) };
@@ -110,7 +110,7 @@ test('a file that is just being written is read each time', async (t) => {
 });
 
 test('an allocation that finds no frame gets those of images that nobody needs', async (t) => {
-  const { machine, heap, caches, images } = setUp(t, 3 * 2 ** 20);
+  const { machine, heap, caches, images } = setUp(t);
   heap.reclaim = () => caches.giveUpOldest();
   const path = write(Buffer.alloc(2 ** 20, 3));
   const held: number[] = [];

@@ -38,7 +38,7 @@ test('code of hot pages is decoded while nothing runs', { timeout: PATIENCE_MILL
     memoryBytes: 256 * 2 ** 20, pcpus: 1, cores: 3, clock: systemClock, random: new SeededRandom(1), log: () => {},
   });
   t.after(() => core.close());
-  await core.startWorkers();
+  core.startWorkers();
   const { p2m, heap } = core.thread;
   const used = heap.stats().used;
   for (let round = 0; round < 2; round++) {

@@ -47,7 +47,7 @@ async function startCore(): Promise<HostCore> {
   const core = new HostCore({
     memoryBytes: 256 * 2 ** 20, pcpus: 1, clock: systemClock, random: new SeededRandom(1), log: () => {},
   });
-  await core.startWorkers();
+  core.startWorkers();
   return core;
 }
 

@@ -225,7 +225,7 @@ test('the wall clock', () => {
 });
 
 test('domains that do not fit leave nothing behind', () => {
-  const machine = new TestMachine(2 * 1024 * 1024 + 3 * 65536);
+  const machine = new TestMachine(3 * 1024 * 1024);
   const guests: TestGuest[] = [];
   const config = { vcpuAddresses: [machine.memory.vcpuAddress(0)], handle: new Uint8Array(16), maxPages: 16 };
   // Takes the heap down to fewer and fewer frames, so that each step of the making fails once.

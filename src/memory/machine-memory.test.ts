@@ -29,6 +29,16 @@ test('regions are disjoint, aligned, and leave most of the memory to frames', ()
   }
 });
 
+test('a small machine has places for fewer vCPUs, and most of it is frames all the same', () => {
+  const shareOf = (sizeBytes: number): number => {
+    const machine = MachineMemory.create({ sizeBytes, codeBytes: 0 });
+    return machine.region('frames').sizeBytes / sizeBytes;
+  };
+  assert.equal(MachineMemory.create().parameters.vcpuCount, defaultMachineParameters.vcpuCount);
+  assert.equal(MachineMemory.create({ sizeBytes: 2 ** 28 }).parameters.vcpuCount, 192);
+  for (const sizeBytes of [2 ** 28, 2 ** 29, 2 ** 30]) assert.ok(shareOf(sizeBytes) > 0.8, `${sizeBytes}`);
+});
+
 test('a worker finds everything from the header', () => {
   const created = MachineMemory.create({ ...smallMachine, pcpuCount: 3 });
   const attached = MachineMemory.attach(created.memory);

@@ -5,7 +5,7 @@
 // arrays accept). Compute indices with * and Math, not with 32-bit shifts, wherever an MFN or address goes in.
 
 import {
-  FRAME_BYTES, PCPU_STRIDE_BYTES, defaultMachineParameters, layoutMachine, readMachineHeader, writeMachineHeader,
+  FRAME_BYTES, PCPU_STRIDE_BYTES, defaultMachineParameters, layoutMachine, readMachineHeader, vcpuCountOf, writeMachineHeader,
 } from '../abi/machine-memory.ts';
 import type { MachineParameters, MachineRegions, Region, RegionName } from '../abi/machine-memory.ts';
 import { ZazenError } from '../base/errors.ts';
@@ -62,7 +62,8 @@ export class MachineMemory {
    * @throws ZazenError ZAZEN_HOST_MEMORY_SIZE, ZAZEN_HOST_MEMORY_UNAVAILABLE
    */
   static create(parameters: Partial<MachineParameters> = {}): MachineMemory {
-    const complete = { ...defaultMachineParameters, ...parameters };
+    const { sizeBytes } = { ...defaultMachineParameters, ...parameters };
+    const complete = { ...defaultMachineParameters, vcpuCount: vcpuCountOf(sizeBytes), ...parameters };
     const regions = layoutMachine(complete);
     const memory = createWasmMemory(complete);
     writeMachineHeader(new Uint32Array(memory.buffer), complete, regions);

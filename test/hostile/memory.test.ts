@@ -10,7 +10,7 @@ import { until, whileGoingOn } from '../waiting.ts';
 import { Arena } from './arena.ts';
 
 /** Nearly all of it are the host's own records; see `Host.stats`. */
-const HOST_MEMORY = '384MiB';
+const HOST_MEMORY = '320MiB';
 const GUEST_BYTES = 120 * 2 ** 20;
 const GUEST_PAGES = (GUEST_BYTES - 16 * 2 ** 20) / 4096;
 

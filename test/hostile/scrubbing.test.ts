@@ -107,7 +107,7 @@ class Rig {
 test('frames of a destroyed domain come to others as zeros, however fast they take them', async (t) => {
   const rig = new Rig();
   t.after(() => rig.close());
-  await rig.core.startWorkers();
+  rig.core.startWorkers();
   const { threads } = rig;
   const { heap } = rig.core.thread;
   // The first one leaves a table of ports to the host.
