@@ -95,13 +95,18 @@ function countOf(bits: number): number {
 const specificity = new Map(rows.map(row => [row, countOf(row.mask)]));
 const specificFirst = rows.toSorted((a, b) => specificity.get(b)! - specificity.get(a)!);
 
-// Buckets by bits 31–21; in each the rows that can match, most specific first. Made when first looked into.
-const BUCKET_SHIFT = 21;
-const BUCKET_MASK = (-1 << BUCKET_SHIFT) >>> 0;
+// Buckets by bits 31–21; in each the rows that can match, most specific first. Made when first looked into, of those by bits 31–24.
+export const BUCKET_SHIFT = 21;
+const COARSE_SHIFT = 24;
 const buckets: (readonly Row[] | undefined)[] = [];
-function bucketOf(word: number): readonly Row[] {
-  const bits = (word & BUCKET_MASK) >>> 0;
-  return buckets[word >>> BUCKET_SHIFT] ??= specificFirst.filter(row => ((bits ^ row.bits) & row.mask & BUCKET_MASK) === 0);
+const coarse: (readonly Row[] | undefined)[] = [];
+function matching(among: readonly Row[], word: number, shift: number): readonly Row[] {
+  return among.filter(row => ((word ^ row.bits) & row.mask) >>> shift === 0);
+}
+/** The rows that a word can be of, by these bits of it. */
+export function bucketOf(word: number): readonly Row[] {
+  return buckets[word >>> BUCKET_SHIFT] ??= matching(
+    coarse[word >>> COARSE_SHIFT] ??= matching(specificFirst, word, COARSE_SHIFT), word, BUCKET_SHIFT);
 }
 
 /** The row and fields of an instruction word, or undefined if it is unallocated. */

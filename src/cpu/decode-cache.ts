@@ -9,15 +9,14 @@
 // A record at which a compiled region begins has the region's number in place of its handler (jit/). All regions that begin
 // in a page go when any of its instructions changes; those that go on in it look for the number of its content, which goes too.
 
-import { HANDLER_DECODE, HANDLER_END_OF_PAGE, HANDLER_UNDEFINED, SLOT_BYTES, SLOT_CONTENT, SLOT_RECORDS } from '../abi/decode-cache.ts';
+import { HANDLER_DECODE, HANDLER_END_OF_PAGE, SLOT_BYTES, SLOT_CONTENT, SLOT_RECORDS } from '../abi/decode-cache.ts';
 import { FRAME, FRAME_STATE, FRAME_STATE_MASK } from '../abi/machine-memory.ts';
-import { RECORD_BYTES, RECORD_IMM, RECORD_IMM64 } from '../a64/operand.ts';
-import { operandsOf } from '../a64/row.ts';
-import { decode, handlerCount, handlerNumber } from '../a64/table.ts';
-import { vOffset, xOffset } from '../abi/vcpu.ts';
+import { RECORD_BYTES } from '../a64/operand.ts';
+import { handlerCount } from '../a64/table.ts';
 import { assert } from '../base/assert.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import type { KnownRegions } from './jit/known-regions.ts';
+import { WordDecoder } from './word-decoder.ts';
 
 const PAGE_WORDS = 1024;
 /** A run is decoded together up to its end; bounded, because what follows a branch may never be reached. */
@@ -25,72 +24,8 @@ const RUN_MAX = 64;
 /** Slots whose memory is touched before they are taken, 4 MiB: a restored guest takes some 190 before it speaks. */
 const SLOTS_AHEAD = 256;
 const PAGE_BYTES = 4096;
-
-/**
- * Words whose decoding is remembered, by a hash of the word, the newest of those with the same hash. Each takes eight
- * words of 32 bits:
- *
- *     ┌──────┬───────────────┬────────────────┬───────┬──────────────────────┬───────────┐
- *     │ word │ handler │ far │ registers: 7×16│ flags │ imm, or branch bytes │ imm, high │
- *     └──────┴───────────────┴────────────────┴───────┴──────────────────────┴───────────┘
- *
- * that is, what a record gets of an instruction word, wherever it stands, the operands at their places in the record.
- * `far`: the handler where the target of a direct branch lies in another page.
- */
-const MEMO_BITS = 16;
-const MEMO_WORDS = 8;
-const MEMO = { word: 0, handlers: 1, registers: 2, flags: 11, immediate: 6, high: 7 } as const;
-/** The low three bits count registers. */
-const FLAG_REGISTERS = 7;
-const FLAG_KNOWN = 8;
-const FLAG_ENDS = 0x10;
-const FLAG_IMM = 0x20;
-const FLAG_IMM64 = 0x40;
-const FLAG_BRANCH = 0x80;
-
-class Memo {
-  readonly #u32 = new Uint32Array(MEMO_WORDS << MEMO_BITS);
-  readonly #u16 = new Uint16Array(this.#u32.buffer);
-
-  /** @returns where the word's decoding is, in `u32` */
-  find(word: number): number {
-    const index = (Math.imul(word, 0x9e37_79b1) >>> (32 - MEMO_BITS)) * MEMO_WORDS;
-    if (this.#u32[index] !== word || this.#u16[2 * index + MEMO.flags] === 0) this.#decode(index, word);
-    return index;
-  }
-  get u32(): Uint32Array { return this.#u32; }
-  get u16(): Uint16Array { return this.#u16; }
-
-  #decode(index: number, word: number): void {
-    const [u32, u16] = [this.#u32, this.#u16];
-    u32[index] = word;
-    const found = decode(word);
-    if (found === undefined) {
-      u32[index + MEMO.handlers] = HANDLER_UNDEFINED;
-      u16[2 * index + MEMO.flags] = FLAG_KNOWN | FLAG_ENDS;
-      return;
-    }
-    const { row, fields } = found;
-    const operands = operandsOf(row, fields);
-    let flags = FLAG_KNOWN | (row.ends ? FLAG_ENDS : 0);
-    for (const key in operands) {
-      const { kind, value, place } = operands[key]!;
-      if (kind === 'x' || kind === 'v') {
-        u16[2 * (index + MEMO.registers) + place / 2 - 1] = kind === 'x' ? xOffset(value as number) : vOffset(value as number);
-        flags++;
-      } else if (kind === 'imm') {
-        u32[index + MEMO.immediate] = value as number;
-        flags |= key === row.branch ? FLAG_BRANCH : FLAG_IMM;
-      } else {
-        u32[index + MEMO.immediate] = Number(BigInt.asUintN(32, value as bigint));
-        u32[index + MEMO.high] = Number(BigInt.asUintN(32, (value as bigint) >> 32n));
-        flags |= FLAG_IMM64;
-      }
-    }
-    u32[index + MEMO.handlers] = handlerNumber(row, fields, false) | (handlerNumber(row, fields, true) << 16);
-    u16[2 * index + MEMO.flags] = flags;
-  }
-}
+/** Offset in a slot of the record behind the last instruction's. */
+const END_OF_PAGE = (SLOT_RECORDS - 1) * RECORD_BYTES;
 
 /** A place in decoded code, and what tells whether it is still the same code. */
 export interface CodePage {
@@ -112,8 +47,7 @@ export class DecodeCache {
   readonly #frameTable: number;
   /** Regions that are entered where code is decoded, if this thread has got any. */
   knownRegions: KnownRegions | undefined;
-  /** The same words come again and again: in all functions alike, and after the cache was emptied. */
-  #knownWords: Memo | undefined;
+  #wordDecoder: WordDecoder | undefined;
   /** A slot that this thread took and did not need, because another was faster; and the generation it belongs to. */
   #spare = -1;
   #spareGeneration = 0;
@@ -130,9 +64,9 @@ export class DecodeCache {
     this.#frameTable = machine.region('frameTable').offsetBytes;
   }
 
-  /** Two mebibytes, for those who decode. */
-  get #memo(): Memo {
-    return this.#knownWords ??= new Memo();
+  /** Half a mebibyte, for those who decode. */
+  get #decoder(): WordDecoder {
+    return this.#wordDecoder ??= new WordDecoder();
   }
 
   /** Pages that it can hold decoded, and that it holds. */
@@ -188,12 +122,12 @@ export class DecodeCache {
     }
     const { u16, u32 } = this.#machine;
     const first = (this.#slots + slot * SLOT_BYTES) / 2;
-    // One that was never used is zero, memory that nobody has touched, and touching all of it takes longer than decoding
-    // what is needed of it. Of others the handlers only: nobody looks at operands before they are decoded.
-    if (slot < u32[this.#used + 3]!) {
-      for (let i = 0; i < SLOT_RECORDS - 1; i++) u16[first + i * (RECORD_BYTES / 2)] = HANDLER_DECODE;
-    }
-    u16[first + (SLOT_RECORDS - 1) * (RECORD_BYTES / 2)] = HANDLER_END_OF_PAGE;
+    // Of one that was used the handlers only: nobody looks at operands before they are decoded. One that never was is zero, and
+    // memory that nobody has touched. A page of that is given by the system when it is written; who reads it first gets one
+    // that all share, and another one when he writes, for which other threads are interrupted, since they might see the first.
+    const step = slot < u32[this.#used + 3]! ? RECORD_BYTES : PAGE_BYTES;
+    for (let offset = 0; offset < END_OF_PAGE; offset += step) u16[first + offset / 2] = HANDLER_DECODE;
+    u16[first + END_OF_PAGE / 2] = HANDLER_END_OF_PAGE;
     this.#setContent(slot, 0n);
     return slot;
   }
@@ -220,9 +154,9 @@ export class DecodeCache {
     const touched = Atomics.load(u32, this.#used + 4);
     const slot = this.#firstUntouched;
     if (!this.wantsTouching || Atomics.compareExchange(i32, this.#used + 4, touched, slot + 1) !== touched) return;
-    // Somebody may have taken it: what is in it stays.
+    // Somebody may have taken it: what is in it stays. (Other operations that change nothing read before they write.)
     const first = this.#slots + slot * SLOT_BYTES;
-    for (let offset = 0; offset < SLOT_BYTES; offset += PAGE_BYTES) Atomics.or(u32, (first + offset) / 4, 0);
+    for (let offset = 0; offset < SLOT_BYTES; offset += PAGE_BYTES) Atomics.compareExchange(i32, (first + offset) / 4, 0, 0);
   }
 
   /** The frame that a slot decodes, by the slot's address; 0: that is no slot in use. */
@@ -250,7 +184,7 @@ export class DecodeCache {
 
   /** Decodes a word in advance. */
   learn(word: number): void {
-    this.#memo.find(word);
+    this.#decoder.find(word);
   }
 
   /** Which instructions of a frame are decoded: bit n % 32 of word n / 32 for instruction n. @returns undefined: none */
@@ -299,30 +233,9 @@ export class DecodeCache {
     }
   }
 
-  /** Operands first, handler last: see abi/decode-cache.ts. @returns true if the run ends here */
+  /** @returns true if the run ends here */
   #decodeOne(record: number, index: number, word: number): boolean {
-    const { u16, u32 } = this.#machine;
-    const memo = this.#memo;
-    const found = memo.find(word);
-    const flags = memo.u16[2 * found + MEMO.flags]!;
-    const lane = record / 2;
-    for (let i = 0, from = 2 * (found + MEMO.registers); i < (flags & FLAG_REGISTERS); i++) u16[lane + 1 + i] = memo.u16[from + i]!;
-    const handlers = memo.u32[found + MEMO.handlers]!;
-    let handler = handlers & 0xffff;
-    const immediate = memo.u32[found + MEMO.immediate]!;
-    if ((flags & FLAG_BRANCH) !== 0) {
-      const branchBytes = immediate | 0;
-      const target = index + branchBytes / 4;
-      const isFar = target < 0 || target >= PAGE_WORDS;
-      if (isFar) handler = handlers >>> 16;
-      u32[(record + RECORD_IMM) / 4] = isFar ? branchBytes : branchBytes * (RECORD_BYTES / 4);
-    } else if ((flags & FLAG_IMM) !== 0) u32[(record + RECORD_IMM) / 4] = immediate;
-    else if ((flags & FLAG_IMM64) !== 0) {
-      u32[(record + RECORD_IMM64) / 4] = immediate;
-      u32[(record + RECORD_IMM64) / 4 + 1] = memo.u32[found + MEMO.high]!;
-    }
-    u16[lane] = handler;
-    return (flags & (FLAG_ENDS | FLAG_BRANCH)) !== 0;
+    return this.#decoder.decodeTo(this.#machine.u16, this.#machine.u32, record, index, word);
   }
 
   /**

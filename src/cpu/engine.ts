@@ -122,7 +122,8 @@ export class Engine {
    * Instructions are counted in the vCPU record.
    */
   run(vcpu: VcpuState, instructions: number): ExitReason {
-    let quantum = Math.min(instructions, this.#regions?.quantum ?? instructions);
+    const regions = this.#regions;
+    let quantum = Math.min(instructions, regions?.untilSample ?? instructions);
     let granted = quantum;
     this.#exit = undefined;
     vcpu.set32(at.charged, 0);
@@ -136,15 +137,16 @@ export class Engine {
       else this.#charge(vcpu);
       if (this.#exit !== undefined || this.#isWanted(vcpu)) break;
       if (this.#remaining(vcpu) > 0) continue;
-      this.#sample(vcpu, quantum);
+      this.#endQuantum(vcpu, quantum);
+      quantum = 0;
       if (this.codeIsGone) this.#leaveCode(vcpu, 0);
       if (granted === instructions) break;
-      quantum = Math.min(instructions - granted, this.#regions!.quantum);
+      quantum = Math.min(instructions - granted, regions!.untilSample);
       vcpu.set32(at.fuel, vcpu.get32(at.fuel) + (quantum << RECORD_SHIFT));
       granted += quantum;
     }
     this.#leaveCode(vcpu, 0);
-    this.#regions?.endRun();
+    regions?.endRun(quantum - Math.max(0, (vcpu.get32(at.fuel) | 0) >> RECORD_SHIFT));
     const retired = BigInt((((granted << RECORD_SHIFT) - (vcpu.get32(at.fuel) | 0)) >> RECORD_SHIFT) - vcpu.get32(at.charged));
     vcpu.set32(at.charged, 0);
     vcpu.set64(at.instructionsRetired, vcpu.get64(at.instructionsRetired) + retired);
@@ -157,11 +159,11 @@ export class Engine {
     return Atomics.compareExchange(vcpu.u32, (vcpu.address + at.pending) / 4, PENDING.attend, 0) !== PENDING.attend;
   }
 
-  /** A run is cut into quanta, so that hot code shows (jit/sampling.ts). */
-  #sample(vcpu: VcpuState, instructions: number): void {
+  /** A run is cut into quanta, so that hot code shows (jit/region-client.ts). */
+  #endQuantum(vcpu: VcpuState, instructions: number): void {
     const record = vcpu.get32(at.record);
-    if (record !== 0) {
-      this.#regions?.sample(record, this.machine.u16[record / 2]!, instructions, () => execNeighbours(vcpu, vcpu.pc()));
+    if (this.#regions?.passed(instructions) === true && record !== 0) {
+      this.#regions.sample(record, this.machine.u16[record / 2]!, () => execNeighbours(vcpu, vcpu.pc()));
     }
     this.#takeInRegions(vcpu);
   }
@@ -238,8 +240,12 @@ export class Engine {
     }
     if (this.interruptDue(vcpu)) this.takeInterrupt(vcpu);
   }
-  /** Makes a vCPU, of any thread, flush its TLBs before it next runs an instruction after an exit. */
+  /**
+   * Makes a vCPU, of any thread, flush its TLBs before it next runs an instruction after an exit. One that has not run flushes
+   * them before it does (`takeOver`), and its record, one of a thousand, is memory that nobody has touched.
+   */
   requestTlbFlush(vcpuAddress: number): void {
+    if (this.machine.u32[(vcpuAddress + at.lastPcpu) / 4] === 0) return;
     postTlbRequest(this.machine, vcpuAddress, FORGET_EVERYTHING);
   }
   #hasFlushRequest(vcpu: VcpuState): boolean {

@@ -20,7 +20,8 @@ export const SCTLR_UCI = 1 << 26;
 const SCTLR_DZE = 1 << 14;
 
 export type Outcome = 'done' | 'undefined' | 'trapped' | 'aborted';
-type Operation = (vcpu: VcpuState, argument: bigint) => Outcome;
+/** @param low with `high`, the halves of the argument */
+type Operation = (vcpu: VcpuState, low: number, high: number) => Outcome;
 
 const sys = (op1: number, crn: number, crm: number, op2: number) => systemRegister(1, op1, crn, crm, op2);
 const DC_ZVA = sys(3, 7, 4, 1);
@@ -37,23 +38,23 @@ export class Maintenance {
   constructor(engine: Engine) {
     this.#engine = engine;
     const nothing: Operation = () => 'done';
-    const byAddress: Operation = (vcpu, address) => this.#translated(vcpu, address, ACCESS_READ) ? 'done' : 'aborted';
+    const byAddress: Operation = (vcpu, low, high) => this.#translated(vcpu, low, high, ACCESS_READ) ? 'done' : 'aborted';
     this.#operations = new Map<number, Operation>([
       [sys(0, 7, 1, 0), vcpu => this.#invalidateAllCode(vcpu)], // IC IALLUIS
       [sys(0, 7, 5, 0), vcpu => this.#invalidateAllCode(vcpu)], // IC IALLU
-      [IC_IVAU, (vcpu, address) => this.#invalidateCode(vcpu, address)],
-      [sys(0, 7, 6, 1), (vcpu, address) => this.#translated(vcpu, address, ACCESS_WRITE) ? 'done' : 'aborted'], // DC IVAC
+      [IC_IVAU, (vcpu, low, high) => this.#invalidateCode(vcpu, low, high)],
+      [sys(0, 7, 6, 1), (vcpu, low, high) => this.#translated(vcpu, low, high, ACCESS_WRITE) ? 'done' : 'aborted'], // DC IVAC
       [DC_CVAC, byAddress], [DC_CVAU, byAddress], [DC_CIVAC, byAddress],
       [sys(0, 7, 6, 2), nothing], [sys(0, 7, 10, 2), nothing], [sys(0, 7, 14, 2), nothing], // DC ISW, CSW, CISW
-      [sys(0, 7, 8, 0), (vcpu, address) => this.#translate(vcpu, address, 1, ACCESS_READ)], // AT S1E1R
-      [sys(0, 7, 8, 1), (vcpu, address) => this.#translate(vcpu, address, 1, ACCESS_WRITE)],
-      [sys(0, 7, 8, 2), (vcpu, address) => this.#translate(vcpu, address, 0, ACCESS_READ)], // AT S1E0R
-      [sys(0, 7, 8, 3), (vcpu, address) => this.#translate(vcpu, address, 0, ACCESS_WRITE)],
+      [sys(0, 7, 8, 0), (vcpu, low, high) => this.#translate(vcpu, low, high, 1, ACCESS_READ)], // AT S1E1R
+      [sys(0, 7, 8, 1), (vcpu, low, high) => this.#translate(vcpu, low, high, 1, ACCESS_WRITE)],
+      [sys(0, 7, 8, 2), (vcpu, low, high) => this.#translate(vcpu, low, high, 0, ACCESS_READ)], // AT S1E0R
+      [sys(0, 7, 8, 3), (vcpu, low, high) => this.#translate(vcpu, low, high, 0, ACCESS_WRITE)],
     ]);
   }
 
   /** `aborted`: the address is in scratch word 0, the status in the translation (which may be NO_FRAME). */
-  perform(vcpu: VcpuState, operation: number, argument: bigint): Outcome {
+  perform(vcpu: VcpuState, operation: number, low: number, high: number): Outcome {
     if (vcpu.el === 0) {
       const op1 = (operation >>> 11) & 7;
       if (op1 !== 3) return 'undefined';
@@ -61,23 +62,22 @@ export class Maintenance {
       if ((vcpu.get32(at.sctlrEl1) & enable) === 0) return 'trapped';
     }
     const known = this.#operations.get(operation);
-    if (known) return known(vcpu, argument);
-    return this.#tlbi(vcpu, operation, argument);
+    if (known) return known(vcpu, low, high);
+    return this.#tlbi(vcpu, operation, low, high);
   }
 
-  #translated(vcpu: VcpuState, address: bigint, access: 0 | 1): boolean {
-    vcpu.set64(scratchOffset(0), address);
-    const [low, high] = halves(address);
+  #translated(vcpu: VcpuState, low: number, high: number, access: 0 | 1): boolean {
+    vcpu.setHalves(scratchOffset(0), low, high);
     return this.#engine.translation.translateIgnoringPan(vcpu, low, high, access, vcpu.el);
   }
 
-  #invalidateCode(vcpu: VcpuState, address: bigint): Outcome {
-    if (!this.#translated(vcpu, address, ACCESS_READ)) return 'aborted';
+  #invalidateCode(vcpu: VcpuState, low: number, high: number): Outcome {
+    if (!this.#translated(vcpu, low, high, ACCESS_READ)) return 'aborted';
     const { host, stageTwo, translation, decodeCache } = this.#engine;
     const mfn = stageTwo.frameForRead(vcpu, translation.guestFrame);
     // One that is not there has no code.
     if (mfn > 0) {
-      decodeCache.invalidateLine(mfn, Number(address & 0xfffn), LINE_BYTES, action => host.whileOthersStopped(vcpu, action));
+      decodeCache.invalidateLine(mfn, low & 0xfff, LINE_BYTES, action => host.whileOthersStopped(vcpu, action));
     }
     return 'done';
   }
@@ -87,9 +87,8 @@ export class Maintenance {
   }
 
   /** PAR_EL1: bit 0 says fault, with the status above; else the physical address and memory attributes. */
-  #translate(vcpu: VcpuState, address: bigint, el: number, access: 0 | 1): Outcome {
+  #translate(vcpu: VcpuState, low: number, high: number, el: number, access: 0 | 1): Outcome {
     const { translation } = this.#engine;
-    const [low, high] = halves(address);
     if (!translation.translateIgnoringPan(vcpu, low, high, access, el)) {
       if (translation.status === NO_FRAME) return 'aborted';
       vcpu.set64(at.parEl1, BigInt((translation.status << 1) | 1 | 0x800));
@@ -101,11 +100,11 @@ export class Maintenance {
   }
 
   // TLBI: op1 = 0, CRn = 8; CRm = 3 is inner shareable (all vCPUs of the domain), 7 this one.
-  #tlbi(vcpu: VcpuState, operation: number, argument: bigint): Outcome {
+  #tlbi(vcpu: VcpuState, operation: number, low: number, high: number): Outcome {
     const crm = (operation >>> 3) & 15;
     const op2 = operation & 7;
     if (operation !== sys(0, 8, crm, op2) || (crm !== 3 && crm !== 7) || op2 === 4 || op2 === 6) return 'undefined';
-    const field = asidOf(vcpu, Number(argument >> 48n));
+    const field = asidOf(vcpu, high >>> 16);
     if (op2 === 0) { // VMALLE1
       flushAll(vcpu);
       if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu, FORGET_STAGE_ONE, ANY_ASID);
@@ -113,16 +112,13 @@ export class Maintenance {
       flushAsid(vcpu, field);
       if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu, forgetAsid(field), field);
     } else { // VAE1, VAAE1, VALE1, VAALE1: the entries of an address, in whatever address space; a superset is allowed.
-      const [low, high] = halves((argument & 0xfff_ffff_ffffn) << 12n);
-      const extended = high & 0x0080_0000 ? high | 0xff00_0000 : high;
-      flushAddress(vcpu, low, extended);
+      // 44 bits are VA[55:12], of which the highest is extended.
+      const addressLow = (low << 12) >>> 0;
+      const addressHigh = (high << 20 | low >>> 20 << 8) >> 8;
+      flushAddress(vcpu, addressLow, addressHigh);
       const asid = op2 === 3 || op2 === 7 ? ANY_ASID : field;
-      if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu, forgetAddress(low, extended), asid);
+      if (crm === 3) this.#engine.host.broadcastTlbInvalidate(vcpu, forgetAddress(addressLow, addressHigh), asid);
     }
     return 'done';
   }
-}
-
-function halves(address: bigint): [number, number] {
-  return [Number(address & 0xffff_ffffn), Number(BigInt.asUintN(32, address >> 32n))];
 }

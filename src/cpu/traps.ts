@@ -168,7 +168,7 @@ export class TrapHandlers {
   }
 
   #sys(vcpu: VcpuState, operation: number, slot: number): void {
-    const outcome = this.#maintenance.perform(vcpu, operation, vcpu.get64(slot));
+    const outcome = this.#maintenance.perform(vcpu, operation, vcpu.get32(slot), vcpu.get32(slot + 4));
     if (outcome === 'undefined') return this.#undefined(vcpu);
     if (outcome === 'trapped') return this.#trapRegister(vcpu, operation, slot, 0);
     if (outcome === 'aborted') return this.#cacheAbort(vcpu);

@@ -38,7 +38,7 @@ test('machine code of regions is bounded as their emitted code is', async (t) =>
   if (executableBytes() === undefined) return t.skip('needs /proc/self/smaps');
   const random = new SeededRandom(1);
   const data = Uint8Array.from({ length: DATA_BYTES }, () => random.below(256));
-  const runner = new ProgramRunner({ regions: { codeMaxBytes: BOUND_BYTES, quantumMin: 100, hotSamples: 1 } });
+  const runner = new ProgramRunner({ regions: { codeMaxBytes: BOUND_BYTES, quantumMin: 100, quantumMax: 200, hotSamples: 1 } });
   // What TypeScript and the interpreter need is there after some programs.
   for (let i = 0; i < 10; i++) runner.run(longProgram(random, { pieces: 24, faults: false }), data);
   const before = executableBytes()!;

@@ -2,7 +2,7 @@
 // instructions only, from the same state must end in the same state, traps and faults included.
 //
 //   ZAZEN_SEED=n   other random numbers (every run prints its seed)
-//   ZAZEN_LINES=n  lines for each kind of memory and size of regions (default 1500)
+//   ZAZEN_LINES=n  lines for each kind of memory and size of regions (default 1000)
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -23,7 +23,7 @@ import { VariantDeck, pieceOf } from './random-lines.ts';
 import type { LinePlace } from './random-lines.ts';
 
 const SEED = Number(process.env['ZAZEN_SEED'] ?? 20_26);
-const LINES = Number(process.env['ZAZEN_LINES'] ?? 1500);
+const LINES = Number(process.env['ZAZEN_LINES'] ?? 1000);
 const PIECES = 8;
 const VARIANTS_PER_ROW = 3;
 const at = vcpuRecord.at;

@@ -74,7 +74,7 @@ const variants: readonly Variant[] = [
   // What is compiled is given up all the time.
   {
     name: 'compiled with room for 12 regions of 6 instructions, in short slices', slice: 700, limit: Math.min(LIMIT, TINY_LIMIT),
-    regions: { quantumMin: 50, hotSamples: 1, regionMax: 6, regionCountMax: 12 },
+    regions: { quantumMin: 50, quantumMax: 500, hotSamples: 1, regionMax: 6, regionCountMax: 12 },
   },
 ];
 

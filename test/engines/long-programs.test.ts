@@ -72,10 +72,10 @@ function randomData(random: SeededRandom): Uint8Array {
 function runners(random: SeededRandom): readonly (readonly [name: string, ProgramRunner])[] {
   const short = (): number => 1 + random.below(60);
   return [
-    ['compiled', new ProgramRunner({ regions: { quantumMin: 20, hotSamples: 1, followCallsAfter: 0 } })],
+    ['compiled', new ProgramRunner({ regions: { quantumMin: 20, quantumMax: 200, hotSamples: 1, followCallsAfter: 0 } })],
     ['compiled, 8 regions of at most 5 instructions kept, i64 memory',
-      new ProgramRunner({ addressType: 'i64', regions: { quantumMin: 15, hotSamples: 1, regionMax: 5, regionCountMax: 8 } })],
-    ['compiled, short slices, no TLB entry outlives one', new ProgramRunner({ regions: { quantumMin: 10, hotSamples: 1, followCallsAfter: 100 } }, short, true)],
+      new ProgramRunner({ addressType: 'i64', regions: { quantumMin: 15, quantumMax: 200, hotSamples: 1, regionMax: 5, regionCountMax: 8 } })],
+    ['compiled, short slices, no TLB entry outlives one', new ProgramRunner({ regions: { quantumMin: 10, quantumMax: 200, hotSamples: 1, followCallsAfter: 100 } }, short, true)],
     ['interpreted, short slices, no TLB entry outlives one, i64 memory', new ProgramRunner({ addressType: 'i64' }, short, true)],
   ];
 }

@@ -15,11 +15,15 @@ export interface PackedRegions {
   /** Places of the instructions of all in their pages, and the instructions. */
   readonly indices: Uint16Array;
   readonly words: Uint32Array;
-  /** Of each, shared by all threads: 1 when it was entered anywhere. */
+  /** Of each, shared by all threads: `ENTERED` when it was entered anywhere. */
   readonly entered: Uint8Array;
 }
 
+/** Who looks may write another number, and sees it again when the region is entered once more. */
+export const ENTERED = 1;
+
 const TABLE_FACTOR = 4;
+const FILTER_BITS = 16;
 
 /** @param regions where several begin at one place, the best first */
 export function packRegions(regions: readonly StoredRegion[], firstIndex: number): PackedRegions {
@@ -41,6 +45,8 @@ export class KnownRegions {
   readonly #table: Uint32Array;
   /** Of a region: 1 + the next one that begins like it. */
   readonly #next: Uint32Array;
+  /** A bit by the same hash, set where a region may begin: most that is asked for is nowhere, and this stays in the cache. */
+  readonly #filter = new Uint32Array(1 << (FILTER_BITS - 5));
 
   constructor(packed: PackedRegions) {
     this.#packed = packed;
@@ -57,6 +63,8 @@ export class KnownRegions {
       this.#entryWords[region] = packed.words[start + packed.indices.subarray(start, end).indexOf(packed.heads[2 * region]!)]!;
     }
     for (let region = count - 1; region >= 0; region--) {
+      const hash = placeHash(packed.heads[2 * region]!, this.#entryWords[region]!) >>> (32 - FILTER_BITS);
+      this.#filter[hash >>> 5]! |= 1 << (hash & 31);
       const place = this.#placeOf(packed.heads[2 * region]!, this.#entryWords[region]!);
       this.#next[region] = this.#table[place]!;
       this.#table[place] = region + 1;
@@ -73,7 +81,8 @@ export class KnownRegions {
 
   /** Whether any region might begin there: of a hundred places, one. */
   begins(index: number, word: number): boolean {
-    return this.#table[this.#placeOf(index, word)] !== 0;
+    const hash = placeHash(index, word) >>> (32 - FILTER_BITS);
+    return (this.#filter[hash >>> 5]! & (1 << (hash & 31))) !== 0 && this.#table[this.#placeOf(index, word)] !== 0;
   }
   /**
    * The best region that begins at a place of a page.
@@ -97,7 +106,7 @@ export class KnownRegions {
   }
   /** Its number in the table, now that it is entered. */
   enter(region: number): number {
-    this.#packed.entered[region] = 1;
+    this.#packed.entered[region] = ENTERED;
     return this.#packed.firstIndex + region;
   }
 }

@@ -89,20 +89,21 @@ test('calls are followed from what has been hot for long, not before', () => {
 test('a place is asked for when it is hot, and once more when a region there has been', () => {
   const { machine } = createTestMachine();
   const asked: HotPlace[] = [];
-  const client = new RegionClient(machine, { request: places => asked.push(...places), receive: () => undefined }, { followCallsAfter: 1000 });
+  const client = new RegionClient(machine, { request: places => asked.push(...places), receive: () => undefined }, { quantumMin: 300, followCallsAfter: 2000 });
   const neighbours = new Int32Array([1, 2]);
   const [RECORD, OTHER] = [0x1000, 0x2000];
-  const sample = (record: number, handler: number, instructions: number): void => {
-    client.sample(record, handler, instructions, () => neighbours);
+  const sample = (record: number, handler: number): void => {
+    while (!client.passed(100));
+    client.sample(record, handler, () => neighbours);
     client.send();
   };
-  sample(RECORD, HANDLER_UNDEFINED, 300);
+  sample(RECORD, HANDLER_UNDEFINED);
   assert.deepEqual(asked, []);
-  sample(RECORD, HANDLER_UNDEFINED, 300);
+  sample(RECORD, HANDLER_UNDEFINED);
   assert.deepEqual(asked.splice(0), [{ record: RECORD, neighbours, followsCalls: false }]);
-  for (const record of [RECORD, OTHER]) sample(record, handlerCount, 900);
+  for (const record of [RECORD, OTHER]) sample(record, handlerCount);
   assert.deepEqual(asked, []);
-  for (let i = 0; i < 3; i++) sample(RECORD, handlerCount, 900);
+  for (let i = 0; i < 3; i++) sample(RECORD, handlerCount);
   assert.deepEqual(asked, [{ record: RECORD, neighbours, followsCalls: true }]);
 });
 

@@ -5,6 +5,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Assembler } from '../../a64/test-assembler.ts';
 import { handlerCount } from '../../a64/table.ts';
+import { vcpuRecord } from '../../abi/vcpu.ts';
 import { GUEST_BASE, createTestMachine, runToHypercall } from '../test-machine.ts';
 import type { TestMachine, TestVcpu } from '../test-machine.ts';
 
@@ -40,6 +41,20 @@ test('a loop that runs long is compiled, with the same result and count', () => 
   assert.deepEqual(run(m, GUEST_BASE), { result: sum(3), retired: RETIRED });
 });
 
+test('a loop in runs that are shorter than the time between two samples is compiled', () => {
+  const m = createTestMachine({ regions: { quantumMin: 500 } });
+  const code = new Assembler().nop().label('again').add(1, 1, 3).subs(0, 0, 1).bCond('ne', 'again').mov(0, 20).emit('WFI').b('again');
+  m.load(GUEST_BASE, code.words());
+  m.vcpu.setX(0, 20n);
+  m.vcpu.setX(1, 0n);
+  m.vcpu.set64(vcpuRecord.at.pcBase, BigInt(GUEST_BASE));
+  const RUNS = 1000;
+  for (let runs = 0; runs < RUNS; runs++) assert.equal(m.engine.run(m.vcpu, 100_000), 'wfi');
+  assert.equal(m.vcpu.x(1), BigInt(RUNS * 20 * 3));
+  assert.equal(m.vcpu.get64(vcpuRecord.at.instructionsRetired), BigInt(RUNS * (20 * 3 + 3)));
+  assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount, 'the loop is a region');
+});
+
 /** Places of regions, in instructions from the start of the memory. */
 function regionsBelow({ engine, machine }: TestMachine, count: number): number[] {
   const slot = engine.decodeCache.slotFor(machine.firstFrame);
@@ -47,7 +62,7 @@ function regionsBelow({ engine, machine }: TestMachine, count: number): number[]
 }
 
 test('what comes behind a trap is compiled', () => {
-  const m = createTestMachine({ regions: { quantumMin: 500 } });
+  const m = createTestMachine({ regions: { quantumMin: 500, quantumMax: 1000 } });
   const MRS_CNTFRQ = 0xd53be003;
   const code = new Assembler().nop().label('again').word(MRS_CNTFRQ).add(1, 1, 3).add(1, 1, 4).subs(0, 0, 1).bCond('ne', 'again').hvc(0);
   m.load(GUEST_BASE, code.words());
@@ -56,7 +71,7 @@ test('what comes behind a trap is compiled', () => {
 });
 
 test('where a region ends for its size, the next one begins', () => {
-  const m = createTestMachine({ regions: { quantumMin: 500, regionMax: 6 } });
+  const m = createTestMachine({ regions: { quantumMin: 500, quantumMax: 1000, regionMax: 6 } });
   const code = new Assembler().nop().label('again');
   for (let i = 0; i < 18; i++) code.add(1, 1, 1);
   m.load(GUEST_BASE, code.subs(0, 0, 1).bCond('ne', 'again').hvc(0).words());

@@ -9,7 +9,8 @@ import { DecodeCache } from '../decode-cache.ts';
 import type { HotPlace, RegionMessage } from './region-parcels.ts';
 
 const QUANTUM_MIN = 6_000;
-const QUANTUM_MAX = 256_000;
+/** How much longer quanta get. */
+const QUANTUM_GROWTH = 40;
 /** Samples at one place that make it hot; and so many more until it is asked for again, its page having changed. */
 const HOT_SAMPLES = 2;
 const AGAIN_SAMPLES = 8;
@@ -22,8 +23,9 @@ const RUNS_WAITED_MAX = 4;
 const PLACES_MAX = 1 << 14;
 
 export interface SamplingOptions {
-  /** Instructions of the shortest quantum. */
+  /** Instructions of the shortest quantum, and of the longest. */
   readonly quantumMin?: number;
+  readonly quantumMax?: number;
   readonly hotSamples?: number;
   /** Instructions; 0: calls are followed from the beginning. */
   readonly followCallsAfter?: number;
@@ -41,12 +43,15 @@ export interface RegionChannel {
  * is where a region may begin. It costs nothing while code runs. Where samples fall into regions, quanta get long.
  */
 export class RegionClient {
-  /** Instructions until the next sample. */
-  quantum: number;
+  /** Instructions until the next sample, at least 1. */
+  untilSample = 0;
+  #quantum = 0;
+  #dice = 1;
   readonly #machine: MachineMemory;
   readonly #decodeCache: DecodeCache;
   readonly #channel: RegionChannel;
   readonly #quantumMin: number;
+  readonly #quantumMax: number;
   readonly #hotSamples: number;
   readonly #followCallsAfter: number;
   readonly #samples = new Map<number, number>();
@@ -59,9 +64,12 @@ export class RegionClient {
   #parcelsSeen = 0;
 
   constructor(machine: MachineMemory, channel: RegionChannel, options: SamplingOptions = {}) {
-    const { quantumMin = QUANTUM_MIN, hotSamples = HOT_SAMPLES, followCallsAfter = FOLLOW_CALLS_AFTER } = options;
-    this.quantum = quantumMin;
+    const {
+      quantumMin = QUANTUM_MIN, quantumMax = quantumMin * QUANTUM_GROWTH, hotSamples = HOT_SAMPLES, followCallsAfter = FOLLOW_CALLS_AFTER,
+    } = options;
     this.#quantumMin = quantumMin;
+    this.#quantumMax = quantumMax;
+    this.#begin(quantumMin);
     this.#hotSamples = hotSamples;
     this.#followCallsAfter = followCallsAfter;
     this.#machine = machine;
@@ -73,18 +81,34 @@ export class RegionClient {
   isInRegions = false;
 
   /**
+   * So many instructions have been run. Quanta are not cut short by the ends of runs: a guest that sleeps every few thousand
+   * instructions would hardly have samples.
+   * @returns whether a quantum has ended: `sample` is next
+   */
+  passed(instructions: number): boolean {
+    const ends = instructions >= this.untilSample;
+    if (ends) this.#begin(this.#quantum);
+    else this.untilSample -= instructions;
+    return ends;
+  }
+  /** A quantum of about so many instructions: not in step with what the guest does periodically. */
+  #begin(instructions: number): void {
+    this.#quantum = instructions;
+    this.#dice = (Math.imul(this.#dice, 1664525) + 1013904223) >>> 0;
+    this.untilSample = Math.ceil(instructions * (1 - this.#dice / 2 ** 35));
+  }
+  /**
    * A quantum has ended at a record that holds a handler's or region's number.
-   * @param instructions of the quantum
    * @param neighbours called where the place is asked for
    */
-  sample(record: number, handler: number, instructions: number, neighbours: () => Int32Array): void {
+  sample(record: number, handler: number, neighbours: () => Int32Array): void {
     this.isInRegions = handler >= handlerCount;
     if (handler >= handlerCount) {
-      this.#weigh(record, instructions, neighbours);
-      this.quantum = Math.min(QUANTUM_MAX, this.quantum * 2);
+      this.#weigh(record, this.#quantum, neighbours);
+      this.#begin(Math.min(this.#quantumMax, this.#quantum * 2));
       return;
     }
-    this.quantum = this.#quantumMin;
+    this.#begin(this.#quantumMin);
     if (handler === HANDLER_END_OF_PAGE) return;
     const samples = (this.#samples.get(record) ?? 0) + 1;
     if (this.#samples.size >= PLACES_MAX) this.#samples.clear();
@@ -113,8 +137,12 @@ export class RegionClient {
     this.#wanted = [];
   }
 
-  /** A run has ended: what was found may wait for a few more, for a message costs as much as thousands of instructions. */
-  endRun(): void {
+  /**
+   * A run has ended: what was found may wait for a few more, for a message costs as much as thousands of instructions.
+   * @param instructions of it that have not been told to `passed`
+   */
+  endRun(instructions: number): void {
+    this.passed(instructions);
     if (this.#wanted.length === 0 && !this.#wantsLook) return;
     if (++this.#runsWaited >= RUNS_WAITED_MAX) this.send();
   }

@@ -128,7 +128,7 @@ test('a stored region is entered when a vCPU has got to its place, hot or not', 
 
 test('code that changes: of each of its contents the stored region is found, as often as it changes', () => {
   const store = storeOf([2, 3, 4]);
-  const m = createTestMachine({ regions: { quantumMin: 500, store } });
+  const m = createTestMachine({ regions: { quantumMin: 500, quantumMax: 1000, store } });
   for (const constant of [2, 3, 4, 2, 4, 5, 3]) {
     m.load(GUEST_BASE, loop(constant));
     assert.deepEqual(run(m), { result: BigInt(constant * LOOPS), retired: BigInt(3 * LOOPS + 2) });
