@@ -4,8 +4,12 @@
 
 import { enableCompileCache } from 'node:module';
 import { compileCacheFolder } from '../src/base/cache-folder.ts';
+import { importOwnQuickly } from '../src/base/own-imports.ts';
+import { beginPcpuAhead } from '../src/host/pcpu-ahead.ts';
 
 enableCompileCache(compileCacheFolder());
+importOwnQuickly();
+beginPcpuAhead();
 const [{ Host }, { measureRestore, measureSpeed }] =
   await Promise.all([import('../src/host/index.ts'), import('./restored-guest.ts')]);
 const [path, savedAt] = process.argv.slice(2);

@@ -14,8 +14,8 @@ import type { Verb } from './verb.ts';
 export const createVerb: Verb = {
   name: 'create',
   summary: 'Create a domain from a configuration in the syntax of xl.cfg, on a host that runs.',
-  details: 'Taken: name, uuid, type, memory, maxmem, vcpus, kernel, ramdisk, cmdline, root, extra, disk, on_poweroff,\n'
-    + 'on_reboot and on_crash (destroy, restart, preserve). Without kernel the guest is Debian. Devices that Zazen\n'
+  details: 'Taken: name, uuid, type, memory, maxmem, vcpus, cpu_weight, cap, kernel, ramdisk, cmdline, root, extra, disk, vif,\n'
+    + 'on_poweroff, on_reboot and on_crash (destroy, restart, preserve). Without kernel the guest is Debian. Devices that Zazen\n'
     + 'does not have are refused by name; other keys are left out with a warning.',
   positionals: [{ name: 'FILE' }, { name: 'KEY=VALUE', optional: true, many: true }],
   options: {

@@ -27,6 +27,7 @@ function readFormat({ values }: Arguments): DiskFormat | undefined {
 const createVerb: Verb = {
   name: 'disk create',
   summary: 'Make an empty disk, or a layer on top of another disk.',
+  details: 'SIZE is such as 4GiB; a layer on top of another disk has the size of that unless given.',
   positionals: [FILE, { name: 'SIZE', optional: true }],
   options: {
     format: { ...FORMAT, help: 'raw, or layer (default with --backing)' },

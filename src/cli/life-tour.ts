@@ -20,7 +20,7 @@ async function timed<T>(work: () => Promise<T>): Promise<[result: T, millis: num
   return [await work(), performance.now() - start];
 }
 
-/** Resolves when the guest has put out another line. */
+/** Resolves when the guest has put out another whole line; what it reads first is what the guest has said before. */
 async function nextOutput(domain: Domain): Promise<void> {
   const stream = domain.attachConsole();
   try {
@@ -28,9 +28,9 @@ async function nextOutput(domain: Domain): Promise<void> {
     let first = -1;
     for await (const chunk of stream) {
       text += String(chunk);
-      const turn = Number(/.*turn (\d+)/s.exec(text)?.[1] ?? -1);
+      const turn = Number(/.*turn (\d+)\r?\n/s.exec(text)?.[1] ?? -1);
       if (first < 0) first = turn;
-      else if (turn > first + 1) return;
+      else if (turn > first) return;
     }
   } finally {
     stream.destroy();
@@ -51,7 +51,7 @@ export async function lifeTour(host: Host, signal: AbortSignal): Promise<string>
     rows.push(...await memoryRows(domain, checkpoint));
     const [, destroyMillis] = await timed(() => domain.destroy());
     rows.push(['destroy', millis(destroyMillis), '1 TB: 10 minutes (scrubbed before it returned)']);
-    return formatColumns(['a running guest of 400 MiB', 'here', 'the complaint'], rows, new Set());
+    return formatColumns(['a running guest of 400 MiB', 'here', 'reported of another hypervisor'], rows, new Set());
   } finally {
     await rm(folder, { recursive: true, force: true });
   }

@@ -53,8 +53,8 @@ const detachVerb: Verb = {
 const forwardVerb: Verb = {
   name: 'network-forward',
   summary: 'Forward a port of the host to a domain that runs; prints it with the host\'s port as it is.',
-  details: 'FORWARD is [ADDRESS:]HOSTPORT:GUESTPORT[/udp], as with -p of run; host port 0 is any free one. The address is '
-    + '127.0.0.1 unless given.',
+  details: 'FORWARD is [ADDRESS:]HOSTPORT:GUESTPORT[/udp], as with -p of run; host port 0 is any free one.\n'
+    + 'The address is 127.0.0.1 unless given.',
   positionals: [DOMAIN, { name: 'FORWARD' }],
   options: {
     card: { value: 'NUMBER', help: 'by this card of the guest (default: its first)' },

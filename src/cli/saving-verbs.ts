@@ -79,8 +79,8 @@ async function write(command: CommandOf<'save' | 'dump-core'>, args: Arguments, 
 const restoreVerb: Verb = {
   name: 'restore',
   summary: 'Make a domain that goes on where a file was saved; prints its name.',
-  details: 'It runs while its memory is still being read. Until all is read (image.isComplete in `zazen list --json`), the '
-    + 'file may be removed or replaced, but not changed.',
+  details: 'It runs while its memory is still being read. Until all is read (image.isComplete in `zazen list --json`),\n'
+    + 'the file may be removed or replaced, but not changed.',
   positionals: [{ name: 'FILE' }],
   options: {
     name: { value: 'NAME', help: 'what to call it (default: as it was called)' },

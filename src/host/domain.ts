@@ -17,7 +17,7 @@ import { attachGuestCommand } from './guest-command.ts';
 import { GuestDevices } from './guest-devices.ts';
 import { checkNics } from './guest-nics.ts';
 import type { DeviceState, DomainEnds, DomainIdentity } from './guest-devices.ts';
-import { releaseDisks } from './guest-disks.ts';
+import { hvmFixed, releaseDisks } from './guest-disks.ts';
 import type { OpenedDisk } from './guest-disks.ts';
 import { EventLog } from './event-log.ts';
 import { checkShare } from './domain-spec.ts';
@@ -384,7 +384,7 @@ export class HostedDomain implements Domain, ImageUser {
   }
   #assertPluggable(): void {
     if (this.#devices.emulated === undefined) return;
-    throw new ZazenError('ZAZEN_HVM_FIXED', 'network cards of a guest of type hvm neither come nor go while it runs');
+    throw hvmFixed('network cards');
   }
 
   async checkpoint(): Promise<Checkpoint> {

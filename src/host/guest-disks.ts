@@ -75,6 +75,12 @@ export async function releaseDisks(saved: readonly SavedDisk[]): Promise<void> {
 type DiskDevice = Pick<BlockDevice, 'device' | 'path' | 'disk' | 'metrics' | 'agreed' | 'pause' | 'letGo' | 'resume' | 'save'
   | 'restore' | 'askToDetach' | 'close' | 'resize'>;
 
+/** A virtio-mmio transport cannot say that a slot has been filled or emptied (docs/hvm.md). */
+export function hvmFixed(devices: string): ZazenError {
+  return new ZazenError('ZAZEN_HVM_FIXED', `${devices} of a guest of type hvm neither come nor go while it runs`,
+    { hint: 'name them when the guest is created, or create it with type pvh' });
+}
+
 interface Attached {
   readonly device: DiskDevice;
   readonly spec: DiskSpec;
@@ -178,7 +184,7 @@ export class GuestDisks {
 
   #assertPluggable(): void {
     if (this.#machine === undefined) return;
-    throw new ZazenError('ZAZEN_HVM_FIXED', 'disks of a guest of type hvm neither come nor go while it runs');
+    throw hvmFixed('disks');
   }
 
   // ---- coming and going ---------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ test('a pCPU begins when there is a vCPU for it', async (t) => {
     memoryBytes: 256 * 2 ** 20, pcpus: 3, clock: systemClock, random: new SeededRandom(1), log: () => {},
   });
   t.after(() => core.close());
-  await core.startWorkers();
+  core.startWorkers();
+  await core.firstPcpuRuns;
   assert.equal(core.startedPcpus, 1);
   const first = core.takeVcpus(1)!;
   assert.equal(core.startedPcpus, 1);

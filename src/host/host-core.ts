@@ -38,6 +38,7 @@ import { DiskThread } from './disk-thread.ts';
 import { HostNetworks } from './networks.ts';
 import { interpreterFor } from './kept-interpreter.ts';
 import { LoadedImages } from './loaded-images.ts';
+import { takePcpuThread } from './pcpu-ahead.ts';
 import type { PCpuWorkerData } from './pcpu-loop.ts';
 import { QuietTimes } from './quiet-times.ts';
 import { SampleSubscriptions } from './sample.ts';
@@ -105,7 +106,10 @@ export class HostCore {
   readonly diskThread: DiskThread;
   /** What domains were restored from. */
   readonly images = new LoadedImages(this);
+  /** Resolves when a guest that is let go runs at once; where somebody else runs the pCPUs, it has. */
+  firstPcpuRuns: Promise<unknown> = Promise.resolve();
   readonly #workers: Worker[] = [];
+  #interpreter: Promise<WebAssembly.Module> | undefined;
   /** Begin what has no thread yet: the translator, and pCPUs in their order. */
   #startTranslator: (() => void) | undefined;
   #spares: (() => void)[] = [];
@@ -118,8 +122,7 @@ export class HostCore {
   #releaseWatch: NodeJS.Timeout | undefined;
   #isClosing = false;
   #closed = false;
-  #settling: NodeJS.Timeout | undefined;
-  readonly #quietTimes = new QuietTimes();
+  readonly #settling: NodeJS.Timeout[] = [];
   #housekeeping: NodeJS.Timeout | undefined;
   readonly #workersEnded: Promise<void>[] = [];
 
@@ -154,37 +157,46 @@ export class HostCore {
   }
 
   /**
-   * Resolves when the first pCPU's thread has all that it needs and loads its code, beside which the main thread can make a
-   * guest ready. The translator begins when there is a vCPU, the other pCPUs when there are vCPUs for them, or later: loading their code
+   * The first pCPU's thread loads its code, and the interpreter is compiled, beside which the main thread can make a guest
+   * ready. The translator begins when there is a vCPU, the other pCPUs when there are vCPUs for them, or later: loading their code
    * would keep those two from their cores.
    */
-  async startWorkers(): Promise<void> {
+  startWorkers(): void {
     const { pcpuCount } = this.thread.machine.parameters;
     const channels = Array.from({ length: pcpuCount }, () => new MessageChannel());
     const first = this.#startPcpu(0, channels[0]!.port1);
-    const interpreter = await interpreterFor(this.thread.machine);
-    first.postMessage(interpreter);
+    this.firstPcpuRuns = new Promise(resolve => { first.once('message', resolve).once('exit', resolve); });
     this.#startTranslator = () => this.#makeTranslator(channels.map(({ port2 }) => port2));
-    this.#spares = channels.slice(1).map(({ port1 }, i) => () => this.#startPcpu(i + 1, port1).postMessage(interpreter));
+    this.#spares = channels.slice(1).map(({ port1 }, i) => () => { this.#startPcpu(i + 1, port1); });
     void this.#listen();
     this.#housekeeping = setInterval(() => this.#keepHouse(), HOUSEKEEPING_MILLIS).unref();
-    const latest = performance.now() + SETTLE_MILLIS;
-    this.#settling = setInterval(() => {
-      if (this.#quietTimes.look(performance.now(), this.#busyNanos()) || performance.now() >= latest) this.#settle();
-    }, SETTLE_LOOK_MILLIS).unref();
+    this.#whenSettled(() => {
+      this.startThreads(this.thread.machine.parameters.pcpuCount);
+      this.onSettled();
+    });
   }
 
-  #settle(): void {
-    clearInterval(this.#settling);
-    this.startThreads(this.thread.machine.parameters.pcpuCount);
-    this.onSettled();
+  /** Guests are at rest, or it is time for what had to wait for that. */
+  #whenSettled(action: () => void): void {
+    const quietTimes = new QuietTimes();
+    const latest = performance.now() + SETTLE_MILLIS;
+    const watch = setInterval(() => {
+      if (!quietTimes.look(performance.now(), this.#busyNanos()) && performance.now() < latest) return;
+      clearInterval(watch);
+      action();
+    }, SETTLE_LOOK_MILLIS).unref();
+    this.#settling.push(watch);
   }
 
   /** An error in a worker is our bug: the host's state cannot be trusted any more. */
   #startPcpu(pcpu: number, translator: MessagePort): Worker {
-    const workerData: PCpuWorkerData = { memory: this.thread.machine.memory, pcpu, translator, lanes: this.diskThread.lanes };
-    const worker = startWorker(new URL('./pcpu-worker.ts', import.meta.url),
-      { workerData, name: `pcpu${pcpu}`, transferList: [translator] });
+    const { machine } = this.thread;
+    const { port1, port2: interpreter } = new MessageChannel();
+    const workerData: PCpuWorkerData = { memory: machine.memory, pcpu, interpreter, translator, lanes: this.diskThread.lanes };
+    const worker = takePcpuThread(pcpu);
+    worker.postMessage(workerData, [interpreter, translator]);
+    this.#interpreter ??= interpreterFor(machine);
+    void this.#interpreter.then(module => port1.postMessage(module));
     worker.on('error', error => { throw error; });
     worker.on('message', message => { if (message instanceof BigUint64Array) this.samples.deliver(message); });
     this.#workers.push(worker);
@@ -207,8 +219,11 @@ export class HostCore {
 
   /** A guest boots: for the first one, what the last one of a former process needed is compiled at once. */
   prepareBoot(): void {
-    if (!this.#isBootPrepared) this.#translator?.postMessage('boot' satisfies TranslatorOrder);
+    if (this.#isBootPrepared || this.#translator === undefined) return;
     this.#isBootPrepared = true;
+    const order = (name: TranslatorOrder): void => this.#translator!.postMessage(name);
+    order('boot');
+    this.#whenSettled(() => order('booted'));
   }
   #makeTranslator(ports: MessagePort[]): void {
     const workerData: TranslatorWorkerData = { memory: this.thread.machine.memory, ports };
@@ -373,7 +388,7 @@ export class HostCore {
 
   async close(): Promise<void> {
     this.#closed = true;
-    clearInterval(this.#settling);
+    this.#settling.forEach(watch => clearInterval(watch));
     this.events.end();
     await this.images.close();
     await Promise.all([...this.frozenDisks].map(releaseDisks));

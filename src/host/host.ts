@@ -261,7 +261,7 @@ async function start(options: HostOptions = {}): Promise<HostInterface> {
   });
   core.onSettled = warmUpLater;
   core.onCheckpoint = warmUpForCheckpoints;
-  await core.startWorkers();
+  core.startWorkers();
   return hostOf(core, options.cacheDir);
 }
 

@@ -178,6 +178,8 @@ export async function loadCheckpoint(core: HostCore, path: string, options: Load
       await image.hotPagesBegun;
       if (options.lazy === false) await image.complete(options);
       readHeldPages(core, image, state);
+      // A guest whose time goes on before it runs has timers to make up for, and needs pages that nobody has foreseen.
+      await core.firstPcpuRuns;
       options.signal?.throwIfAborted();
       root = core.thread.p2m.share(image.root, HOST_ACCOUNT);
       if (root === 0) throw outOfMemory(path);

@@ -8,6 +8,7 @@ import { after, test } from 'node:test';
 import { Assembler } from '../a64/test-assembler.ts';
 import { MACHINE_HEADER } from '../abi/machine-memory.ts';
 import { vcpuRecord } from '../abi/vcpu.ts';
+import { ENTERED } from '../cpu/jit/known-regions.ts';
 import type { StoredRegion } from '../cpu/jit/region-store.ts';
 import { GUEST_BASE, createTestMachine } from '../cpu/test-machine.ts';
 import { KeptRegions } from './kept-regions.ts';
@@ -28,10 +29,13 @@ function boot(needs: (region: StoredRegion) => boolean, code?: readonly number[]
   const { machine } = createTestMachine();
   const kept = KeptRegions.open(machine)!;
   let prepared: readonly StoredRegion[] = [];
+  let entered = new Uint8Array(0);
   kept.prepareBoot(regions => {
     prepared = regions;
-    return { placed: regions, entered: Uint8Array.from(regions, region => Number(needs(region))) };
+    entered = new Uint8Array(regions.length);
+    return { placed: regions, entered };
   });
+  prepared.forEach((region, i) => { if (needs(region)) entered[i] = ENTERED; });
   if (code !== undefined) {
     const m = createTestMachine({ regions: { quantumMin: 500, store: kept.store } });
     m.load(GUEST_BASE, code);
@@ -42,6 +46,11 @@ function boot(needs: (region: StoredRegion) => boolean, code?: readonly number[]
       m.engine.run(m.vcpu, 1000 + slices % 19);
     }
   }
+  let uses = 0;
+  const use = kept.store.use.bind(kept.store);
+  kept.store.use = region => { uses++; use(region); };
+  for (let looks = 0; looks < 3; looks++) kept.notice();
+  assert.equal(uses, prepared.filter(needs).length, 'what was entered before a look is noted by that one');
   kept.save();
   return { prepared: prepared.map(({ entry }) => entry), found: machine.u32[MACHINE_HEADER.at.foundRegions >>> 2]! };
 }

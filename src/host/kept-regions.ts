@@ -3,6 +3,7 @@
 
 import { MACHINE_HEADER } from '../abi/machine-memory.ts';
 import { regionStoreFolder } from '../base/cache-folder.ts';
+import { ENTERED } from '../cpu/jit/known-regions.ts';
 import { RegionStore, byWorth, identityOf } from '../cpu/jit/region-store.ts';
 import type { StoredRegion } from '../cpu/jit/region-store.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
@@ -16,8 +17,9 @@ const SAVE_LAST_MILLIS = 300_000;
 const BOOT_LIST = 'boot';
 /** Of them at most: compiling them takes a tenth of a millisecond each, beside a guest that boots. */
 const BOOT_LIST_MAX = 4096;
+const NOTED = 2;
 
-/** Regions that were compiled before anybody needed them, and of each whether it was entered since: not 0. */
+/** Regions that were compiled before anybody needed them, and of each whether it was entered since the last look, `ENTERED`. */
 export interface PreparedRegions {
   readonly placed: readonly StoredRegion[];
   readonly entered: Uint8Array;
@@ -71,7 +73,12 @@ export class KeptRegions {
   /** Of those that were prepared, pCPUs say nothing when they enter them. */
   #noteEntered(): void {
     const { placed, entered } = this.#prepared;
-    placed.forEach((region, i) => { if (entered[i] !== 0) this.store.use(region); });
+    // Thousands, and this is done after each module.
+    for (let i = 0; i < entered.length; i++) {
+      if (entered[i] !== ENTERED) continue;
+      this.store.use(placed[i]!);
+      entered[i] = NOTED;
+    }
   }
 
   #count(): void {

@@ -37,6 +37,8 @@ import { takeSample } from './sample.ts';
 export interface PCpuWorkerData {
   readonly memory: WebAssembly.Memory;
   readonly pcpu: number;
+  /** Where the interpreter comes from when it has been compiled. */
+  readonly interpreter: MessagePort;
   /** To the translator's thread: hot places go out, parcels come in. */
   readonly translator: MessagePort;
   /** Rings of disks (devices/block/lane.ts). */
@@ -111,7 +113,7 @@ export function assemblePcpu({ machine, pcpu, clock, interpreter, regions, image
 
 /**
  * @param interpreter compiled by the host, from `buildInterpreter`
- * @param port to the host, which posts images (image-source.ts)
+ * @param port to the host, which posts images (image-source.ts), and first of all hears that vCPUs are run from now on
  * @returns when the host closes
  */
 export function runPcpu(
@@ -133,11 +135,13 @@ export function runPcpu(
     const { domain, vcpuId } = host.caller(vcpu);
     port.postMessage(takeSample(engine, vcpu, [domain.domid, vcpuId], nanos));
   };
-  new PCpu(engine, {
+  const loop = new PCpu(engine, {
     pcpu, machine, scheduling, safePoints, timers, onRunstate, onSample, clock: systemClock,
     idleWork: firstOf(new CodeAhead(new DecodeAhead(machine, engine.decodeCache), safePoints),
       new HeapIdleWork(thread.heap, scheduling, safePoints), new SlotsAhead(engine.decodeCache), new WarmDecoding(engine.decodeCache)),
     stallReason: () => host.lostGfn === undefined ? STALL_OUT_OF_FRAMES : STALL_LOST_PAGE + host.lostGfn,
     onStall: domid => notifyHostOf(hypercalls.domains.record(0), domid),
-  }).runLoop();
+  });
+  port.postMessage('runs');
+  loop.runLoop();
 }

@@ -1,10 +1,11 @@
 // Entry of a pCPU's worker thread.
 
-import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { parentPort, receiveMessageOnPort } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import { failTogether } from '../base/failure.ts';
 import { importOwnQuickly } from '../base/own-imports.ts';
+import type { PCpuWorkerData } from './pcpu-loop.ts';
 
 const LOOK_MILLIS = 1;
 
@@ -12,17 +13,18 @@ assert(parentPort !== null, 'this file is the entry of a worker');
 failTogether();
 importOwnQuickly();
 const { runPcpu } = await import('./pcpu-loop.ts');
-runPcpu(workerData, firstMessage(parentPort), parentPort);
+const data = nextMessage<PCpuWorkerData>(parentPort);
+runPcpu(data, nextMessage<WebAssembly.Module>(data.interpreter), parentPort);
 
 /**
- * The interpreter, which mostly has come by now. Nobody listens to the port: what else comes, images, is taken from its queue when it
- * is needed (image-source.ts), and a listener that goes would leave it to nobody.
+ * Both have mostly come by now. Nobody listens to the ports: what else comes from the host, images, is taken from its port's
+ * queue when it is needed (image-source.ts), and a listener that goes would leave it to nobody.
  */
-function firstMessage(port: MessagePort): WebAssembly.Module {
+function nextMessage<T>(port: MessagePort): T {
   const nothing = new Int32Array(new SharedArrayBuffer(4));
   for (;;) {
     const received = receiveMessageOnPort(port);
-    if (received !== undefined) return received.message as WebAssembly.Module;
+    if (received !== undefined) return received.message as T;
     Atomics.wait(nothing, 0, 0, LOOK_MILLIS);
   }
 }

@@ -27,18 +27,20 @@ function optimised(script: string): number[] {
   return [...output.matchAll(/#0 using TurboFan.*bodysize (\d+)/g)].map(match => Number(match[1]));
 }
 
-test('regions are optimised early, and nothing else is', () => {
-  const [region, other] = [countingModule(1000), countingModule(2000)];
+test('regions are optimised early, but not those that are made while a guest boots, and nothing else is', () => {
+  const [region, other, booting] = [countingModule(1000), countingModule(2000), countingModule(3000)];
   const count = (module: string): string =>
     `new WebAssembly.Instance(${module}, { env: { memory: new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true }) } }).exports.count(100_000);`;
   const bytesOf = ({ bytes }: typeof region): string => `Buffer.from('${Buffer.from(bytes).toString('base64')}', 'base64')`;
   const found = optimised(`import assert from 'node:assert';
     const { makeRegionModule } = await import(process.env.REGION_MODULE);
-    ${count(`makeRegionModule(${bytesOf(region)})`)}
-    assert.throws(() => makeRegionModule(new Uint8Array(8)), WebAssembly.CompileError);
+    ${count(`makeRegionModule(${bytesOf(booting)}, true)`)}
+    ${count(`makeRegionModule(${bytesOf(region)}, false)`)}
+    assert.throws(() => makeRegionModule(new Uint8Array(8), false), WebAssembly.CompileError);
     ${count(`new WebAssembly.Module(${bytesOf(other)})`)}
     console.log('done');`);
   assert.ok(found.includes(region.bodyBytes), 'the region is');
+  assert.ok(!found.includes(booting.bodyBytes), 'one of a boot is not');
   assert.ok(!found.includes(other.bodyBytes), 'one that is made after it is not, nor after one that could not be made');
 });
 

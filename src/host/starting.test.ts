@@ -11,6 +11,27 @@ import { loadCheckpoint } from './image-files.ts';
 import type { Domain } from './types.ts';
 import { smallMachine } from './warm-up.ts';
 
+test('a guest is not made of an image before a pCPU can run it: its time would go on', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'zazen-'));
+  t.after(() => rm(folder, { recursive: true }));
+  const { core, domain } = smallMachine();
+  const path = join(folder, 'small.core');
+  await domain.save(path);
+  const order: string[] = [];
+  Object.defineProperty(core, 'firstPcpuRuns', { get: async () => {
+    await new Promise(setImmediate);
+    order.push('runs');
+  } });
+  const { parts, done } = await loadCheckpoint(core, path, {});
+  order.push('loaded');
+  const checkpoint = new HeldCheckpoint(core, parts);
+  done();
+  await checkpoint.destroy();
+  assert.deepEqual(order, ['runs', 'loaded']);
+  await domain.destroy();
+  await core.close();
+});
+
 test('a restored domain is let go when its memory is there, once, and not if it was paused or destroyed meanwhile', async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'zazen-'));
   t.after(() => rm(folder, { recursive: true }));

@@ -20,8 +20,9 @@ export function runTranslator({ memory, ports }: TranslatorWorkerData, control: 
   const machine = MachineMemory.attach(memory);
   const { addressType, sizeBytes } = machine.parameters;
   const kept = KeptRegions.open(machine);
+  let isBooting = false;
   const translator = new Translator(machine, { addressType, minPages: 1, maxPages: sizeBytes / WASM_PAGE_BYTES },
-    MACHINE_HEADER.at.pairLock, { makeModule: makeRegionModule, store: kept?.store });
+    MACHINE_HEADER.at.pairLock, { makeModule: bytes => makeRegionModule(bytes, isBooting), store: kept?.store });
   let timer: NodeJS.Timeout | undefined;
   let waitMillis = GATHER_MILLIS;
   /** Who has run last: what is found without having been asked for is entered there. */
@@ -66,7 +67,9 @@ export function runTranslator({ memory, ports }: TranslatorWorkerData, control: 
     timer = setTimeout(translate, GATHER_MILLIS);
   }));
   control.on('message', (order: TranslatorOrder) => {
-    if (order === 'boot') return prepareBoot();
+    isBooting = order === 'boot';
+    if (isBooting) prepareBoot();
+    if (order !== 'close') return;
     kept?.save();
     // It ends this thread alone.
     process.exit();

@@ -6,8 +6,8 @@ import { assert } from '../base/assert.ts';
 import { failTogether } from '../base/failure.ts';
 import { importOwnQuickly } from '../base/own-imports.ts';
 
-/** The first guest boots; or the host closes, and the thread ends. */
-export type TranslatorOrder = 'boot' | 'close';
+/** The first guest boots; it has booted; or the host closes, and the thread ends. */
+export type TranslatorOrder = 'boot' | 'booted' | 'close';
 
 export interface TranslatorWorkerData {
   readonly memory: WebAssembly.Memory;

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { DOMAIN } from '../abi/domain-record.ts';
 import { FEW, MANY, smallMachine, warmUp } from './warm-up.ts';
 
 test('the verbs run on a machine without pCPUs, any number of times', async () => {
@@ -10,6 +11,18 @@ test('the verbs run on a machine without pCPUs, any number of times', async () =
   } finally {
     clearInterval(alive);
   }
+});
+
+test('what is run in advance is the rollback that a guest gets: in place', async () => {
+  const { core, domain } = smallMachine();
+  const root = (): number => core.thread.hypercalls.domains.record(domain.id).get(DOMAIN.at.p2mRoot);
+  const checkpoint = await domain.checkpoint();
+  const before = root();
+  await domain.rollback(checkpoint);
+  assert.equal(root(), before);
+  await checkpoint.destroy();
+  await domain.destroy();
+  await core.close();
 });
 
 test('the host hears of each checkpoint that somebody asks for', async () => {

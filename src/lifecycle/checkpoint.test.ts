@@ -196,6 +196,34 @@ test('what a guest writes until it has stopped is put back as well, in place', (
   }
 });
 
+test('what the hypervisor offers and the guest has not mapped comes back in place, and anew once it is mapped', () => {
+  const machine = new Machine();
+  const { domain } = machine.create();
+  const { u32 } = machine.thread.machine;
+  const fields = [DOMAIN.at.sharedInfo, DOMAIN.at.grants];
+  // Words that nobody else writes to.
+  const words = (): number[] => fields.map((field) => heldMfn(machine.thread.environment, domain.address + field) * FRAME_WORDS + 1000);
+  const write = (value: number): void => { for (const word of words()) u32[word] = value; };
+  machine.write(domain, RAM_GFN, 1);
+  write(1);
+  const frozen = machine.freeze(domain)!;
+  const root = domain.get(DOMAIN.at.p2mRoot);
+  for (const isMapped of [false, true]) {
+    machine.write(domain, RAM_GFN, 2);
+    write(2);
+    if (isMapped) machine.mapHeld(domain);
+    assert(machine.rollBack(domain, frozen));
+    assert.equal(domain.get(DOMAIN.at.p2mRoot) === root, !isMapped);
+    assert.deepEqual(words().map((word) => u32[word]), [1, 1]);
+    assert.equal(machine.read(domain, RAM_GFN), 1);
+    assert.deepEqual(fields.map((field) => domain.get(field + HELD_FRAME.at.gfn)), [NO_GFN, NO_GFN]);
+    machine.audit();
+  }
+  machine.drop(frozen);
+  machine.destroy(domain);
+  machine.audit();
+});
+
 /** Where in u32 it stands which interrupts of a vCPU wait, and which ones the guest is in the middle of. */
 const gicFields = ({ gic }: HypervisorThread) => (record: DomainRecord, vcpuId: number): number[] =>
   (['enabled', 'pending', 'active', 'pmr', 'ap1r0'] as const)

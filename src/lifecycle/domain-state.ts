@@ -288,7 +288,7 @@ export function revertDomain(
   if (count < 0) return undefined;
   const { u32 } = machine;
   // Pages that the hypervisor writes stay in their frames: what changes is what is in them.
-  const held = new Set(own.held);
+  const held = new Set(own.held.filter((_, i) => state.held[i]!.bytes === undefined));
   const copies: number[] = [];
   let kept = 0;
   for (let i = 0; i < 2 * count; i += 2) {
@@ -311,6 +311,7 @@ export function revertDomain(
   // While the old memory is still there: closing takes back events that are on their way.
   if (!isConnected) channels.disconnect(record);
   for (let i = 0; i < copies.length; i += 2) machine.copyFrame(copies[i]!, copies[i + 1]!);
+  state.held.forEach(({ bytes }, i) => { if (bytes !== undefined) machine.u8.set(bytes, own.held[i]! * FRAME_BYTES); });
   for (const mfn of own.activeFrames) machine.zeroFrame(mfn);
   return { ...own, isConnected };
 }
@@ -330,7 +331,7 @@ function tablesOf(record: DomainRecord, state: DomainState): Omit<PreparedDomain
     && (record.get(at.emulated) !== 0) === (state.emulated !== undefined);
   forEachHeld(record, (vcpuId, offset, _address, mfn, gfn) => {
     const saved = state.held[held.length];
-    matches &&= saved !== undefined && saved.bytes === undefined
+    matches &&= saved !== undefined && (saved.bytes === undefined || saved.gfn === NO_GFN)
       && saved.vcpuId === vcpuId && saved.offset === offset && saved.gfn === gfn;
     held.push(mfn);
   });

@@ -12,7 +12,8 @@ import { HostCore } from '../../src/host/host-core.ts';
 const core = new HostCore({
   memoryBytes: 256 * 2 ** 20, pcpus: 1, clock: systemClock, random: new SeededRandom(1), log: () => {},
 });
-await core.startWorkers();
+core.startWorkers();
+await core.firstPcpuRuns;
 const { scheduling, machine } = core.thread;
 
 /** There is no vCPU of that number, so the pCPU's thread, when it takes it, fails with the queue's lock. */
