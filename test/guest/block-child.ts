@@ -1,6 +1,6 @@
 // A host of its own, to be killed: its guest writes numbered blocks, each flushed before it says so.
 
-import { collect } from './guests.ts';
+import { FAST_BOOT, collect } from './guests.ts';
 import { hostMemory } from '../host-memory.ts';
 import { Host } from '../../src/host/index.ts';
 import { createInterface } from 'node:readline';
@@ -11,7 +11,7 @@ const script = `i=0; while [ $i -lt 64 ]; do
   echo "block $i " | dd of=/dev/xvda bs=4096 seek=$((i*16)) conv=notrunc,sync,fsync 2>/dev/null && echo "flushed $i"
   i=$((i+1))
 done; sleep 1000`;
-const domain = await host.create({ memory: '128MiB', cmdline: 'quiet', disks: [{ path, format: 'raw' }], exec: script });
+const domain = await host.create({ memory: '128MiB', cmdline: FAST_BOOT, disks: [{ path, format: 'raw' }], exec: script });
 const output = collect(domain.exec!.output);
 createInterface(domain.exec!.output).on('line', (line) => process.stdout.write(`${line}\n`));
 await output.until('flushed 20');

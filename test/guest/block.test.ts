@@ -141,7 +141,7 @@ test('checkpoint, rollback, fork, save and restore take the disk along', { skip:
 
 test('checksums stay right across many checkpoints and rollbacks', async (t) => {
   const folder = await folderFor(t);
-  const path = await diskFile(folder, 'disk.img', 8 * MIB);
+  const path = await diskFile(folder, 'disk.img', 4 * MIB);
   const { domain, shell } = await guestWith({ disks: [{ path, format: 'raw' }] });
   const sum = 'echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/xvda';
   let checkpoint = await domain.checkpoint();

@@ -17,7 +17,7 @@ import { PATIENCE_MILLIS } from '../patience.ts';
 import { describeStuck } from './stuck-guest.ts';
 
 /** Debian's programs that the tests run; the C library and the like come as dependencies. */
-const PROGRAM_PACKAGES = ['openssl', 'python3-minimal', 'libpython3-stdlib', 'xz-utils', 'zstd', 'xenstore-utils'];
+const PROGRAM_PACKAGES = ['openssl', 'python3-minimal', 'libpython3-stdlib', 'xz-utils', 'zstd'];
 
 /**
  * Linux takes a CPU for broken that is away for twenty seconds, as one may be on a machine that does much else: here it does

@@ -16,7 +16,7 @@ import type { Image } from '../../src/image/image.ts';
 import { decodeState } from '../../src/lifecycle/image-state.ts';
 import { hostMemory } from '../host-memory.ts';
 import { TEST_PATIENCE_MILLIS } from '../patience.ts';
-import { collect } from './guests.ts';
+import { FAST_BOOT, collect } from './guests.ts';
 import { ask } from './shell.ts';
 
 const SEED = 20261121;
@@ -30,7 +30,7 @@ test('a guest is saved, restored and restored again, in its host and in another'
     let sum: string;
     {
       await using host = await Host.start({ memory: hostMemory('1GiB') });
-      const domain = await host.create({ name: 'saved', uuid, memory: '256MiB', vcpus: 2, cmdline: 'quiet' });
+      const domain = await host.create({ name: 'saved', uuid, memory: '256MiB', vcpus: 2, cmdline: FAST_BOOT });
       await collect(domain.attachConsole()).until(/root@saved:~# /);
       sum = await ask(domain, 'x=42; head -c 3000000 /dev/urandom > /tmp/f; md5sum /tmp/f');
       assert.match(sum, /^[0-9a-f]{32} /);

@@ -12,30 +12,15 @@ import type { Domain } from '../../src/host/index.ts';
 import { openImage } from '../../src/image/image.ts';
 import { hostMemory } from '../host-memory.ts';
 import { TEST_PATIENCE_MILLIS } from '../patience.ts';
-import { collect } from './guests.ts';
+import { FAST_BOOT, collect } from './guests.ts';
+import { ask } from './shell.ts';
 
 const MIB = 2 ** 20;
 /** Beside the project, as the benchmarks do: folders for temporary files may lie in memory. */
 const makeFolder = () => mkdtemp(join(process.cwd(), '.cache-bench-'));
 
-/** Types a command at the shell's prompt. @returns what it put out */
-async function ask(domain: Domain, command: string): Promise<string> {
-  const stream = domain.attachConsole();
-  try {
-    const shown = collect(stream);
-    const mark = `mark-${Math.floor(performance.now() * 1000)}`;
-    // The command as it is echoed has the mark in two pieces.
-    const [head, tail] = [mark.slice(0, 4), mark.slice(4)];
-    stream.write(`echo ${head}''${tail}-begin; ${command}; echo ${head}''${tail}-end\n`);
-    const text = await shown.until(new RegExp(`${mark}-begin\\r\\n[^]*${mark}-end\\r\\n`));
-    return text.slice(text.lastIndexOf(`${mark}-begin`) + mark.length + 8, text.lastIndexOf(`${mark}-end`)).replaceAll('\r', '');
-  } finally {
-    stream.destroy();
-  }
-}
-
 async function boot(host: Host, memory: string): Promise<Domain> {
-  const domain = await host.create({ name: 'guest', memory, cmdline: 'quiet' });
+  const domain = await host.create({ name: 'guest', memory, cmdline: FAST_BOOT });
   await collect(domain.attachConsole()).until(/root@guest:~# /);
   return domain;
 }

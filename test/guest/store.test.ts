@@ -2,7 +2,9 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { collect, FAST_BOOT, limited, programsInitramfs, testHost } from './guests.ts';
+import { prepareGuest } from '../../src/guest/initramfs.ts';
+import { fetchPackages } from '../../src/guest/packages.ts';
+import { collect, FAST_BOOT, limited, testHost } from './guests.ts';
 
 const host = await testHost({ memory: '1GiB' });
 
@@ -20,14 +22,16 @@ const SCRIPT = `
   xenstore-watch -n 2 data/ask
   echo "asked $(xenstore-read data/ask)"
   xenstore-write data/answer "$(xenstore-read data/ask | rev)"
-  seq 1 200 | while read -r n; do xenstore-write data/many/$n "value $n"; done
+  seq 1 20 | while read -r n; do xenstore-write data/many/$n "value $n"; done
+  seq 21 200 | sed 's|.*|data/many/& value-&|' | xargs xenstore-write
   xenstore-list data/many | wc -l
   dmesg | grep -i -E 'error|xenbus.*(fail|timeout)' | sed 's/^/kernel /'
   cat
 `;
 
 test('a guest and the toolstack share the store, in both directions', async () => {
-  const domain = await host.create({ name: 'shared', initrd: await programsInitramfs(), cmdline: FAST_BOOT, exec: SCRIPT });
+  const { initramfsPath: initrd } = await prepareGuest({ trees: [await fetchPackages(['xenstore-utils'], { withDependencies: true })] });
+  const domain = await host.create({ name: 'shared', initrd, cmdline: FAST_BOOT, exec: SCRIPT });
   const home = `/local/domain/${domain.id}`;
   host.store.write('/local/domain/0/secret', 'x');
   const output = collect(domain.exec!.output);
@@ -58,7 +62,8 @@ test('a guest and the toolstack share the store, in both directions', async () =
     'data/ask', 'data/ask', 'asked niaga dna', '200',
   ]);
   assert.equal(host.store.list(`${home}/data/many`)?.length, 200);
-  assert.equal(host.store.read(`${home}/data/many/200`), 'value 200');
+  assert.equal(host.store.read(`${home}/data/many/20`), 'value 20');
+  assert.equal(host.store.read(`${home}/data/many/200`), 'value-200');
   assert.equal(host.store.read(`${home}/data/number`), '42');
   assert.equal(host.store.read(`${home}/name`), 'shared');
   assert(seen.includes('/data/number') && seen.includes('/data/many/1'));

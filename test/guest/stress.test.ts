@@ -2,7 +2,7 @@
 // random moments, forks of forks and images of images included, and every line that any of them ever says must be
 // right. On a host with 32-bit addresses and on one with 64-bit addresses; at the end a guest of each goes on in the other.
 //
-// ZAZEN_STRESS_ACTIONS: how many verbs on each host (default 250); ZAZEN_TEST_SEED: which.
+// ZAZEN_STRESS_ACTIONS: how many verbs on each host (default 160); ZAZEN_TEST_SEED: which.
 
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -16,7 +16,7 @@ import { HOST_SIZES } from './guests.ts';
 import { startWork, Watch } from './stress-workload.ts';
 import type { Mark } from './stress-workload.ts';
 
-const ACTIONS = Number(process.env['ZAZEN_STRESS_ACTIONS'] ?? 250);
+const ACTIONS = Number(process.env['ZAZEN_STRESS_ACTIONS'] ?? 160);
 const seed = Number(process.env['ZAZEN_TEST_SEED'] ?? Date.now() % 2 ** 31);
 const PAUSE_MILLIS_MAX = 16;
 const LIVES_MAX = 3;

@@ -7,9 +7,9 @@ import type { Assembler } from '../../src/a64/test-assembler.ts';
 import {
   GUEST_PL011_BASE, GUEST_PL031_BASE, GUEST_VIRTIO_MMIO_BASE, PL011, PL031, VIRTIO_MMIO as R, VIRTIO_MMIO_BYTES, VIRTIO_SLOTS,
 } from '../../src/abi/emulated-devices.ts';
+import { SeededRandom } from '../../src/base/random.ts';
 import { BASE, FREE, MEMORY, forEachRow, powerOff, repeat } from '../bare-metal.ts';
 import { Arena } from './arena.ts';
-import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });
@@ -20,7 +20,7 @@ const ROW_BYTES = 24;
 const ROWS = 1000;
 
 /** Rows of address, value, and whether it is a store of 8, 4, 2 or 1 bytes, or a load. */
-function randomAccesses(dice: Dice): Buffer {
+function randomAccesses(dice: SeededRandom): Buffer {
   const rows = Buffer.alloc(ROWS * ROW_BYTES);
   const registers = Object.values(R);
   for (let row = 0; row < ROWS; row++) {
@@ -53,7 +53,7 @@ function access(a: Assembler, round: number): void {
 
 for (const seed of [1, 2]) {
   test(`random accesses to all registers, and queues of nonsense (seed ${seed})`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     const guest = await arena.runToEnd({
       data: randomAccesses(dice),
       code: (a) => {

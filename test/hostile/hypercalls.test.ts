@@ -5,10 +5,10 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { HYPERVISOR, SCHEDOP, XEN_HYPERCALL_TAG } from '../../src/abi/xen.ts';
+import { SeededRandom } from '../../src/base/random.ts';
 import { BASE, DATA, FREE, forEachRow, forever, fresh, hypercall, powerOff, repeat } from '../bare-metal.ts';
 import { until } from '../waiting.ts';
 import { Arena } from './arena.ts';
-import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });
@@ -19,7 +19,7 @@ const CALL_BYTES = 48;
 const MULTICALL_ENTRY_BYTES = 64;
 
 /** A register or a field of a structure: small numbers, pointers good and bad, anything. */
-function argument(dice: Dice): bigint {
+function argument(dice: SeededRandom): bigint {
   switch (dice.below(8)) {
     case 0: return BigInt(dice.below(8));
     case 1: return BigInt(dice.below(2048));
@@ -34,7 +34,7 @@ function argument(dice: Dice): bigint {
 
 const numbers = Object.values(HYPERVISOR);
 
-function randomCalls(dice: Dice, count: number, number: (call: number) => number): BigUint64Array {
+function randomCalls(dice: SeededRandom, count: number, number: (call: number) => number): BigUint64Array {
   const words = new BigUint64Array(count * CALL_BYTES / 8 + 4096);
   for (let call = 0; call < count; call++) {
     words[6 * call] = BigInt(number(call));
@@ -68,7 +68,7 @@ function makeCalls(a: Assembler, count: number, except: readonly number[] = []):
 
 for (const seed of [21, 22, 23]) {
   test(`a guest makes every hypercall with random arguments, seed ${seed}`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     const count = 6000;
     const words = randomCalls(dice, count, call => call < count - 500 ? numbers[call % numbers.length]! : dice.below(80));
     for (let call = 0; call < count; call++) if (endsTheGuest(words, call)) words[6 * call] = BigInt(HYPERVISOR.xen_version);
@@ -81,7 +81,7 @@ for (const seed of [21, 22, 23]) {
 
 for (const [name, number] of Object.entries(HYPERVISOR)) {
   test(`a guest makes the hypercall ${name} with random arguments, whatever it does, seed 24`, async () => {
-    const dice = new Dice(24 + number);
+    const dice = new SeededRandom(24 + number);
     const count = 3000;
     const words = randomCalls(dice, count, () => number);
     const guest = await arena.start({ data: new Uint8Array(words.buffer), code: a => { makeCalls(a, count); powerOff(a); } });
@@ -92,7 +92,7 @@ for (const [name, number] of Object.entries(HYPERVISOR)) {
 }
 
 test('two vCPUs make random hypercalls at the same time, seed 25', async () => {
-  const dice = new Dice(25);
+  const dice = new SeededRandom(25);
   const count = 4000;
   // What a call answers may come to be another row's call: a vCPU that is off or asleep makes no further ones.
   const unsafe = [HYPERVISOR.sched_op, HYPERVISOR.vcpu_op, HYPERVISOR.multicall];
@@ -113,7 +113,7 @@ test('two vCPUs make random hypercalls at the same time, seed 25', async () => {
 });
 
 test('multicalls of anything, of each other, and far too long, seed 26', async () => {
-  const dice = new Dice(26);
+  const dice = new SeededRandom(26);
   const entries = 256;
   const words = new BigUint64Array(entries * MULTICALL_ENTRY_BYTES / 8);
   for (let index = 0; index < words.length; index++) words[index] = argument(dice);
@@ -148,7 +148,7 @@ test('events are sent in a tight loop', async () => {
 });
 
 test('PSCI calls with random arguments, seed 27', async () => {
-  const dice = new Dice(27);
+  const dice = new SeededRandom(27);
   const never = new Set([0x8400_0001, 0x8400_0002, 0x8400_0008, 0x8400_0009, 0xc400_0001]);
   const functions = Array.from({ length: 2000 }, () => dice.pick([
     0x8400_0000 + dice.below(32), 0xc400_0000 + dice.below(32), 0x8000_0000 + dice.below(4), dice.u32(),
@@ -207,7 +207,7 @@ test('SCHEDOP_shutdown with reasons that there are and reasons that there are no
 
 for (const seed of [28, 29]) {
   test(`accesses of all sizes to the interrupt controller, seed ${seed}`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     const count = 4000;
     const rows = new BigUint64Array(2 * count);
     for (let row = 0; row < count; row++) {
@@ -228,7 +228,7 @@ for (const seed of [28, 29]) {
 }
 
 test('grant tables: nonsense in the entries, mapped anywhere, grown without end, seed 30', async () => {
-  const dice = new Dice(30);
+  const dice = new SeededRandom(30);
   const words = BigUint64Array.from({ length: 8192 }, () => argument(dice));
   await arena.runToEnd({ data: new Uint8Array(words.buffer), code: a => {
     repeat(a, 20, () => {

@@ -5,17 +5,17 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { systemRegister, sysreg } from '../../src/a64/system-registers.ts';
 import type { Assembler } from '../../src/a64/test-assembler.ts';
+import { SeededRandom } from '../../src/base/random.ts';
 import { BASE, DATA, FREE, forever, fresh, powerOff, repeat, spin } from '../bare-metal.ts';
 import { until } from '../waiting.ts';
 import { Arena } from './arena.ts';
-import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });
 after(() => arena.close());
 
 function randomWords(seed: number, count: number): Uint8Array {
-  const dice = new Dice(seed);
+  const dice = new SeededRandom(seed);
   return new Uint8Array(Uint32Array.from({ length: count }, () => dice.u32()).buffer);
 }
 
@@ -116,7 +116,7 @@ const SKIPPED: ReadonlySet<number> = new Set([sysreg.SCTLR_EL1, sysreg.VBAR_EL1]
 
 for (const seed of [6, 7]) {
   test(`a guest reads and writes every system register there could be, seed ${seed}`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     const guest = await arena.runToEnd({ code: a => {
       for (let encoding = systemRegister(0, 0, 0, 0, 0); encoding < 1 << 16; encoding++) {
         if (encoding >>> 14 < 2 || SKIPPED.has(encoding)) continue;
@@ -132,7 +132,7 @@ for (const seed of [6, 7]) {
 }
 
 test('a guest performs every SYS operation there could be, at EL1 and EL0, seed 8', async () => {
-  const dice = new Dice(8);
+  const dice = new SeededRandom(8);
   for (const pstate of [EL1, EL0]) {
     await arena.run({ code: a => {
       eretTo(a, 0, pstate); // faults at once: its vector goes on behind it
@@ -158,7 +158,7 @@ function lowerTable(rest: bigint): BigUint64Array {
 
 for (const seed of [9, 10, 11]) {
   test(`a guest turns on the MMU with random page tables, seed ${seed}`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     // Three in four descriptors are tables or pages in the guest's own memory.
     const tables = BigUint64Array.from({ length: 64 * 512 }, () => dice.below(4) === 0 ? dice.u64()
       : (dice.u64() & 0xfff0_0000_0000_0fffn) | BigInt(DATA + 4096 * dice.below(64)) | 3n);
@@ -207,7 +207,7 @@ test('page tables that contain themselves', async () => {
 
 for (const seed of [12, 13]) {
   test(`wild values in the registers of the MMU, with the MMU on, seed ${seed}`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     const guest = await arena.start({ code: a => {
       const again = fresh('wild');
       a.label(again);

@@ -14,11 +14,11 @@ import { GTF_PERMIT_ACCESS, GTF_READONLY, grantEntryV1 } from '../../src/abi/xen
 import { XENMAPSPACE, XENMEM, xenAddToPhysmap } from '../../src/abi/xen-memory.ts';
 import { NETIF_RING_SLOTS, NETTXF, netifRxRequest, netifSring, netifTxRequest } from '../../src/abi/xen-net.ts';
 import { DOMID_SELF, GUEST_GNTTAB_BASE, SCHEDOP } from '../../src/abi/xen.ts';
+import { SeededRandom } from '../../src/base/random.ts';
 import type { Domain } from '../../src/host/index.ts';
 import { DATA, FREE, MEMORY, forEachRow, forever, hypercall } from '../bare-metal.ts';
 import { until } from '../waiting.ts';
 import { Arena } from './arena.ts';
-import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });
@@ -68,7 +68,7 @@ type Row = [number, number, number];
  * @param overlaps the rings are also granted for data, and other pages as rings: what is received then overwrites the
  * indices, and the guest loses its place for good
  */
-function nonsense(dice: Dice, overlaps: boolean): Uint8Array {
+function nonsense(dice: SeededRandom, overlaps: boolean): Uint8Array {
   const ringRef = overlaps ? RX_REF : 0;
   const ringPage = overlaps ? TX_RING : FREE;
   const data = Buffer.alloc(RINGS + 2 * 4096);
@@ -148,7 +148,7 @@ function connect(guest: Domain): void {
 
 for (const [seed, overlaps] of [[51, false], [52, true]] as const) {
   test(`a card whose rings, grants and frames are nonsense${overlaps ? ' and lie over each other' : ''}, seed ${seed}`, async () => {
-    const guest = await arena.start({ data: nonsense(new Dice(seed), overlaps), code: attack }, {
+    const guest = await arena.start({ data: nonsense(new SeededRandom(seed), overlaps), code: attack }, {
       memory: MEMORY, nics: [{ mac: `00:16:3e:00:00:09`, network: `hostile${seed}`, address: '10.0.2.15' }],
     });
     const card = () => guest.stats().nics[0]!;

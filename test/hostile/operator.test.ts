@@ -6,12 +6,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { gzipSync } from 'node:zlib';
+import { SeededRandom } from '../../src/base/random.ts';
 import { Host, ZazenError } from '../../src/host/index.ts';
 import type { DomainSpec, HostOptions } from '../../src/host/index.ts';
 import { MEMORY, bareMetalImage } from '../bare-metal.ts';
 import { until } from '../waiting.ts';
 import { Arena } from './arena.ts';
-import { Dice } from './dice.ts';
 
 /** More than it has is asked for. */
 const HOST_MEMORY = '512MiB';
@@ -99,7 +99,7 @@ for (const [what, [code, file]] of Object.entries(kernels)) {
 }
 
 test('the kernel is random bytes behind a valid start, or a valid kernel with random bytes in its header, seed 51', async () => {
-  const dice = new Dice(51);
+  const dice = new SeededRandom(51);
   const starts = [[0x4d, 0x5a], [0x1f, 0x8b, 8], [0xfd, 0x37, 0x7a, 0x58, 0x5a, 0], [0x28, 0xb5, 0x2f, 0xfd], [0x7f, 0x45, 0x4c, 0x46],
     [...Buffer.from('MZ\0\0zimg')]];
   for (const start of starts) {

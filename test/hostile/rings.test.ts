@@ -7,10 +7,10 @@ import type { Assembler } from '../../src/a64/test-assembler.ts';
 import { XENCONS_INTERFACE, XENCONS_OUT_BYTES } from '../../src/abi/xen-console.ts';
 import { GUEST_CONSOLE_GFN, GUEST_XENSTORE_GFN, SCHEDOP } from '../../src/abi/xen.ts';
 import { XENSTORE_DOMAIN_INTERFACE, XENSTORE_PAYLOAD_MAX, XENSTORE_RECONNECT, XENSTORE_RING_SIZE, XS_TYPE } from '../../src/abi/xenstore-wire.ts';
+import { SeededRandom } from '../../src/base/random.ts';
 import { DATA, FREE, forEachRow, forever, fresh, hypercall, powerOff, repeat } from '../bare-metal.ts';
 import { until } from '../waiting.ts';
 import { Arena } from './arena.ts';
-import { Dice } from './dice.ts';
 
 let arena: Arena;
 before(async () => { arena = await Arena.open(); });
@@ -97,12 +97,12 @@ async function stream(bytes: Buffer, times = 1): Promise<void> {
 
 for (const seed of [41, 42]) {
   test(`random bytes in the store's ring, seed ${seed}`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     await stream(Buffer.from(Array.from({ length: 30_000 }, () => dice.below(256))));
   });
 
   test(`random requests to the store, seed ${seed}`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     const texts = ['domid', 'name', '/', '//', '/local/domain/0', 'control/shutdown', '@introduceDomain', 'a/b/../c', '',
       '/local/domain/1/name', 'device', 'x'.repeat(300), '1', '0', 'T', 'F', 'n0', 'r1', 'b', '\xff\x80', '-1', '4294967296'];
     await stream(Buffer.concat(Array.from({ length: 1500 }, () => {
@@ -114,7 +114,7 @@ for (const seed of [41, 42]) {
   });
 
   test(`nonsense in the fields of the store's page, seed ${seed}`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     const rows = 1000;
     const words = Uint32Array.from({ length: rows * 8 }, () => dice.pick([dice.u32(), dice.below(2000), 0, 1, 0xffff_ffff]));
     await arena.runToEnd({ data: new Uint8Array(words.buffer), code: a => {
@@ -157,7 +157,7 @@ test('nodes without number, deep paths, large values, many transactions at once'
 
 for (const seed of [43, 44]) {
   test(`nonsense in the indices of the console's ring, seed ${seed}`, async () => {
-    const dice = new Dice(seed);
+    const dice = new SeededRandom(seed);
     const rows = 2000;
     const words = Uint32Array.from({ length: rows * 4 }, () => dice.pick([dice.u32(), dice.below(4000), 0, 1, 0xffff_ffff]));
     const guest = await arena.start({ data: new Uint8Array(words.buffer), code: a => {

@@ -8,11 +8,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { SeededRandom } from '../../src/base/random.ts';
+import { FAST_BOOT } from '../guest/guests.ts';
 import { PATIENCE_MILLIS } from '../patience.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 const ZAZEN = join(ROOT, 'src/cli/main.ts');
 const LIMIT = ['--timeout', String(PATIENCE_MILLIS / 1000)];
+const FAST = ['--cmdline', FAST_BOOT];
 
 const scratch = mkdtempSync(join(tmpdir(), 'zazen-front-door-'));
 after(() => rmSync(scratch, { recursive: true, force: true }));
@@ -42,7 +44,7 @@ test('any bytes go through a command in the guest and come back unaltered, with 
   // Every byte value, lines longer than a terminal takes, and an end in the middle of a line.
   const noise = Buffer.from(Uint8Array.from({ length: 60_000 }, () => random.u32() & 255));
   const input = Buffer.concat([noise, Buffer.alloc(6000, 'x'), Buffer.from('\n\n\x04end')]);
-  const { status, out, err } = await runProgram(ZAZEN, ['run', ...LIMIT, '--exec', 'cat; exit 42'], input);
+  const { status, out, err } = await runProgram(ZAZEN, ['run', ...LIMIT, ...FAST, '--exec', 'cat; exit 42'], input);
   assert.equal(err, '');
   assert.equal(status, 42);
   assert.ok(out.equals(input), `${out.length} bytes came back of ${input.length}`);
@@ -50,7 +52,7 @@ test('any bytes go through a command in the guest and come back unaltered, with 
 
 test('without a command, standard input is a script; --json has output, status and what it cost', async () => {
   const script = Buffer.from('uname -m\ncat /sys/hypervisor/type\nexit 3\n');
-  const args = ['run', ...LIMIT, '--json', '--memory', '128M', '--name', 'front'];
+  const args = ['run', ...LIMIT, ...FAST, '--json', '--memory', '128M', '--name', 'front'];
   const { status, out } = await runProgram(ZAZEN, args, script);
   const report = JSON.parse(out.toString());
   assert.equal(status, 3);
