@@ -138,7 +138,7 @@ async function allocationTimes(): Promise<Record<string, unknown>> {
   const core = new HostCore({
     memoryBytes: 2 * GIB, pcpus: 1, clock: systemClock, random: systemRandom, log: () => {},
   });
-  await core.startWorkers();
+  core.startWorkers();
   const { heap, scheduling } = core.thread;
   const idle: number[] = [];
   const scrubbing: number[] = [];

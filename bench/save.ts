@@ -1,18 +1,20 @@
 // Save, dump and restore of a running 400 MiB guest against QEMU: the same kernel, initramfs and workload, which prints
 // a counter all the time. Restore is measured to the first line that the guest prints afterwards; what is checked: the
 // counter goes on from where it was saved, and every byte of the last image. Page cache growth is what the kernel says of
-// the whole machine.
+// the whole machine, less what the host has meanwhile written into its store of compiled regions, whose files are to be in
+// the page cache: that is of the guest's boot, and comes when the host gets to it, during a save or not.
 //
 // After each save and dump, the physical limit in the same folder: the same bytes to the same places of a new file, out
 // of memory that lies as it is to be written, with as many requests in flight, then fsync. Saves and dumps of ours are
 // durable under their names when they are over, and replace a file; the limit has no name to give and replaces nothing;
 // QEMU's are in the page cache and may be lost (`syncMillis` is what durability costs of ours).
 
-import { constants, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { constants, mkdtempSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
 import * as nodeFiles from 'node:fs/promises';
 import { join } from 'node:path';
 import { FRAME_BYTES } from '../src/abi/machine-memory.ts';
 import { assert } from '../src/base/assert.ts';
+import { regionStoreFolder } from '../src/base/cache-folder.ts';
 import { Host } from '../src/host/index.ts';
 import type { Domain, SaveStats } from '../src/host/index.ts';
 import { DirectFile, REQUEST_BYTES, RequestQueue } from '../src/image/direct-file.ts';
@@ -20,6 +22,7 @@ import { BLOCK_BYTES, BRIDGE_PAGES } from '../src/image/format.ts';
 import { openImage } from '../src/image/image.ts';
 import { debianGuest, withQemu } from './peers/qemu-guest.ts';
 import type { Benchmark } from './run.ts';
+import { settled } from './settled.ts';
 import { round, summarize } from './statistics.ts';
 
 const RUNS = 15;
@@ -40,6 +43,13 @@ const note = (samples: Samples, name: string, value: number): void => { (samples
 /** Of the last whole line. */
 const counterIn = (text: string): number => Number(/.*tick-(\d+)-/s.exec(text)?.[1] ?? Number.NaN);
 const cachedMib = (): number => Number(/^Cached:\s+(\d+)/m.exec(readFileSync('/proc/meminfo', 'utf8'))![1]) / 1024;
+function regionStoreMib(): number {
+  const folder = regionStoreFolder();
+  const names = folder === undefined ? [] : readdirSync(folder);
+  return names.reduce((sum, name) => sum + statSync(join(folder!, name)).size, 0) / 2 ** 20;
+}
+/** Of the page cache, all but what is in the store of regions. */
+const otherCachedMib = (): number => cachedMib() - regionStoreMib();
 
 interface Extent {
   readonly offset: number;
@@ -97,7 +107,7 @@ async function measureSaves(domain: Domain, folder: string, samples: Samples) {
   const memory = new WebAssembly.Memory({ initial: Math.ceil(bareBytes / 65536), maximum: 65536, shared: true });
   const source = new Uint8Array(memory.buffer).fill(0x5a);
   await writeBare(folder, extents, source);
-  const cachedBefore = cachedMib();
+  const cachedBefore = otherCachedMib();
   let stats: SaveStats | undefined;
   for (let run = 0; run < RUNS; run++) {
     for (const verb of ['save', 'dumpCore'] as const) {
@@ -114,7 +124,7 @@ async function measureSaves(domain: Domain, folder: string, samples: Samples) {
     note(samples, 'savePaused', await timed(() => domain.save(path)));
     await domain.unpause();
   }
-  const cacheGrowthMib = cachedMib() - cachedBefore;
+  const cacheGrowthMib = otherCachedMib() - cachedBefore;
   await using image = await openImage(path);
   assert((await image.verify()).problemCount === 0, 'the image is damaged');
   return { bytesWritten: stats!.bytesWritten, requests: stats!.requests, bareBytes, cacheGrowthMib };
@@ -145,6 +155,7 @@ async function measureZazen(folder: string) {
   let text = '';
   domain.exec!.output.setEncoding('utf8').on('data', (chunk: string) => { text += chunk; });
   while (!text.includes(MARK)) await new Promise(resolve => setTimeout(resolve, 1));
+  await settled(host);
   const samples: Samples = {};
   const saves = await measureSaves(domain, folder, samples);
   const incrementPages = await measureIncrements(domain, folder, samples);
