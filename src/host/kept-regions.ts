@@ -97,7 +97,7 @@ export class KeptRegions {
       this.#timer = undefined;
       this.#delayMillis = Math.min(SAVE_LAST_MILLIS, 2 * this.#delayMillis);
       this.save();
-    }, this.#delayMillis);
+    }, this.#delayMillis).unref();
   }
 
   save(): void {

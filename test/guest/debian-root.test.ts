@@ -76,7 +76,9 @@ for (const type of ['pvh', 'hvm'] as const) {
       assert.equal(await shell.ask('. /etc/os-release; echo $ID $(stat -c %u:%g:%a /usr/bin/passwd /tmp /root /etc/shadow)'),
         'debian 0:0:4755 0:0:1777 0:0:700 0:42:640');
       assert.equal(await shell.ask('findmnt -n -o SOURCE,FSTYPE / | tr -s " "'), `${device('a')} ext4`);
-      assert.equal(await shell.ask('dpkg --verify bash coreutils libc6 fio | grep -Ev "^missing .*(/usr/share|/gconv)"; echo checked'),
+      // The files are the same for both: once is enough for the large ones.
+      const packages = type === 'pvh' ? 'bash coreutils libc6 fio' : 'fio';
+      assert.equal(await shell.ask(`dpkg --verify ${packages} | grep -Ev "^missing .*(/usr/share|/gconv)"; echo checked`),
         'checked', 'every file is as Debian made it');
       assert.equal(await shell.ask(`mkfs.ext4 -q ${device('b')} 2>&1 && fsck.ext4 -fn ${device('b')} >/dev/null 2>&1; echo $?`), '0');
       await shell.ask(`mount ${device('b')} /mnt`);
