@@ -20,7 +20,10 @@ async function timed<T>(work: () => Promise<T>): Promise<[result: T, millis: num
   return [await work(), performance.now() - start];
 }
 
-/** Resolves when the guest has put out another whole line; what it reads first is what the guest has said before. */
+/**
+ * Resolves when the guest has put out another whole line. What is read first it has said before; the line after that may have been
+ * on its way when a guest was saved, so it is the next one but one.
+ */
 async function nextOutput(domain: Domain): Promise<void> {
   const stream = domain.attachConsole();
   try {
@@ -30,7 +33,7 @@ async function nextOutput(domain: Domain): Promise<void> {
       text += String(chunk);
       const turn = Number(/.*turn (\d+)\r?\n/s.exec(text)?.[1] ?? -1);
       if (first < 0) first = turn;
-      else if (turn > first) return;
+      else if (turn > first + 1) return;
     }
   } finally {
     stream.destroy();
