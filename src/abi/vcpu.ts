@@ -30,7 +30,8 @@ export const TLB_ENTRIES = tuning.tlbEntries ?? 1024;
  */
 export const LINE_BYTES = 64;
 const placeOf = (entries: number, entryBytes: number): number => Math.max(entries * entryBytes, 32 * LINE_BYTES);
-const TLB_BYTES = placeOf(TLB_ENTRIES, TLB_ENTRY_BYTES);
+/** Of one TLB. */
+export const TLB_BYTES = placeOf(TLB_ENTRIES, TLB_ENTRY_BYTES);
 
 /**
  * TLB entry. `tag` is the page's virtual address, or TLB_INVALID_TAG. Read and write: `target` + virtual address =

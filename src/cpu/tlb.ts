@@ -1,7 +1,7 @@
 // Filling and flushing the TLBs in a vCPU record (layout: abi/vcpu.ts). Only the thread that runs the vCPU does it.
 
 import {
-  BLOCK_BITS, BLOCK_REACH, LINE_BYTES, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, VICTIM_BYTES, tlbCoverage,
+  BLOCK_BITS, BLOCK_REACH, LINE_BYTES, TLB_BYTES, TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, VICTIM_BYTES, tlbCoverage,
   tlbCoverageOffset, tlbOffsets, vcpuRecord, victimsOf, victimsOffset,
 } from '../abi/vcpu.ts';
 import { linesInUse, useLine } from './lines-in-use.ts';
@@ -18,7 +18,6 @@ const PAN_BIT = 1 << 22;
 export const TCR_A1 = 1 << 22;
 export const TCR_AS = 1 << 4;
 const LINE_WORDS = LINE_BYTES / 4;
-const TLB_BYTES = TLB_SET_BYTES / 3;
 
 /**
  * Where entries may be, as places of words: the lines in use of some TLBs, then all lines of their victims.

@@ -14,7 +14,7 @@
 // incremental image has this section alone. A reader may overlook it, and believes it in nothing but the order.
 
 import { FRAME_BYTES, P2M_ENTRIES } from '../abi/machine-memory.ts';
-import { LINE_BYTES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, TLB_SET_BYTES, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
+import { LINE_BYTES, TLB_BYTES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
 import { DecodeCache } from '../cpu/decode-cache.ts';
 import { linesInUse } from '../cpu/lines-in-use.ts';
 import type { Image } from '../image/image.ts';
@@ -57,7 +57,7 @@ export function framesInTlbs(machine: MachineMemory, vcpuAddresses: readonly num
   for (const address of vcpuAddresses) {
     for (const { read, write, exec } of tlbOffsets) {
       for (const tlb of [read, write, exec]) {
-        for (const line of linesInUse({ address, u32 }, tlb, TLB_SET_BYTES / 3)) {
+        for (const line of linesInUse({ address, u32 }, tlb, TLB_BYTES)) {
           for (let word = line; word < line + LINE_BYTES / 4; word += TLB_ENTRY_BYTES / 4) {
             if ((u32[word]! & TLB_INVALID_TAG) !== 0) continue;
             frames.add(tlb === exec ? cache.frameOfSlot(u32[word + 2]!) : hostFrame(word));
