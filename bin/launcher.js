@@ -1,5 +1,5 @@
-// What starts Zazen's programs of a checkout: with the Node that this package pins, whatever Node runs this file. Standard
-// streams, signals and the exit status pass through. Plain JavaScript that an old Node understands.
+// What starts Zazen's programs, of a checkout or of a release (release/pack.ts): with the Node that this package pins, whatever
+// Node runs this file. Standard streams, signals and the exit status pass through. Plain JavaScript that an old Node understands.
 
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -17,19 +17,24 @@ const HEAP_MAX_MIB = 40_960;
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));
 
+/** Node strips no types of what is below `node_modules`, so a release has JavaScript in place of the sources. */
+const isCheckout = existsSync(pathOf('../src'));
+const fileOf = (program) => pathOf(isCheckout ? `../src/${program}.ts` : `../dist/${program}.js`);
+const INSTALL = isCheckout ? 'npm ci' : 'npm install zazen';
+
 /**
- * @param entry file of the program, relative to this one
+ * @param program file of the program among the sources, without its suffix
  * @param words its arguments
  * @param runsGuests whether it runs guests in its own process. V8 then gets no more threads than there are cores, since they keep a
  * vCPU from its core, and is told that memory is no reason to collect garbage (docs/performance.md)
  */
-export function launch(entry, words, runsGuests) {
+export function launch(program, words, runsGuests) {
   const suffix = process.platform === 'win32' ? '.exe' : '';
   // Its own place in a checkout; beside this package when that is a dependency of another one.
   const node = ['../node_modules/node/bin/node', '../../node/bin/node'].map((path) => pathOf(path) + suffix)
     .find((path) => existsSync(path));
   if (node === undefined) {
-    console.error('zazen: its Node is not installed; run: npm ci  (its install scripts must be allowed to run)');
+    console.error(`zazen: its Node is not installed; run: ${INSTALL}  (the install scripts of the package node must be allowed to run)`);
     process.exit(1);
   }
   // As src/base/cache-folder.ts has it: with the compile cache on from the start, Node reads no TypeScript at all.
@@ -37,12 +42,12 @@ export function launch(entry, words, runsGuests) {
   const cache = env.ZAZEN_CACHE_DIR || join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'zazen');
   const v8Threads = Math.min(V8_THREADS_MAX, availableParallelism());
   const options = runsGuests ? [`--v8-pool-size=${v8Threads}`, `--max-old-space-size=${HEAP_MAX_MIB}`] : [];
-  const child = spawn(node, [...options, pathOf(entry), ...words], {
+  const child = spawn(node, [...options, fileOf(program), ...words], {
     stdio: 'inherit', env: { ...env, NODE_COMPILE_CACHE: env.NODE_COMPILE_CACHE || join(cache, 'node') },
   });
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT']) process.on(name, () => child.kill(name));
   child.on('error', (error) => {
-    console.error(`zazen: cannot run ${node}: ${error.message}; run: npm ci`);
+    console.error(`zazen: cannot run ${node}: ${error.message}; run: ${INSTALL}`);
     process.exit(1);
   });
   child.on('exit', (code, signal) => {

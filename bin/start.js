@@ -2,4 +2,4 @@
 
 import { launch } from './launcher.js';
 
-launch('../src/cli/start.ts', process.argv.slice(2), true);
+launch('cli/start', process.argv.slice(2), true);

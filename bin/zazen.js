@@ -1,7 +1,7 @@
 #!/usr/bin/env node
-// `zazen`, of a checkout.
+// `zazen`.
 
 import { launch } from './launcher.js';
 
 const words = process.argv.slice(2);
-launch('../src/cli/main.ts', words, ['run', 'daemon', 'bench'].includes(words[0]));
+launch('cli/main', words, ['run', 'daemon', 'bench'].includes(words[0]));

@@ -21,7 +21,7 @@ function linksOf(text: string): string[] {
 
 /** Paths from the repository's root in backticks, in prose and tables: `src/cpu/engine.ts`, `docs/decisions/`. */
 function pathsOf(text: string): string[] {
-  return [...withoutCodeBlocks(text).matchAll(/`((?:src|test|bench|docs|bin|\.ci)\/[\w./-]*)`/g)].map((match) => match[1]!);
+  return [...withoutCodeBlocks(text).matchAll(/`((?:src|test|bench|docs|bin|release|\.ci)\/[\w./-]*)`/g)].map((match) => match[1]!);
 }
 
 /** The name by which a heading is linked to. */

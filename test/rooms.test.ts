@@ -109,11 +109,14 @@ function findCycles(graph: ImportGraph): string[] {
   return cycles;
 }
 
-/** Files that package.json starts or exports, and the bin scripts' targets. */
+/** Files that package.json starts or exports, and what the bin scripts launch. */
 function entryPoints(): Set<string> {
   const files = ['package.json', ...globSync('bin/*', { cwd: ROOT })];
   const texts = files.map((file) => readFileSync(join(ROOT, file), 'utf8'));
-  return new Set(texts.flatMap((text) => [...text.matchAll(/\bsrc\/[\w/.-]+\.ts/g)].map(([path]) => path)));
+  return new Set(texts.flatMap((text) => [
+    ...[...text.matchAll(/\bsrc\/[\w/.-]+\.ts/g)].map(([path]) => path),
+    ...[...text.matchAll(/^launch\('([\w/-]+)'/gm)].map(([, program]) => `src/${program}.ts`),
+  ]));
 }
 
 function assertNone(problems: readonly string[]): void {

@@ -265,7 +265,10 @@ async function start(options: HostOptions = {}): Promise<HostInterface> {
   return hostOf(core, options.cacheDir);
 }
 
-/** For who runs the pCPUs of a core by himself. */
+/**
+ * For who runs the pCPUs of a core by himself.
+ * @internal
+ */
 export function hostOf(core: HostCore, cacheDir?: string): HostInterface {
   return new RunningHost(core, cacheDir);
 }

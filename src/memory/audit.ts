@@ -168,7 +168,10 @@ class Audit {
   }
 }
 
-/** @param heap of any agent */
+/**
+ * @param heap of any agent
+ * @internal
+ */
 export function audit(heap: Heap, claims: AuditClaims): AuditReport {
   return new Audit(heap).run(claims);
 }
