@@ -3,41 +3,14 @@
 //   exit status   0 done; 1 an operator's error; 2 wrong usage; 128+n ended by signal n; else what the verb says
 
 import { UsageError, ZazenError } from '../base/errors.ts';
-import { closest, parseArguments, verbHelp } from './arguments.ts';
-import { benchVerb } from './bench.ts';
-import { blockVerbs } from './block-verbs.ts';
-import { schedCreditVerb } from './sched-credit.ts';
-import { networkVerbs } from './network-verbs.ts';
-import { guestBuildVerb } from './guest-build.ts';
-import { guestFetchVerb } from './guest-fetch.ts';
-import { checkpointVerbs } from './checkpoint-verbs.ts';
-import { consoleVerb } from './console.ts';
-import { createVerb } from './create.ts';
-import { daemonVerb } from './daemon.ts';
-import { diskVerbs } from './disk-verbs.ts';
-import { domainVerbs } from './domain-verbs.ts';
-import { eventsVerb } from './events.ts';
-import { imageGuestVerbs } from './image-guest.ts';
-import { imageVerbs } from './image.ts';
-import { infoVerb } from './info.ts';
+import { parseArguments, verbHelp } from './arguments.ts';
 import { Interruption, say } from './io.ts';
 import type { Io } from './io.ts';
-import { listVerb } from './list.ts';
-import { runVerb } from './run.ts';
-import { savingVerbs } from './saving-verbs.ts';
-import { storeVerbs } from './store.ts';
 import { formatTable } from './table.ts';
-import { topVerb } from './top.ts';
 import { printJson } from './verb.ts';
-import type { Services, Verb } from './verb.ts';
+import type { Services } from './verb.ts';
+import { allVerbs, familyOf, findVerb } from './verbs.ts';
 import { zazenVersion } from './version.ts';
-
-const VERBS: readonly Verb[] = [
-  runVerb, daemonVerb, createVerb, listVerb, consoleVerb, ...domainVerbs, ...checkpointVerbs, ...savingVerbs, ...blockVerbs, schedCreditVerb,
-  ...networkVerbs,
-  topVerb, eventsVerb,
-  ...storeVerbs, ...diskVerbs, ...imageVerbs, ...imageGuestVerbs, infoVerb, guestFetchVerb, guestBuildVerb, benchVerb,
-];
 
 /**
  * Runs one command line, without the program's name; gives the exit status. Throws only what is our own bug: when it
@@ -54,8 +27,8 @@ export async function main(words: readonly string[], io: Io, services: Services)
       return 0;
     }
     if (first === '--help' || first === '-h' || first === 'help') return help(words.slice(1), io);
-    if (words.length === 2 && ['--help', '-h'].includes(words[1]!) && familyOf(first).length > 0) return help([first], io);
-    const { verb, rest } = findVerb(words);
+    if (words.length === 2 && ['--help', '-h'].includes(words[1]!) && (await familyOf(first)).length > 0) return help([first], io);
+    const { verb, rest } = await findVerb(words);
     const args = parseArguments(verb, rest);
     if (args.switches.has('help')) {
       io.stdout.write(verbHelp(verb));
@@ -92,31 +65,15 @@ function rootCause(error: unknown): unknown {
   return error instanceof SuppressedError ? rootCause(error.suppressed) : error;
 }
 
-function findVerb(words: readonly string[]): { verb: Verb; rest: readonly string[] } {
-  for (const verb of VERBS) {
-    const name = verb.name.split(' ');
-    if (name.every((word, i) => words[i] === word)) return { verb, rest: words.slice(name.length) };
-  }
-  const first = words[0]!;
-  if (first.startsWith('-')) throw new UsageError(`unknown option ${first}; options follow the verb`);
-  const family = familyOf(first).map((verb) => verb.name.split(' ')[1]!);
-  if (family.length > 0) throw new UsageError(`${first} needs one of: ${family.join(', ')}`);
-  const nearest = closest(first, VERBS.map((verb) => verb.name.split(' ')[0]!));
-  throw new UsageError(`there is no verb "${first}"${nearest === undefined ? '' : `; did you mean ${nearest}?`}`);
-}
-
-/** Verbs of two words of which this is the first. */
-const familyOf = (first: string): readonly Verb[] => VERBS.filter((verb) => verb.name.startsWith(`${first} `));
-
-function help(words: readonly string[], io: Io): number {
-  const family = words.length === 1 ? familyOf(words[0]!) : [];
-  const verbs = formatTable((family.length > 0 ? family : VERBS).map((verb) => [verb.name, verb.summary] as const), '  ');
+async function help(words: readonly string[], io: Io): Promise<number> {
+  const family = words.length === 1 ? await familyOf(words[0]!) : [];
+  const verbs = formatTable((family.length > 0 ? family : await allVerbs()).map((verb) => [verb.name, verb.summary] as const), '  ');
   if (family.length > 0) {
     io.stdout.write(`usage: zazen ${words[0]!} VERB [OPTION]...\n\n${verbs}\nzazen ${words[0]!} VERB --help tells more.\n`);
     return 0;
   }
   if (words.length > 0) {
-    io.stdout.write(verbHelp(findVerb(words).verb));
+    io.stdout.write(verbHelp((await findVerb(words)).verb));
     return 0;
   }
   io.stdout.write('usage: zazen VERB [OPTION]...\n\nZazen runs unmodified arm64 Linux guests inside Node, under the '

@@ -4,7 +4,7 @@ import { resolve } from 'node:path';
 import { ZazenError } from '../base/errors.ts';
 import { ControlClient } from '../daemon/client.ts';
 import type { Command, CommandResults } from '../daemon/command.ts';
-import { unknownDomain } from '../daemon/control.ts';
+import { unknownDomain } from '../daemon/protocol.ts';
 import { findSockets, runtimeDirectory, socketPathFor } from '../daemon/runtime-directory.ts';
 import type { Arguments, OptionRow } from './arguments.ts';
 import { say } from './io.ts';

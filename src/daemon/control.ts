@@ -12,8 +12,9 @@ import { assertLegal } from './command.ts';
 import type {
   CheckpointSummary, Command, CommandName, CommandOf, CommandResults, CpuShareSummary, DomainSummary, HostDescription, ListedDomain,
 } from './command.ts';
-import type { Progress } from './protocol.ts';
 import { EventHub } from './event-hub.ts';
+import { unknownDomain } from './protocol.ts';
+import type { Progress } from './protocol.ts';
 import { StopPolicies } from './stop-policies.ts';
 import type { Origin } from './stop-policies.ts';
 
@@ -291,12 +292,6 @@ export class Control {
   close(): void {
     this.#hub.close();
   }
-}
-
-export function unknownDomain(name: string): ZazenError {
-  return new ZazenError('ZAZEN_DOMAIN_UNKNOWN', `there is no domain ${name}`, {
-    hint: 'zazen list shows those there are',
-  });
 }
 
 function summary({ id, name, uuid, state }: Domain): DomainSummary {

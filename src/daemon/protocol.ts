@@ -74,3 +74,9 @@ export function notUnderstood(): ZazenError {
     hint: 'is it of another version? see: zazen info --host',
   });
 }
+
+export function unknownDomain(name: string): ZazenError {
+  return new ZazenError('ZAZEN_DOMAIN_UNKNOWN', `there is no domain ${name}`, {
+    hint: 'zazen list shows those there are',
+  });
+}

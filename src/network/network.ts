@@ -29,7 +29,7 @@ import { HostsFile } from './hosts-file.ts';
 import { createPortState, NetworkPort } from './network-port.ts';
 import type { NetworkPortMetrics, PortServices } from './network-port.ts';
 import { PcapFile } from './pcap.ts';
-import { openForward } from './port-forward.ts';
+import { openForward } from './open-forward.ts';
 import type { PortState } from './port-state.ts';
 import { systemScheduler } from './scheduler.ts';
 import type { Scheduler } from './scheduler.ts';
