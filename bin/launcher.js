@@ -2,10 +2,11 @@
 // Node runs this file. Standard streams, signals and the exit status pass through. Plain JavaScript that an old Node understands.
 
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, realpathSync } from 'node:fs';
+import * as nodeModule from 'node:module';
 import { availableParallelism, constants, homedir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 
 /** V8's threads that compile and collect garbage beside the program, as Node has them by itself. */
 const V8_THREADS_MAX = 4;
@@ -40,10 +41,17 @@ export function launch(program, words, runsGuests) {
   // As src/base/cache-folder.ts has it: with the compile cache on from the start, Node reads no TypeScript at all.
   const { env } = process;
   const cache = env.ZAZEN_CACHE_DIR || join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'zazen');
+  const compileCache = env.NODE_COMPILE_CACHE || join(cache, 'node');
+  // It is that Node already, as npx and npm's scripts have it: then this process is the program.
+  if (!runsGuests && realpathSync(node) === realpathSync(process.execPath)) {
+    nodeModule.enableCompileCache(compileCache);
+    import(pathToFileURL(fileOf(program)).href);
+    return;
+  }
   const v8Threads = Math.min(V8_THREADS_MAX, availableParallelism());
   const options = runsGuests ? [`--v8-pool-size=${v8Threads}`, `--max-old-space-size=${HEAP_MAX_MIB}`] : [];
   const child = spawn(node, [...options, fileOf(program), ...words], {
-    stdio: 'inherit', env: { ...env, NODE_COMPILE_CACHE: env.NODE_COMPILE_CACHE || join(cache, 'node') },
+    stdio: 'inherit', env: { ...env, NODE_COMPILE_CACHE: compileCache },
   });
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT']) process.on(name, () => child.kill(name));
   child.on('error', (error) => {

@@ -187,6 +187,18 @@ test('the launcher gives V8 no more threads than cores and a large heap, where t
   assert.equal(await optionsOf('list'), '');
 });
 
+test('the launcher is the program itself where the Node that runs it is the right one already', async () => {
+  const launcher = checkout('itself', true);
+  const program = join(scratch, 'itself/src/cli/main.ts');
+  rmSync(program);
+  writeFileSync(program, 'console.log(process.ppid, process.argv.slice(2).join());');
+  const outputOf = async (...command: [string, ...string[]]): Promise<string[]> =>
+    (await startProgram(command[0], command.slice(1)).ended).out.trim().split(' ');
+  const own = String(process.pid);
+  assert.deepEqual((await outputOf(process.execPath, launcher, 'list', 'x')).slice(0, 2), [own, 'list,x']);
+  assert.notEqual((await outputOf(process.execPath, launcher, 'run'))[0], own);
+});
+
 test('npm start takes no words, and says so instead of starting a guest', async () => {
   const { status, out, err } = await startProgram(process.execPath, [join(ROOT, 'bin/start.js'), '--help']).ended;
   assert.deepEqual([status, out], [2, '']);
