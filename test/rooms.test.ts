@@ -164,6 +164,29 @@ test('no file imports itself through others', () => {
   assertNone(findCycles(product).map((cycle) => `${cycle}: move what both need into a third file`));
 });
 
+/** All that a file has loaded before it runs. */
+function loadedWith(file: string, seen = new Set<string>()): ReadonlySet<string> {
+  if (seen.has(file)) return seen;
+  seen.add(file);
+  for (const { target, eager } of product.get(file) ?? []) if (eager && target !== undefined) loadedWith(target, seen);
+  return seen;
+}
+
+test('a thread does not load what it can do without and what takes long to load', () => {
+  const without: Record<string, readonly string[]> = {
+    'src/host/host.ts': ['src/a64/table.ts', 'src/cpu/interpreter.ts'],
+    'src/host/disk-loop.ts': ['src/a64/table.ts'],
+    'src/host/pcpu-loop.ts': ['src/cpu/interpreter.ts', 'src/cpu/jit/compile.ts'],
+    'src/host/translator-loop.ts': ['src/cpu/interpreter.ts', 'src/cpu/engine.ts'],
+  };
+  for (const [file, files] of Object.entries(without)) {
+    const loaded = loadedWith(file);
+    assert.ok(loaded.size > 20, `${file} is there`);
+    assertNone(files.filter((each) => loaded.has(each))
+      .map((each) => `${file} has ${each} loaded: import its types only, move what is light out of it, or import it when it is needed`));
+  }
+});
+
 test('every file is used by another one or is an entry point', () => {
   const used = new Set([...product].flatMap(([file, imports]) => {
     return imports.map((i) => i.target).filter((target) => target !== file);

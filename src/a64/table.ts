@@ -5,7 +5,7 @@
 // number = the row's first + statics packed in order, the special ones at odd places.
 
 import { assert } from '../base/assert.ts';
-import { HANDLER_FIRST_ROW } from '../abi/decode-cache.ts';
+import { FIRST_REGION, HANDLER_FIRST_ROW } from '../abi/decode-cache.ts';
 import { fieldsOf } from './row.ts';
 import type { Fields, Row } from './row.ts';
 import branches from './definitions/branches.ts';
@@ -56,9 +56,7 @@ for (const row of rows) {
   numberings.set(row, { first: nextHandler, count: 1 << bits });
   nextHandler += 1 << bits;
 }
-assert(nextHandler <= 0x10000, 'a handler number does not fit in a decoded record');
-/** One past the last handler number. */
-export const handlerCount = nextHandler;
+assert(nextHandler <= FIRST_REGION, 'there are more handlers than numbers for them');
 
 export function numbering(row: Row): Numbering {
   return numberings.get(row)!;

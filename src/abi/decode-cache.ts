@@ -20,3 +20,5 @@ export const HANDLER_END_OF_PAGE = 1;
 /** Unallocated encodings. */
 export const HANDLER_UNDEFINED = 2;
 export const HANDLER_FIRST_ROW = 3;
+/** From here on numbers are compiled regions': more than there are handlers, so that nobody needs the instruction table to tell. */
+export const FIRST_REGION = 0x2000;

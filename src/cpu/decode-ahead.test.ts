@@ -13,6 +13,7 @@ import { DecodeAhead } from './decode-ahead.ts';
 import type { CodeRuns } from './decode-ahead.ts';
 import { DecodeCache } from './decode-cache.ts';
 import { createTestMachine } from './test-machine.ts';
+import { WordDecoder } from './word-decoder.ts';
 
 const CODE = Uint32Array.from(new Assembler(0n).addReg(1, 1, 2).mov(3, 77).ldr(2, 1).str(1, 1).addReg(4, 5, 6).words());
 const run = (first: number, count: number): number => (first << 6) | (count - 1);
@@ -24,7 +25,7 @@ const codeOf = (...pages: (readonly number[])[]): CodeRuns => {
 
 function setUp() {
   const { machine } = createTestMachine();
-  const cache = new DecodeCache(machine);
+  const cache = new DecodeCache(machine, new WordDecoder());
   const ahead = new DecodeAhead(machine, cache);
   const frames = [0, 1, 2, 3].map((i) => machine.firstFrame + i);
   for (const mfn of frames) for (let i = 0; i < 1024; i++) machine.u32[mfn * 1024 + i] = CODE[i % CODE.length]!;

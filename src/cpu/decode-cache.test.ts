@@ -4,8 +4,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Assembler } from '../a64/test-assembler.ts';
-import { handlerCount } from '../a64/table.ts';
-import { HANDLER_DECODE } from '../abi/decode-cache.ts';
+import { FIRST_REGION, HANDLER_DECODE } from '../abi/decode-cache.ts';
 import type { CodePage } from './decode-cache.ts';
 import { GUEST_BASE, createTestMachine } from './test-machine.ts';
 
@@ -20,7 +19,7 @@ test('a record that has been decoded, or made a region\'s, since its number was 
   const decoded = handler(0);
   assert.notEqual(decoded, HANDLER_DECODE);
   assert.equal(handler(1), decoded, 'to the end of the run');
-  const REGION = handlerCount + 5;
+  const REGION = FIRST_REGION + 5;
   m.machine.u16[slot / 2] = REGION;
   decodeCache.decodeRun(slot);
   assert.equal(handler(0), REGION);
@@ -45,7 +44,7 @@ test('a region of what stood in a line before it was invalidated does not come',
   const { decodeCache } = m.engine;
   const { firstFrame } = m.machine;
   const slot = decodeCache.slotFor(firstFrame);
-  const REGION = handlerCount + 5;
+  const REGION = FIRST_REGION + 5;
   const handler = (): number => m.machine.u16[slot / 2]!;
   const enter = (page: CodePage): boolean => decodeCache.enterRegion(page, [0, 1, 2], REGION, []);
   assert.equal(enter(decodeCache.pageOf(slot)!), true);

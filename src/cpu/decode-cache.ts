@@ -9,14 +9,13 @@
 // A record at which a compiled region begins has the region's number in place of its handler (jit/). All regions that begin
 // in a page go when any of its instructions changes; those that go on in it look for the number of its content, which goes too.
 
-import { HANDLER_DECODE, HANDLER_END_OF_PAGE, SLOT_BYTES, SLOT_CONTENT, SLOT_RECORDS } from '../abi/decode-cache.ts';
+import { FIRST_REGION, HANDLER_DECODE, HANDLER_END_OF_PAGE, SLOT_BYTES, SLOT_CONTENT, SLOT_RECORDS } from '../abi/decode-cache.ts';
 import { FRAME, FRAME_STATE, FRAME_STATE_MASK } from '../abi/machine-memory.ts';
 import { RECORD_BYTES } from '../a64/operand.ts';
-import { handlerCount } from '../a64/table.ts';
 import { assert } from '../base/assert.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import type { KnownRegions } from './jit/known-regions.ts';
-import { WordDecoder } from './word-decoder.ts';
+import type { WordDecoder } from './word-decoder.ts';
 
 const PAGE_WORDS = 1024;
 /** A run is decoded together up to its end; bounded, because what follows a branch may never be reached. */
@@ -47,13 +46,15 @@ export class DecodeCache {
   readonly #frameTable: number;
   /** Regions that are entered where code is decoded, if this thread has got any. */
   knownRegions: KnownRegions | undefined;
-  #wordDecoder: WordDecoder | undefined;
+  readonly #wordDecoder: WordDecoder | undefined;
   /** A slot that this thread took and did not need, because another was faster; and the generation it belongs to. */
   #spare = -1;
   #spareGeneration = 0;
 
-  constructor(machine: MachineMemory) {
+  /** @param wordDecoder of a thread that decodes: others load no instruction table for it */
+  constructor(machine: MachineMemory, wordDecoder?: WordDecoder) {
     this.#machine = machine;
+    this.#wordDecoder = wordDecoder;
     const { offsetBytes, sizeBytes } = machine.region('code');
     this.#slotCount = Math.floor((sizeBytes - 64) / (SLOT_BYTES + 8));
     this.#used = offsetBytes / 4;
@@ -64,9 +65,9 @@ export class DecodeCache {
     this.#frameTable = machine.region('frameTable').offsetBytes;
   }
 
-  /** Half a mebibyte, for those who decode. */
   get #decoder(): WordDecoder {
-    return this.#wordDecoder ??= new WordDecoder();
+    assert(this.#wordDecoder !== undefined, 'a thread that does not decode has got to an instruction');
+    return this.#wordDecoder;
   }
 
   /** Pages that it can hold decoded, and that it holds. */
@@ -329,7 +330,7 @@ export class DecodeCache {
     if (!hadRegions) return;
     const first = (this.#slots + slot * SLOT_BYTES) / 2;
     for (let at = first; at < first + PAGE_WORDS * (RECORD_BYTES / 2); at += RECORD_BYTES / 2) {
-      if (u16[at]! >= handlerCount) Atomics.store(u16, at, HANDLER_DECODE);
+      if (u16[at]! >= FIRST_REGION) Atomics.store(u16, at, HANDLER_DECODE);
     }
   }
 

@@ -7,10 +7,11 @@ import { RECORD_BYTES } from '../a64/operand.ts';
 import { DecodeCache } from './decode-cache.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { createTestMachine } from './test-machine.ts';
+import { WordDecoder } from './word-decoder.ts';
 
 test('a slot is empty when it is taken for the first time, and again when all have been given back', () => {
   const { machine } = createTestMachine();
-  const cache = new DecodeCache(machine);
+  const cache = new DecodeCache(machine, new WordDecoder());
   const handlers = (slot: number): number[] =>
     Array.from({ length: SLOT_RECORDS }, (_, i) => machine.u16[(slot + i * RECORD_BYTES) / 2]!);
   const fresh = [...Array<number>(SLOT_RECORDS - 1).fill(HANDLER_DECODE), HANDLER_END_OF_PAGE];
@@ -30,7 +31,7 @@ test('a slot is empty when it is taken for the first time, and again when all ha
 for (const ahead of [false, true]) {
   test(`the system gives the memory of slots once: it is written before it is read${ahead ? ', and ahead of that' : ''}`, () => {
     const machine = MachineMemory.create({ sizeBytes: 96 * 2 ** 20, domainCount: 1, vcpuCount: 4, codeBytes: 32 * 2 ** 20 });
-    const cache = new DecodeCache(machine);
+    const cache = new DecodeCache(machine, new WordDecoder());
     const { slots } = cache.capacity;
     const pages = slots * SLOT_BYTES / 4096;
     const before = process.resourceUsage().minorPageFault;
@@ -50,7 +51,7 @@ for (const ahead of [false, true]) {
 
 test('slots are touched ahead of those in use, so many and no more, and what is in them stays', () => {
   const { machine } = createTestMachine();
-  const cache = new DecodeCache(machine);
+  const cache = new DecodeCache(machine, new WordDecoder());
   const touchAll = (): number => {
     let steps = 0;
     assert.ok(!cache.wantsTouching, 'nobody has asked for more');

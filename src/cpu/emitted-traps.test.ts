@@ -19,7 +19,7 @@ import { trapSignature } from './emitted-calls.ts';
 import { emitTraps } from './emitted-traps.ts';
 import { emitWalk } from './emitted-walk.ts';
 import { SCTLR_SPAN, exceptionClass, faultStatus, syndrome } from './exceptions.ts';
-import { handlerSignature, interpreterLayout } from './interpreter.ts';
+import { handlerSignature, interpreterLayout } from './handlers.ts';
 import { useLine } from './lines-in-use.ts';
 import { GUEST_BASE, createTestMachine } from './test-machine.ts';
 import { fillExecTlb, flushAll, updateAsid } from './tlb.ts';

@@ -13,7 +13,7 @@ import { SeededRandom } from '../base/random.ts';
 import { ModuleBuilder } from '../wasm/module.ts';
 import { ACCESS_ALIGNED, ACCESS_UNPRIVILEGED } from './emitted-calls.ts';
 import { FAULT_ANSWERS, emitWalk } from './emitted-walk.ts';
-import { handlerSignature, interpreterLayout } from './interpreter.ts';
+import { handlerSignature, interpreterLayout } from './handlers.ts';
 import { linesInUse } from './lines-in-use.ts';
 import { SCTLR_UCI, cacheOperation } from './maintenance.ts';
 import { GUEST_BASE, createTestMachine } from './test-machine.ts';

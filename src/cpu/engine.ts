@@ -5,8 +5,7 @@
 // always out of code, so that its decoded page may go.
 
 import { RECORD_BYTES, RECORD_SHIFT } from '../a64/operand.ts';
-import { handlerCount } from '../a64/table.ts';
-import { SLOT_BYTES } from '../abi/decode-cache.ts';
+import { FIRST_REGION, SLOT_BYTES } from '../abi/decode-cache.ts';
 import { PENDING, tlbCoverage, tlbCoverageOffset, tlbOffsets, vcpuRecord } from '../abi/vcpu.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { computeHandlers } from './compute/index.ts';
@@ -15,10 +14,9 @@ import { DecodeCache } from './decode-cache.ts';
 import { importObject } from './emitted-calls.ts';
 import type { EmittedCallHandlers } from './emitted-calls.ts';
 import { exceptionClass, faultStatus, syndrome, takeException } from './exceptions.ts';
+import { TABLE_SIZE, regionImports } from './handlers.ts';
 import { NO_FRAME } from './host.ts';
 import type { CpuHost, ExitReason } from './host.ts';
-import { TABLE_SIZE } from './interpreter.ts';
-import { regionImports } from './jit/compile.ts';
 import { KnownRegions } from './jit/known-regions.ts';
 import type { RegionClient } from './jit/region-client.ts';
 import { StageTwo } from './stage-two.ts';
@@ -27,6 +25,7 @@ import { execNeighbours, fillExecTlb, flushAddress, flushAll, flushAsid, flushFr
 import { ACCESS_EXEC, Translation } from './translation.ts';
 import { TrapHandlers } from './traps.ts';
 import { VcpuState } from './vcpu-state.ts';
+import { WordDecoder } from './word-decoder.ts';
 
 const at = vcpuRecord.at;
 const IRQ_MASKED = 0x80;
@@ -68,7 +67,7 @@ export class Engine {
     this.stageTwo = new StageTwo(machine, host);
     this.translation = new Translation(machine, this.stageTwo);
     this.data = new DataAccess(this);
-    this.decodeCache = new DecodeCache(machine);
+    this.decodeCache = new DecodeCache(machine, new WordDecoder());
     this.#regions = regions;
     const imports = importObject(machine.memory, this.#handlers());
     const instance = new WebAssembly.Instance(interpreter, imports);
@@ -185,7 +184,7 @@ export class Engine {
    */
   #dropRegions(vcpu: VcpuState, epoch: number): void {
     this.decodeCache.knownRegions = undefined;
-    for (let i = handlerCount; i < TABLE_SIZE; i++) this.#table.set(i, this.#unknownRegion);
+    for (let i = FIRST_REGION; i < TABLE_SIZE; i++) this.#table.set(i, this.#unknownRegion);
     if (!this.decodeCache.knowsRegionEpoch(epoch)) this.host.flushDecodeCache(vcpu, epoch);
   }
 

@@ -9,11 +9,9 @@ import { fieldsOf, operandsOf } from '../a64/row.ts';
 import { numbering, rows, staticsOf } from '../a64/table.ts';
 import { computeNames, trapNames } from '../a64/slow.ts';
 import { RECORD_BYTES } from '../a64/operand.ts';
-import { MACHINE_HEADER } from '../abi/machine-memory.ts';
 import { SeededRandom } from '../base/random.ts';
-import type { MachineMemory } from '../memory/machine-memory.ts';
 import { i32, i64 } from '../wasm/scalar.ts';
-import type { Callable, FunctionBuilder, Signature } from '../wasm/function.ts';
+import type { Callable, FunctionBuilder } from '../wasm/function.ts';
 import { ModuleBuilder } from '../wasm/module.ts';
 import type { MemoryImport } from '../wasm/module.ts';
 import type { Address, I32 } from '../wasm/types.ts';
@@ -21,49 +19,14 @@ import { ACCESS_ALIGNED, computeSignature, emittedCalls, trapSignature } from '.
 import { emitTraps } from './emitted-traps.ts';
 import type { EmittedTraps } from './emitted-traps.ts';
 import { FAULT_ANSWERS, emitWalk } from './emitted-walk.ts';
-import type { WalkLayout } from './emitted-walk.ts';
-import { DecodeCache } from './decode-cache.ts';
 import { dispatch, goThroughTlb, handlerBehind, loads, orderedLoads, orderedStores, stores } from './engine-machine.ts';
-import { emitStoreFlags, storeFlagsSignature } from './jit/lazy-flags.ts';
+import { TABLE_SIZE, handlerSignature, sharedFunctions } from './handlers.ts';
+import type { InterpreterLayout } from './handlers.ts';
+import { emitStoreFlags } from './jit/lazy-flags.ts';
 import { InterpreterMachine } from './interpreter-machine.ts';
 import type { InterpreterContext } from './interpreter-machine.ts';
 
 const at = vcpuRecord.at;
-/**
- * (record, vcpu, fuel, next). `next` is what the record behind names as its handler, read one instruction ahead: else
- * each instruction would wait for the memory's address, then for that, then for the table. Regions do not look at it.
- */
-export const handlerSignature: Signature = { params: ['i32', 'i32', 'i32', 'i32'], results: [] };
-
-/** Places of the table: a decoded record names its handler with sixteen bits. From `handlerCount` on they are regions'. */
-export const TABLE_SIZE = 0x1_0000;
-/** What compiled regions call in an interpreter's instance. */
-export const sharedFunctions = {
-  resume: { params: ['i32'], results: [] },
-  jump: { params: ['i32', 'i32', 'i32', 'i64'], results: [] },
-  leave: { params: ['i32', 'i32', 'i32'], results: [] },
-  slowLoad: { params: ['i32', 'i32', 'i32', 'i64', 'i32'], results: ['i64'] },
-  slowStore: { params: ['i32', 'i32', 'i32', 'i64', 'i32'], results: [] },
-  fillTlb: { params: ['i32', 'i32', 'i32', 'i64', 'i32', 'i32'], results: [] },
-  storeFlags: storeFlagsSignature,
-  handOver: { params: ['i32', 'i32', 'i32', 'i32', 'i32', 'i64', 'i64'], results: [] },
-} as const satisfies Record<string, Signature>;
-
-/** Places in the machine memory that handlers are made for. */
-export interface InterpreterLayout extends WalkLayout {
-  /** Address of a word, zero at first. */
-  readonly pairLock: number;
-}
-
-export function interpreterLayout(machine: MachineMemory): InterpreterLayout {
-  return {
-    pairLock: MACHINE_HEADER.at.pairLock,
-    frameTable: machine.region('frameTable').offsetBytes,
-    codeSlots: new DecodeCache(machine).slotsAddress,
-    frameEnd: machine.frameEnd,
-  };
-}
-
 export function buildInterpreter(memory: MemoryImport, layout: InterpreterLayout): Uint8Array<ArrayBuffer> {
   const module = new ModuleBuilder(handlerSignature, memory);
   const imports = Object.fromEntries(Object.entries(emittedCalls)

@@ -1,11 +1,12 @@
 // The interpreter of a machine, compiled: by whoever had a machine of this layout before in this process, from the cache
-// folder, or made here and kept there. Making it takes the main thread as long as reading half of all code.
+// folder, or made here and kept there. Making it takes the main thread as long as reading half of all code; what makes it is read
+// then only, the instruction table with it, which takes a third of what reading all the rest does.
 //
 // What is kept is trusted as far as compiled regions are, with which it lies (region-folder.ts).
 
 import { createHash } from 'node:crypto';
 import { regionStoreFolder } from '../base/cache-folder.ts';
-import { buildInterpreter, interpreterLayout } from '../cpu/interpreter.ts';
+import { interpreterLayout } from '../cpu/handlers.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { emitterVersion } from './emitter-version.ts';
 import { RegionFolder } from './region-folder.ts';
@@ -21,13 +22,14 @@ export async function interpreterFor(machine: MachineMemory): Promise<WebAssembl
   const layout = interpreterLayout(machine);
   const name = createHash('sha256').update(JSON.stringify([memory, layout])).digest('hex');
   if (last?.name !== name) {
-    const module = WebAssembly.compile(bytesOf(addressType, name, () => buildInterpreter(memory, layout)));
-    last = { name, module };
+    const build = async () => (await import('../cpu/interpreter.ts')).buildInterpreter(memory, layout);
+    last = { name, module: bytesOf(addressType, name, build).then(bytes => WebAssembly.compile(bytes)) };
   }
   return last.module;
 }
 
-function bytesOf(addressType: 'i32' | 'i64', name: string, build: () => Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
+type Bytes = Uint8Array<ArrayBuffer>;
+async function bytesOf(addressType: 'i32' | 'i64', name: string, build: () => Promise<Bytes>): Promise<Bytes> {
   const path = regionStoreFolder();
   const version = path === undefined ? undefined : emitterVersion(addressType);
   const folder = version && RegionFolder.open(path!, version);

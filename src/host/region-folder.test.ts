@@ -199,24 +199,24 @@ test('what other versions have left goes when there is no room, or after a month
   assert.deepEqual(present(load(path), [1, 2, 3]), [1, 2, 3]);
 });
 
-test('a whole file is made once, and again when anything about it is not as it was', () => {
+test('a whole file is made once, and again when anything about it is not as it was', async () => {
   const path = newPath();
   const content = new Uint8Array(codeOf(5));
   let made = 0;
-  const fileOf = (version = VERSION, name = 'thing'): Uint8Array => open(path, version).file(name, () => {
+  const fileOf = async (version = VERSION, name = 'thing'): Promise<Uint8Array> => open(path, version).file(name, async () => {
     made++;
     return content;
   });
-  for (let i = 0; i < 3; i++) assert.deepEqual([new Uint8Array(fileOf()), made], [content, 1]);
+  for (let i = 0; i < 3; i++) assert.deepEqual([new Uint8Array(await fileOf()), made], [content, 1]);
   const [file] = filesIn(path) as [string];
   const bytes = readFileSync(file);
-  fc.assert(fc.property(fc.nat(8 * bytes.length - 1), fc.nat(bytes.length - 1), (bit, length) => {
+  await fc.assert(fc.asyncProperty(fc.nat(8 * bytes.length - 1), fc.nat(bytes.length - 1), async (bit, length) => {
     const changed = Buffer.from(bytes);
     changed[bit >>> 3]! ^= 1 << (bit & 7);
     for (const wrong of [changed, bytes.subarray(0, length)]) {
       const before = made;
       writeFileSync(file, wrong);
-      assert.deepEqual([new Uint8Array(fileOf()), made], [content, before + 1]);
+      assert.deepEqual([new Uint8Array(await fileOf()), made], [content, before + 1]);
       assert.deepEqual(readFileSync(file), bytes);
     }
   }), { seed, numRuns: 50 });
@@ -225,13 +225,13 @@ test('a whole file is made once, and again when anything about it is not as it w
   writeFileSync(elsewhere, bytes, { mode: 0o600 });
   for (const [version, name] of [[new Uint8Array(32).fill(8), 'thing'], [VERSION, 'other']] as const) {
     const before = made;
-    fileOf(version, name);
+    await fileOf(version, name);
     assert.equal(made, before + 1);
   }
   rmSync(file);
   symlinkSync(elsewhere, file);
   const before = made;
-  fileOf();
+  await fileOf();
   assert.equal(made, before + 1);
   // Regions of the same folder are not disturbed by it.
   save(path, [1, 2]);

@@ -149,10 +149,10 @@ export class RegionFolder {
    * A file that depends on nothing but the emitter and its name; made if it is not there, or not as it was written.
    * @param name no word of it is chosen by a guest or an image
    */
-  file(name: string, make: () => Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
+  async file(name: string, make: () => Promise<Uint8Array<ArrayBuffer>>): Promise<Uint8Array<ArrayBuffer>> {
     const known = this.read(name);
     if (known !== undefined) return known;
-    const bytes = make();
+    const bytes = await make();
     this.write(name, bytes);
     return bytes;
   }

@@ -6,7 +6,7 @@ import { ModuleBuilder } from '../../wasm/module.ts';
 import type { MemoryImport } from '../../wasm/module.ts';
 import type { Callable, FunctionBody } from '../../wasm/function.ts';
 import { computeSignature } from '../emitted-calls.ts';
-import { TABLE_SIZE, handlerSignature, sharedFunctions } from '../interpreter.ts';
+import { TABLE_SIZE, handlerSignature, sharedFunctions } from '../handlers.ts';
 import { RegionEmitter } from './region-emitter.ts';
 import type { Natures } from './region-emitter.ts';
 import type { RegionContext } from './region-machine.ts';
@@ -71,13 +71,4 @@ function emitBody(module: ModuleBuilder, emitter: RegionEmitter, region: Region)
   const f = module.scratch(handlerSignature);
   emitter.emit(f, region);
   return f.body();
-}
-
-/**
- * What a module of regions is instantiated with.
- * @param interpreter exports of the interpreter's instance
- * @param imports what that instance was given
- */
-export function regionImports(interpreter: WebAssembly.Exports, imports: WebAssembly.Imports): WebAssembly.Imports {
-  return { env: { ...imports['env'], ...interpreter } as WebAssembly.Imports[string] };
 }

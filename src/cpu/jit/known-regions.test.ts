@@ -3,8 +3,8 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FIRST_REGION } from '../../abi/decode-cache.ts';
 import { Assembler } from '../../a64/test-assembler.ts';
-import { handlerCount } from '../../a64/table.ts';
 import { MACHINE_HEADER } from '../../abi/machine-memory.ts';
 import { GUEST_BASE, createTestMachine, runToHypercall } from '../test-machine.ts';
 import type { TestMachine } from '../test-machine.ts';
@@ -64,7 +64,7 @@ function run(m: TestMachine, address = GUEST_BASE): { result: bigint; retired: b
 }
 const regionsIn = ({ engine, machine }: TestMachine, page: number): number[] => {
   const slot = engine.decodeCache.slotFor(machine.firstFrame + page);
-  return [AGAIN, ODD].filter(index => machine.u16[(slot + index * 16) / 2]! >= handlerCount);
+  return [AGAIN, ODD].filter(index => machine.u16[(slot + index * 16) / 2]! >= FIRST_REGION);
 };
 
 /** A store of the regions that begin at both labels. */

@@ -7,6 +7,7 @@ import type { Callable } from '../../wasm/function.ts';
 import { i32, i64 } from '../../wasm/scalar.ts';
 import type { I32, I64 } from '../../wasm/types.ts';
 import { recordFlags } from '../flags.ts';
+import { sharedFunctions } from '../handlers.ts';
 
 /** `recorded`: they are in the vCPU record already. `packed` has N, Z, C, V in bits 3 … 0 of `a`. */
 export const FLAG_KIND = { recorded: 0, add32: 1, add64: 2, sub32: 3, sub64: 4, logic32: 5, logic64: 6, packed: 7 } as const;
@@ -15,11 +16,9 @@ export function flagKindOf(source: Exclude<FlagSource, { kind: 'adc' }>): number
   return source.kind === 'packed' ? FLAG_KIND.packed : FLAG_KIND[`${source.kind}${source.bits}`];
 }
 
-export const storeFlagsSignature = { params: ['i32', 'i32', 'i64', 'i64'], results: [] } as const;
-
 /** (vCPU, kind, a, b): writes the flags to the vCPU record. */
 export function emitStoreFlags(module: ModuleBuilder): Callable {
-  const f = module.function(storeFlagsSignature);
+  const f = module.function(sharedFunctions.storeFlags);
   const vcpu = f.param(0, 'i32');
   const kind = f.param(1, 'i32');
   const [a, b] = [f.param(2, 'i64'), f.param(3, 'i64')];

@@ -4,8 +4,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Assembler } from '../../a64/test-assembler.ts';
-import { handlerCount } from '../../a64/table.ts';
-import { HANDLER_UNDEFINED, SLOT_CONTENT } from '../../abi/decode-cache.ts';
+import { FIRST_REGION, HANDLER_UNDEFINED, SLOT_CONTENT } from '../../abi/decode-cache.ts';
 import { TLB_ENTRIES, TLB_ENTRY_BYTES, TLB_INVALID_TAG, tlbOffsets } from '../../abi/vcpu.ts';
 import { GUEST_BASE, createTestMachine, runToHypercall } from '../test-machine.ts';
 import type { TestMachine, TestMachineOptions } from '../test-machine.ts';
@@ -54,7 +53,7 @@ function warm(options: TestMachineOptions = {}, followCallsAfter = 0, runsMax = 
   m.load(START, caller());
   for (const [address, step] of [[FUNCTION, 3], [COPY, 7]] as const) m.load(address, callee(step));
   for (let runs = 0; runs < runsMax; runs++) assert.deepEqual(run(m), steps(3));
-  assert.ok(m.machine.u16[recordOf(m, START) / 2]! >= handlerCount, 'the loop is a region');
+  assert.ok(m.machine.u16[recordOf(m, START) / 2]! >= FIRST_REGION, 'the loop is a region');
   return m;
 }
 
@@ -101,9 +100,9 @@ test('a place is asked for when it is hot, and once more when a region there has
   assert.deepEqual(asked, []);
   sample(RECORD, HANDLER_UNDEFINED);
   assert.deepEqual(asked.splice(0), [{ record: RECORD, neighbours, followsCalls: false }]);
-  for (const record of [RECORD, OTHER]) sample(record, handlerCount);
+  for (const record of [RECORD, OTHER]) sample(record, FIRST_REGION);
   assert.deepEqual(asked, []);
-  for (let i = 0; i < 3; i++) sample(RECORD, handlerCount);
+  for (let i = 0; i < 3; i++) sample(RECORD, FIRST_REGION);
   assert.deepEqual(asked, [{ record: RECORD, neighbours, followsCalls: true }]);
 });
 
@@ -164,17 +163,17 @@ test('a return to somewhere else than where the call came from goes there', () =
   for (let runs = 0; runs < 4; runs++) {
     assert.deepEqual(run(m), { x1: LOOPS, x2: 6 * LOOPS / 2, retired: 16 * LOOPS / 2 + 1 });
   }
-  assert.ok(m.machine.u16[recordOf(m, START) / 2]! >= handlerCount, 'the loop is a region');
+  assert.ok(m.machine.u16[recordOf(m, START) / 2]! >= FIRST_REGION, 'the loop is a region');
 });
 
 test('what is said to be in a page is not true any more as soon as any line of it changes', () => {
   const m = createTestMachine();
   const page = m.engine.decodeCache.pageOf(slotOf(m, FUNCTION))!;
-  m.engine.decodeCache.enterRegion({ ...page, index: 3 }, [], handlerCount, [{ page, content: 5n }]);
+  m.engine.decodeCache.enterRegion({ ...page, index: 3 }, [], FIRST_REGION, [{ page, content: 5n }]);
   assert.equal(contentOf(m, FUNCTION), 5n);
   // No record of that line has been decoded.
   m.engine.decodeCache.invalidateLine(page.mfn, 2048, 64, action => action());
   assert.equal(contentOf(m, FUNCTION), 0n);
-  m.engine.decodeCache.enterRegion({ ...page, index: 3 }, [], handlerCount, [{ page, content: 5n }]);
+  m.engine.decodeCache.enterRegion({ ...page, index: 3 }, [], FIRST_REGION, [{ page, content: 5n }]);
   assert.equal(contentOf(m, FUNCTION), 0n, 'known of before the change');
 });

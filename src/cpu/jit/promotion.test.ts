@@ -3,8 +3,8 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FIRST_REGION } from '../../abi/decode-cache.ts';
 import { Assembler } from '../../a64/test-assembler.ts';
-import { handlerCount } from '../../a64/table.ts';
 import { vcpuRecord } from '../../abi/vcpu.ts';
 import { GUEST_BASE, createTestMachine, runToHypercall } from '../test-machine.ts';
 import type { TestMachine, TestVcpu } from '../test-machine.ts';
@@ -37,7 +37,7 @@ test('a loop that runs long is compiled, with the same result and count', () => 
   const m = createTestMachine({ regions: { quantumMin: 500 } });
   m.load(GUEST_BASE, loop(3));
   assert.deepEqual(run(m, GUEST_BASE), { result: sum(3), retired: RETIRED });
-  assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount, 'the loop is a region');
+  assert.ok(handlerAt(m, GUEST_BASE) >= FIRST_REGION, 'the loop is a region');
   assert.deepEqual(run(m, GUEST_BASE), { result: sum(3), retired: RETIRED });
 });
 
@@ -52,13 +52,13 @@ test('a loop in runs that are shorter than the time between two samples is compi
   for (let runs = 0; runs < RUNS; runs++) assert.equal(m.engine.run(m.vcpu, 100_000), 'wfi');
   assert.equal(m.vcpu.x(1), BigInt(RUNS * 20 * 3));
   assert.equal(m.vcpu.get64(vcpuRecord.at.instructionsRetired), BigInt(RUNS * (20 * 3 + 3)));
-  assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount, 'the loop is a region');
+  assert.ok(handlerAt(m, GUEST_BASE) >= FIRST_REGION, 'the loop is a region');
 });
 
 /** Places of regions, in instructions from the start of the memory. */
 function regionsBelow({ engine, machine }: TestMachine, count: number): number[] {
   const slot = engine.decodeCache.slotFor(machine.firstFrame);
-  return Array.from({ length: count }, (_, index) => index).filter(index => machine.u16[(slot + index * 16) / 2]! >= handlerCount);
+  return Array.from({ length: count }, (_, index) => index).filter(index => machine.u16[(slot + index * 16) / 2]! >= FIRST_REGION);
 }
 
 test('what comes behind a trap is compiled', () => {
@@ -103,7 +103,7 @@ test('a page with the content of one before gets all of its regions at once', ()
   run(m, GUEST_BASE + SECOND);
   const { regionCount } = m.translator!;
   assert.equal(run(m, GUEST_BASE + PAGE).result, sum(3));
-  assert.ok(handlerAt(m, GUEST_BASE + PAGE) >= handlerCount);
+  assert.ok(handlerAt(m, GUEST_BASE + PAGE) >= FIRST_REGION);
   assert.equal(handlerAt(m, GUEST_BASE + PAGE + SECOND), handlerAt(m, GUEST_BASE + SECOND), 'not run yet, and compiled');
   assert.equal(run(m, GUEST_BASE + PAGE + SECOND).result, sum(4));
   assert.equal(m.translator!.regionCount, regionCount);
@@ -127,7 +127,7 @@ test('another thread runs a region as soon as a record names it', () => {
   const other = m.addVcpu(1);
   m.load(GUEST_BASE, loop(5));
   run(m, GUEST_BASE);
-  assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount);
+  assert.ok(handlerAt(m, GUEST_BASE) >= FIRST_REGION);
   assert.deepEqual(run(other, GUEST_BASE), { result: sum(5), retired: RETIRED });
 });
 
@@ -164,7 +164,7 @@ test('code that has changed is not run from a region of before', () => {
   for (const constant of [2, 3, 4, 5]) {
     m.load(GUEST_BASE, loop(constant));
     assert.equal(run(m, GUEST_BASE).result, sum(constant));
-    assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount);
+    assert.ok(handlerAt(m, GUEST_BASE) >= FIRST_REGION);
   }
 });
 
@@ -180,7 +180,7 @@ test('one line that has changed ends the regions that lead through it, wherever 
   const check = (): void => {
     const perLoop = constants.reduce((total, constant) => total + constant, 0);
     assert.deepEqual(run(m, GUEST_BASE), { result: sum(perLoop), retired: BigInt((body + 2) * LOOPS + 2) });
-    assert.ok(handlerAt(m, GUEST_BASE) >= handlerCount, 'the loop is a region');
+    assert.ok(handlerAt(m, GUEST_BASE) >= FIRST_REGION, 'the loop is a region');
   };
   check();
   // The first and last instructions of both lines; the loop begins in the first one.

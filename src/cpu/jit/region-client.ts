@@ -1,10 +1,9 @@
 // A pCPU thread's side of compilation: finds hot code, asks for it, and takes in what comes.
 
-import { HANDLER_END_OF_PAGE } from '../../abi/decode-cache.ts';
+import { FIRST_REGION, HANDLER_END_OF_PAGE } from '../../abi/decode-cache.ts';
 import { MACHINE_HEADER } from '../../abi/machine-memory.ts';
 import { assert } from '../../base/assert.ts';
 import type { MachineMemory } from '../../memory/machine-memory.ts';
-import { handlerCount } from '../../a64/table.ts';
 import { DecodeCache } from '../decode-cache.ts';
 import type { HotPlace, RegionMessage } from './region-parcels.ts';
 
@@ -102,8 +101,8 @@ export class RegionClient {
    * @param neighbours called where the place is asked for
    */
   sample(record: number, handler: number, neighbours: () => Int32Array): void {
-    this.isInRegions = handler >= handlerCount;
-    if (handler >= handlerCount) {
+    this.isInRegions = handler >= FIRST_REGION;
+    if (handler >= FIRST_REGION) {
       this.#weigh(record, this.#quantum, neighbours);
       this.#begin(Math.min(this.#quantumMax, this.#quantum * 2));
       return;

@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import { RECORD_BYTES } from '../../a64/operand.ts';
 import { DecodeCache } from '../decode-cache.ts';
 import { createTestMachine } from '../test-machine.ts';
+import { WordDecoder } from '../word-decoder.ts';
 import { RegionFinder } from './region-finder.ts';
 import { PAGE_INSTRUCTIONS } from './region.ts';
 import { RegionStore } from './region-store.ts';
@@ -13,7 +14,7 @@ const ENTRY = 3;
 
 test('a place is found once, when a vCPU has got there, if all of a region stands around it', () => {
   const { machine } = createTestMachine();
-  const cache = new DecodeCache(machine);
+  const cache = new DecodeCache(machine, new WordDecoder());
   const store = new RegionStore();
   store.learn({ entry: ENTRY, indices: [ENTRY, ENTRY + 1], words: Uint32Array.of(NOP, RET), followsCalls: false, body: () => undefined });
   const finder = new RegionFinder(machine, cache, store);

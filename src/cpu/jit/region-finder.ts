@@ -4,8 +4,7 @@
 // at which regions of the store begin; of the others it looks at the noted places whose turn has come, for a record that was
 // decoded names its handler. That is two numbers for each slot and one for each noted place.
 
-import { HANDLER_DECODE } from '../../abi/decode-cache.ts';
-import { handlerCount } from '../../a64/table.ts';
+import { FIRST_REGION, HANDLER_DECODE } from '../../abi/decode-cache.ts';
 import type { MachineMemory } from '../../memory/machine-memory.ts';
 import type { CodePage, DecodeCache } from '../decode-cache.ts';
 import { PAGE_INSTRUCTIONS } from './region.ts';
@@ -93,7 +92,7 @@ export class RegionFinder {
       const handler = u16[this.#decodeCache.recordOf(slot, index) / 2]!;
       if (handler === HANDLER_DECODE) waiting.push(index);
       // Else a region is there.
-      else if (handler < handlerCount) reached.push(index);
+      else if (handler < FIRST_REGION) reached.push(index);
     }
     if (waiting.length < watched.entries.length) watched.entries = waiting;
     if (reached.length === 0) return undefined;

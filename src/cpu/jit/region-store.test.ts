@@ -2,8 +2,8 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FIRST_REGION } from '../../abi/decode-cache.ts';
 import { Assembler } from '../../a64/test-assembler.ts';
-import { handlerCount } from '../../a64/table.ts';
 import { GUEST_BASE, createTestMachine, runToHypercall } from '../test-machine.ts';
 import type { TestMachine } from '../test-machine.ts';
 import { RegionStore } from './region-store.ts';
@@ -81,7 +81,7 @@ function run(m: TestMachine): { result: bigint; retired: bigint } {
   return { result: m.vcpu.x(1), retired };
 }
 const regionAt = ({ engine, machine }: TestMachine, index: number): boolean =>
-  machine.u16[(engine.decodeCache.slotFor(machine.firstFrame) + index * 16) / 2]! >= handlerCount;
+  machine.u16[(engine.decodeCache.slotFor(machine.firstFrame) + index * 16) / 2]! >= FIRST_REGION;
 
 test('what one machine has emitted another one finds, with the same result and count, and does not emit', () => {
   const store = new RegionStore();

@@ -6,13 +6,13 @@
 // Regions are position-independent, so equal code in another page (a fork's copy, the same library in another guest)
 // is compiled once; and where all of a page is equal, all of its regions come at once (page-contents.ts).
 
+import { FIRST_REGION } from '../../abi/decode-cache.ts';
 import { tuning } from '../../base/tuning.ts';
 import type { MachineMemory } from '../../memory/machine-memory.ts';
 import type { MemoryImport } from '../../wasm/module.ts';
 import { DecodeCache } from '../decode-cache.ts';
 import type { CodePage } from '../decode-cache.ts';
-import { handlerCount } from '../../a64/table.ts';
-import { TABLE_SIZE } from '../interpreter.ts';
+import { TABLE_SIZE } from '../handlers.ts';
 import { RegionCompiler } from './compile.ts';
 import type { PlacedRegion } from './compile.ts';
 import { PageContents } from './page-contents.ts';
@@ -72,7 +72,7 @@ export class Translator {
   readonly #asked = new Set<string>();
   #batch: PlacedRegion[] = [];
   #entries = new Map<number, RegionEntry[]>();
-  #nextIndex = handlerCount;
+  #nextIndex = FIRST_REGION;
   #codeBytes = 0;
   #epoch = 0;
 
@@ -213,7 +213,7 @@ export class Translator {
 
   /** Whether there may be no room for a further batch: time to `startOver`. */
   get isFull(): boolean {
-    const { regionCountMax = TABLE_SIZE - handlerCount - BATCH_ROOM, codeMaxBytes = CODE_MAX_BYTES } = this.#limits;
+    const { regionCountMax = TABLE_SIZE - FIRST_REGION - BATCH_ROOM, codeMaxBytes = CODE_MAX_BYTES } = this.#limits;
     return this.regionCount >= regionCountMax || this.#codeBytes >= codeMaxBytes;
   }
   /** Forgets all regions. What was asked for and not yet translated is lost: it is hot and will be asked for again. */
@@ -225,7 +225,7 @@ export class Translator {
     this.#asked.clear();
     this.#batch = [];
     this.#entries = new Map();
-    this.#nextIndex = handlerCount;
+    this.#nextIndex = FIRST_REGION;
     this.#codeBytes = 0;
     return { epoch: ++this.#epoch };
   }
