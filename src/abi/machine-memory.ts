@@ -240,6 +240,7 @@ export const MACHINE_HEADER = struct('machineHeader', {
 export const MACHINE_MAGIC = 0x4d4d5a5a;
 export const MACHINE_VERSION = 1;
 
+const mib = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;
 const sizeError = (message: string, hint: string) => new ZazenError('ZAZEN_HOST_MEMORY_SIZE', message, { hint });
 
 /** @throws ZazenError ZAZEN_HOST_MEMORY_SIZE when the parameters do not fit the address type or leave no frames. */
@@ -250,8 +251,8 @@ export function layoutMachine(parameters: MachineParameters): MachineRegions {
     throw sizeError(`host memory of ${sizeBytes} bytes is not a multiple of 64 KiB`, 'give a size like 2GiB');
   }
   if (sizeBytes > maxBytes) {
-    throw sizeError(`host memory of ${sizeBytes} bytes is more than the ${maxBytes} that ${addressType} can address`,
-      addressType === 'i32' ? 'hosts above 4 GiB need 64-bit addresses' : 'give at most 16GiB');
+    throw sizeError(`host memory of ${mib(sizeBytes)} is more than the ${mib(maxBytes)} that a host can have`
+      + (addressType === 'i32' ? ' with 32-bit addresses' : ''), `give at most ${maxBytes / 2 ** 30}GiB`);
   }
   assert(parameters.pcpuCount >= 1 && parameters.pcpuCount <= PCPU_MAX, 'pCPU count out of range');
   assert(parameters.domainCount >= 1, 'domain 0 is the host itself');
@@ -262,8 +263,8 @@ export function layoutMachine(parameters: MachineParameters): MachineRegions {
     offsetBytes += Math.ceil(region.sizeBytes(parameters) / WASM_PAGE_BYTES) * WASM_PAGE_BYTES;
   }
   if (offsetBytes + WASM_PAGE_BYTES > sizeBytes) {
-    throw sizeError(`host memory of ${sizeBytes} bytes leaves no room for guests: the host's records take ` +
-      `${offsetBytes}`, 'give the host more memory');
+    throw sizeError(`host memory of ${mib(sizeBytes)} leaves no room for guests: the host's records take ${mib(offsetBytes)}`,
+      'give the host more memory, such as 1GiB');
   }
   assert(offsetBytes < 2 ** 32, 'records of the machine end above 4 GiB');
   regions.frames = { offsetBytes, sizeBytes: sizeBytes - offsetBytes };

@@ -27,3 +27,11 @@ export class UsageError extends ZazenError {
     super('ZAZEN_USAGE', message, { hint });
   }
 }
+
+/** Values that no host takes, whenever it is asked. */
+const NEVER_RIGHT = /^ZAZEN_(SPEC_.*|DISK_SPEC|NIC_SPEC|MEMORY_SIZE|HOST_MEMORY_SIZE|COMMAND_INVALID)$/;
+
+/** Whether the words were wrong, rather than the moment or the machine. */
+export function isWrongUsage(error: ZazenError): boolean {
+  return error instanceof UsageError || NEVER_RIGHT.test(error.code);
+}

@@ -2,8 +2,10 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { ZazenError } from '../base/errors.ts';
 import { closest, parseArguments, shellQuote, verbHelp } from './arguments.ts';
 import type { VerbSyntax } from './arguments.ts';
+import type { FakeHostOptions } from './test-fake-host.ts';
 import { runCli } from './test-io.ts';
 
 const syntax: VerbSyntax = {
@@ -41,6 +43,7 @@ test('the help names every option', () => {
 
 test('a slip of the finger is recognised, another word is not', () => {
   assert.equal(closest('memroy', ['name', 'memory', 'json']), 'memory');
+  assert.equal(closest('lsit', ['list', 'top', 'run']), 'list', 'two letters in the wrong order are one slip');
   assert.equal(closest('frobnicate', ['name', 'memory', 'json']), undefined);
 });
 
@@ -69,6 +72,11 @@ const mistakes: readonly (readonly [words: string[], says: RegExp])[] = [
   [['run', '--exec', 'a', '--', 'b'], /either --exec or a command after --/],
   [['run', '--'], /no command after --/],
   [['run', '--vcpus', '0'], /--vcpus takes a whole number from 1 on, not "0"/],
+  [['run', '--memory', 'much'], /memory cannot be "much"; give a size such as 400MiB/],
+  [['run', '--memory', '-5'], /memory cannot be "-5"; give a size such as 400MiB/],
+  [['run', '--memory', '1TiB'], /a guest cannot have 1 TiB of memory; give at most 15872MiB/],
+  [['run', '--disk', 'a,b,c,d'], /disk "a,b,c,d": there is no format "b"/],
+  [['list', '--host', ''], /--host takes a PID or the path of a control socket/],
   [['run', '--timeout', '-1'], /--timeout takes a number of seconds, not "-1"/],
   [['info', '--', 'x'], /info takes nothing after --/],
 ];
@@ -84,6 +92,13 @@ for (const [words, says] of mistakes) {
     else assert.equal(JSON.parse(out).error.code, 'ZAZEN_USAGE');
   });
 }
+
+test('values that no host takes are wrong usage; what depends on the moment is an error', async () => {
+  const refusal = (code: string): FakeHostOptions => ({ create: () => Promise.reject(new ZazenError(code, 'no')) });
+  const statusOf = async (code: string): Promise<number> => (await runCli(['run', '--exec', 'x'], refusal(code))).status;
+  for (const code of ['ZAZEN_SPEC_NAME', 'ZAZEN_SPEC_VCPUS', 'ZAZEN_DISK_SPEC', 'ZAZEN_MEMORY_SIZE']) assert.equal(await statusOf(code), 2, code);
+  for (const code of ['ZAZEN_DISK_MISSING', 'ZAZEN_HOST_OUT_OF_MEMORY', 'ZAZEN_DOMAIN_NAME_TAKEN']) assert.equal(await statusOf(code), 1, code);
+});
 
 test('help and version need no host', async () => {
   for (const words of [['--help'], ['help'], ['-h']]) {

@@ -97,6 +97,14 @@ test('a configuration that asks for too much creates nothing', async () => {
   writeFileSync(bad, 'vfb=["vnc=1"]\n');
   const { status, err } = await daemon.zazen('create', bad);
   assert.deepEqual([status, err.includes('bad.cfg, line 1: vfb: framebuffers are not supported')], [1, true]);
+  // What the host would not take at any time the file has asked for, too.
+  for (const [text, says] of [['disk=["a,b,c,d"]', /bad\.cfg: disk "a,b,c,d": there is no format "b"/],
+    ['vif=["forward=8"]', /bad\.cfg: not a port forward: 8/], ['cpu_weight=0', /bad\.cfg: create's spec's cpuWeight must be/]] as const) {
+    writeFileSync(bad, text);
+    const refused = await daemon.zazen('create', bad);
+    assert.equal(refused.status, 1);
+    assert.match(refused.err, says);
+  }
   assert.match((await daemon.zazen('create', join(root, 'none.cfg'))).err, /cannot read .*none\.cfg/);
   assert.equal((await daemon.zazen('create')).status, 2);
   assert.equal(daemon.guests.length, 0);

@@ -1,7 +1,7 @@
 // `zazen create`: a domain from an xl.cfg on a host that runs.
 
 import { readFile } from 'node:fs/promises';
-import { ZazenError } from '../base/errors.ts';
+import { ZazenError, isWrongUsage } from '../base/errors.ts';
 import type { Arguments } from './arguments.ts';
 import { attachConsole } from './console.ts';
 import { readDomainConfig } from './domain-config.ts';
@@ -30,16 +30,26 @@ export const createVerb: Verb = {
 async function createDomain(args: Arguments, io: Io): Promise<number> {
   const [file, ...assignments] = args.positionals as [string, ...string[]];
   const text = [await readConfig(file), ...assignments.map(quoteBareWord)].join('\n');
-  const { spec, policy, warnings } = readDomainConfig(text, file, process.cwd());
+  const { spec, policy, warnings } = await namingFile(file, async () => readDomainConfig(text, file, process.cwd()));
   for (const warning of warnings) say(io, warning);
   if (args.switches.has('paused')) spec.paused = true;
   const client = await oneHost(args, io);
   const options = { signal: io.signal, log: (line: string) => say(io, line) };
-  const created = await client.send({ command: 'create', spec, policy }, options);
+  const created = await namingFile(file, () => client.send({ command: 'create', spec, policy }, options));
   if (args.switches.has('json')) printJson(io, created);
   else say(io, `created ${created.name}, id ${created.id}`);
   if (args.switches.has('console')) await attachConsole(client, String(created.id), io);
   return 0;
+}
+
+/** What is wrong with the domain that is asked for, the file has said, and not the command line. */
+async function namingFile<T>(file: string, action: () => Promise<T>): Promise<T> {
+  try {
+    return await action();
+  } catch (error) {
+    if (!(error instanceof ZazenError) || !isWrongUsage(error)) throw error;
+    throw new ZazenError('ZAZEN_CONFIG_VALUE', `${file}: ${error.message}`, { cause: error, ...(error.hint === undefined ? {} : { hint: error.hint }) });
+  }
 }
 
 async function readConfig(file: string): Promise<string> {

@@ -2,7 +2,7 @@
 //
 //   exit status   0 done; 1 an operator's error; 2 wrong usage; 128+n ended by signal n; else what the verb says
 
-import { UsageError, ZazenError } from '../base/errors.ts';
+import { UsageError, ZazenError, isWrongUsage } from '../base/errors.ts';
 import { parseArguments, verbHelp } from './arguments.ts';
 import { Interruption, say } from './io.ts';
 import type { Io } from './io.ts';
@@ -50,7 +50,7 @@ export async function reportErrors(io: Io, isJson: boolean, body: () => Promise<
       return cause.status;
     }
     if (!(cause instanceof ZazenError)) throw error;
-    const status = cause instanceof UsageError ? 2 : 1;
+    const status = isWrongUsage(cause) ? 2 : 1;
     // One line, whatever a file's name or a library's message holds.
     say(io, [cause.message, cause.hint].filter(Boolean).join('; ').replaceAll(/\p{Cc}+/gu, ' '));
     if (isJson) {

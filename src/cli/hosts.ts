@@ -1,7 +1,7 @@
 // The hosts that run, for verbs that act on one: by default all sockets in the runtime directory are looked at.
 
 import { resolve } from 'node:path';
-import { ZazenError } from '../base/errors.ts';
+import { UsageError, ZazenError } from '../base/errors.ts';
 import { ControlClient } from '../daemon/client.ts';
 import type { Command, CommandResults } from '../daemon/command.ts';
 import { unknownDomain } from '../daemon/protocol.ts';
@@ -21,6 +21,7 @@ export type HostListing = CommandResults['list'] & { readonly client: ControlCli
 export async function findHosts({ values }: Arguments, io: Io): Promise<ControlClient[]> {
   const given = values['host'];
   if (given === undefined) return (await findSockets(io.env)).map(({ path }) => new ControlClient(path));
+  if (given === '') throw new UsageError('--host takes a PID or the path of a control socket, not ""');
   const isPid = /^[1-9]\d{0,9}$/.test(given);
   return [new ControlClient(isPid ? socketPathFor(runtimeDirectory(io.env), Number(given)) : resolve(given))];
 }

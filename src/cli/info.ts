@@ -51,7 +51,7 @@ async function showInfo(args: Arguments, io: Io): Promise<number> {
       // What a container or service manager lets this process have; 0 where there is no such limit.
       memoryLimitBytes: process.constrainedMemory(),
     },
-    host: { memoryDefaultBytes: defaultMachineParameters.sizeBytes, memoryMaxBytes: SIZE_MAX_BYTES.i32 },
+    host: { memoryDefaultBytes: defaultMachineParameters.sizeBytes, memoryMaxBytes: SIZE_MAX_BYTES.i64 },
     features: detectFeatures(),
     disks: { direct: constants.O_DIRECT !== undefined, discardRaw: HolePuncher.isAvailable, build: await canBuild() },
     cacheDir,

@@ -15,14 +15,16 @@ import type { Services } from './verb.ts';
 
 /** What the guest says of itself. A file that is not there is left out. */
 const INTRODUCTION = `
-show() { printf '\\n# %s\\n' "$*"; "$@"; }
+show() { printf '# %s\\n' "$*"; "$@"; }
 show uname -a
 printf '\\n# /sys/hypervisor\\n'
 cd /sys/hypervisor
 for file in type version/major version/minor version/extra uuid properties/features; do
   [ -r "$file" ] && printf '%-22s%s\\n' "$file" "$(cat "$file")"
 done
+echo
 show free
+echo
 show cat /proc/interrupts
 `;
 

@@ -43,6 +43,13 @@ test('the options become the spec, and the words after -- the command', async ()
   assert.equal(hosts.hostOptions[0]!.memory, 3.5 * 2 ** 30);
 });
 
+test('the host has room for the guest, and 64-bit addresses only where the guest needs them', async () => {
+  for (const [memory, mebibytes] of [['400MiB', 2048], ['3GiB', 3584], ['3840MiB', 4096], ['3841MiB', 4353], ['15872MiB', 16_384]] as const) {
+    const { hosts } = await runCli(['run', '-m', memory, '--', 'x'], { guest: (guest) => guest.command('', 0) }, noInput());
+    assert.equal(hosts.hostOptions[0]!.memory, mebibytes * 2 ** 20, memory);
+  }
+});
+
 test('network cards: forwards, another network, none, a capture; and what does not go together', async () => {
   const run = (...words: string[]) => runCli(['run', ...words, '--', 'x'], { guest: (guest) => guest.command('', 0) }, noInput());
   const { hosts } = await run('-p', '8080:80', '--publish', '53:53/udp', '--network', 'blue', '--pcap', '/tmp/x.pcap');

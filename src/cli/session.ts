@@ -2,10 +2,11 @@
 
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Writable } from 'node:stream';
+import { SIZE_MAX_BYTES } from '../abi/machine-memory.ts';
 import { orAborted } from '../base/abort.ts';
-import { ZazenError } from '../base/errors.ts';
+import { UsageError, ZazenError } from '../base/errors.ts';
 import { initReached } from '../guest/init-script.ts';
-import { parseSize } from '../host/size.ts';
+import { formatSize, parseSize } from '../host/size.ts';
 import type { Domain, DomainSpec, DomainStats, Host, HostOptions, ShutdownReason, StartHost } from '../host/types.ts';
 import { Interruption, pump, say } from './io.ts';
 import type { Io } from './io.ts';
@@ -52,9 +53,10 @@ export interface SessionReport {
 
 const MIB = 2 ** 20;
 const HOST_DEFAULT_BYTES = 2048 * MIB;
-const HOST_MAX_BYTES = 4096 * MIB;
 /** The host's own records, and what building a guest takes. */
 const HOST_OVERHEAD_BYTES = 512 * MIB;
+/** The least of it. */
+const HOST_RECORDS_BYTES = 256 * MIB;
 /** After its command a guest needs this long at most to power off; then it is destroyed. */
 const POWEROFF_MILLIS = 10_000;
 
@@ -81,10 +83,18 @@ function startTimeout(millis: number | undefined, stop: AbortController): NodeJS
   return setTimeout(() => stop.abort(new Interruption(message, 124)), millis);
 }
 
-/** Enough for the guest, as far as a host can have it; `create` says so if it is not. */
+/**
+ * Enough for the guest. Addresses of 32 bits are the faster ones, so that a guest that they can reach does with less room
+ * beside it. @throws UsageError
+ */
 function hostMemory(spec: DomainSpec): number {
-  const wanted = spec.memory === undefined ? 0 : parseSize(spec.memory) + HOST_OVERHEAD_BYTES;
-  return Math.ceil(Math.min(Math.max(wanted, HOST_DEFAULT_BYTES), HOST_MAX_BYTES) / MIB) * MIB;
+  const guestBytes = spec.memory === undefined ? 0 : parseSize(spec.memory);
+  const guestMaxBytes = SIZE_MAX_BYTES.i64 - HOST_OVERHEAD_BYTES;
+  if (guestBytes > guestMaxBytes) {
+    throw new UsageError(`a guest cannot have ${formatSize(guestBytes)} of memory`, `give at most ${guestMaxBytes / MIB}MiB`);
+  }
+  const maxBytes = guestBytes + HOST_RECORDS_BYTES <= SIZE_MAX_BYTES.i32 ? SIZE_MAX_BYTES.i32 : SIZE_MAX_BYTES.i64;
+  return Math.ceil(Math.min(Math.max(guestBytes + HOST_OVERHEAD_BYTES, HOST_DEFAULT_BYTES), maxBytes) / MIB) * MIB;
 }
 
 class GuestRun {

@@ -91,6 +91,8 @@ test('what cannot be built is an error, and leaves nothing', async (t) => {
   await assert.rejects(makeExt4(tree, path, { label: 'x', sizeBytes: 64 * 2 ** 20 }), { code: 'ZAZEN_ROOT_IMAGE', message: /a\?b/ });
   assert.equal(existsSync(path), false);
   await assert.rejects(buildRoot(tree), { code: 'ZAZEN_ROOT_EXISTS' });
+  // Before anything is fetched: this cache has nothing, and its folder cannot be made.
+  await assert.rejects(buildRoot(join(dir, 'none', 'x.ext4'), { cacheDir: '/proc/none' }), { code: 'ZAZEN_ROOT_IMAGE', hint: /folder/ });
   await assert.rejects(buildRoot(path, { sizeBytes: 1 }), { code: 'ZAZEN_ROOT_SIZE' });
   await assert.rejects(buildRoot(path, { packages: ['../x'] }), { code: 'ZAZEN_GUEST_PACKAGE_UNKNOWN' });
   const stop = AbortSignal.abort(new Error('enough'));

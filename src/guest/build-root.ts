@@ -1,7 +1,8 @@
 // `zazen guest build`: a Debian system on an ext4 file system in a file, from a list of packages, without root.
 
 import { createHash, randomBytes } from 'node:crypto';
-import { readFile, rename, rm } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { access, readFile, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { ZazenError } from '../base/errors.ts';
 import { exists } from './cache.ts';
@@ -49,6 +50,9 @@ export async function buildRoot(path: string, options: BuildRootOptions = {}): P
   // What is missing should not have to wait for a download.
   await findE2fsprogs();
   if (await exists(target)) throw alreadyThere(path);
+  await access(dirname(target), constants.W_OK).catch((cause: Error) => {
+    throw new ZazenError('ZAZEN_ROOT_IMAGE', `cannot make ${path}: ${cause.message}`, { cause, hint: 'choose a folder that can be written to' });
+  });
   const dir = await rootTree(names, options);
   const { packages: contents, owners }: RootTree = JSON.parse(await readFile(join(dir, 'manifest.json'), 'utf8'));
   signal?.throwIfAborted();

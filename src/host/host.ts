@@ -175,8 +175,8 @@ class RunningHost implements HostInterface {
       kernel: { image: kernel, textOffset: kernel.textOffset, imageSize: kernel.imageSize }, initrd: initramfs,
       commandLine: plan.cmdline, type: plan.type, memoryBytes, vcpuCount: plan.vcpus,
     };
-    const layout = layoutDomain(sizes);
     checkHostMemory(heap, memoryBytes);
+    const layout = layoutDomain(sizes);
     const place = (contents: BootContents, { address }: AddressRange): BootImage => {
       const image = files.image(contents, address % BOOT_IMAGE_ALIGN);
       if (image === undefined) throw outOfMemory(heap, memoryBytes);
