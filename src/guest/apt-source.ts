@@ -99,7 +99,8 @@ async function aptGet(dir: string, args: string[], cwd: string, signal: AbortSig
   });
   if (status === 0) return;
   const reason = stderr.split('\n').find((line) => line.startsWith('E:')) ?? `exit status ${status}`;
-  const hint = 'check the network, or set ZAZEN_DEBIAN_MIRROR, or give --kernel and --initrd';
+  const hint = /no space left/i.test(reason) ? 'make room, or set ZAZEN_CACHE_DIR to a directory that has space'
+    : 'check the network, or set ZAZEN_DEBIAN_MIRROR, or give --kernel and --initrd';
   throw new ZazenError('ZAZEN_GUEST_APT', `apt-get ${args.join(' ')} failed: ${reason.trim()}`, { hint });
 }
 

@@ -3,9 +3,10 @@
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
+import { cacheFolder } from '../base/cache-folder.ts';
 import { S_IFDIR, S_IFLNK, S_IFMT, S_IFREG } from './cpio.ts';
 import { fetchGuest } from './fetch-guest.ts';
 import { etcFiles, initScript } from './init-script.ts';
@@ -94,6 +95,16 @@ test('trees are laid over the root, into the merged /usr', async () => {
   } finally {
     rmSync(dir, { recursive: true });
   }
+});
+
+test('a cache that has been moved, and can only be read, is as good as before', async (t) => {
+  const { initramfsPath } = await prepareGuest();
+  const dir = mkdtempSync(join(tmpdir(), 'zazen-moved-'));
+  t.after(() => rmSync(dir, { recursive: true }));
+  for (const part of ['guests', 'initramfs']) symlinkSync(join(cacheFolder(), part), join(dir, part));
+  const moved = await prepareGuest({ cacheDir: dir });
+  assert.equal(moved.initramfsPath, join(dir, 'initramfs', basename(initramfsPath)));
+  assert.deepEqual(readdirSync(dir).toSorted(), ['guests', 'initramfs'], 'nothing was to be made');
 });
 
 test('unusable input is an error that names it', async () => {

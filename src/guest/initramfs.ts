@@ -4,7 +4,7 @@
 
 import { createHash } from 'node:crypto';
 import { lstat, readFile, readdir, readlink } from 'node:fs/promises';
-import { basename, join, posix } from 'node:path';
+import { basename, join, posix, relative } from 'node:path';
 import { ZazenError } from '../base/errors.ts';
 import { S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, writeCpio } from './cpio.ts';
 import type { CpioEntry } from './cpio.ts';
@@ -195,17 +195,20 @@ export async function prepareGuest(options: PrepareGuestOptions = {}): Promise<P
   const guest = await fetchGuest(options);
   const cache = openCache(options);
   const names = [...(devices === 'xen' ? xenModules : virtioModules), ...modules];
-  // What was fetched never changes under its version; the caller's trees may.
-  const hash = createHash('sha256').update(JSON.stringify([initScript, etcFiles, programFiles, names, moduleParameters, guest, trees]));
+  // What was fetched never changes under its version, wherever the cache is now; the caller's trees may change.
+  const { kernelRelease, packages } = guest;
+  const fetched = { place: relative(cache.dir, guest.busyboxPath), kernelRelease, packages };
+  const hash = createHash('sha256').update(JSON.stringify([initScript, etcFiles, programFiles, names, moduleParameters, fetched, trees]));
   for (const path of trees) await hashStatus(hash, path);
   const key = hash.digest('hex').slice(0, 32);
-  const listPath = await cache.file(`initramfs/${key}.modules.json`, async () =>
-    encoder.encode(JSON.stringify(await modulesInLoadOrder(guest.modulesDir, names))),
-  );
+  const listPath = await cache.file(`initramfs/${key}.modules.json`, async () => {
+    const { paths, missing } = await modulesInLoadOrder(guest.modulesDir, names);
+    return encoder.encode(JSON.stringify({ paths: paths.map((path) => relative(guest.modulesDir, path)), missing }));
+  });
   const order: { paths: string[]; missing: string[] } = JSON.parse(await readFile(listPath, 'utf8'));
   const initramfsPath = await cache.file(`initramfs/${key}.cpio`, () => {
     options.log?.('building the initramfs');
-    return buildInitramfs({ busyboxPath: guest.busyboxPath, modules: order.paths, trees });
+    return buildInitramfs({ busyboxPath: guest.busyboxPath, modules: order.paths.map((path) => join(guest.modulesDir, path)), trees });
   });
   return { ...guest, initramfsPath, missingModules: order.missing };
 }
