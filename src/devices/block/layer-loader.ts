@@ -29,6 +29,8 @@ export async function loadLayer(file: BlockFile): Promise<LoadedLayer> {
   // With the directory of all but huge disks, in one request.
   const start = await readBytes(file, 0, DIRECTORY_OFFSET + PAIR_BYTES);
   const { header, sequence } = decodeHeader(start.subarray(0, PAIR_BYTES), file.path);
+  // A directory that is cut off would be read as an empty one, and so would the disk.
+  if (file.sizeBytes < FIRST_CLUSTER * CLUSTER_BYTES) throw damaged(file, 'it ends within its directory');
   const clusters = new ClusterUse(file);
   const load = (kind: PageKind, index: number, slots: Uint8Array, offset: number): EntryPage => {
     const page = decodePage(slots, kind, index, offset, header.uuid, header.isClean);

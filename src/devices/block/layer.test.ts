@@ -130,6 +130,18 @@ test('damage in the records is found, and never shows as other contents', async 
   assert.ok(found > runs);
 });
 
+test('a file that was cut off is not an empty layer', async (t) => {
+  const path = join(await testFolder(t), 'a.layer');
+  const layer = await Layer.create(path, { sizeBytes: DISK_BYTES });
+  await writeTag(layer, 0, 5);
+  await layer.close();
+  const good = await readFile(path);
+  for (const sizeBytes of [100, PAGE_BYTES, PAIR_BYTES, PAIR_BYTES + PAGE_BYTES, DIRECTORY_OFFSET + PAIR_BYTES, FILE_METADATA_BYTES - 1]) {
+    await writeFile(path, good.subarray(0, sizeBytes));
+    await assert.rejects(Layer.open(path, 'read'), { code: /^ZAZEN_DISK_(FORMAT|DAMAGED)$/ }, `${sizeBytes} bytes`);
+  }
+});
+
 test('whatever the records say with a right checksum, nothing outside the file is reached', async (t) => {
   const path = join(await testFolder(t), 'a.layer');
   const layer = await Layer.create(path, { sizeBytes: DISK_BYTES });
