@@ -10,7 +10,7 @@ const ROOT = join(import.meta.dirname, '..');
 
 /** A room imports only from itself and from rooms before it. */
 const ROOMS = [
-  'base', 'abi', 'wasm', 'a64', 'memory', 'cpu', 'hypervisor', 'xenstore', 'network', 'devices', 'image', 'lifecycle',
+  'base', 'abi', 'wasm', 'a64', 'memory', 'cpu', 'hypervisor', 'xenstore', 'network', 'lanes', 'devices', 'image', 'lifecycle',
   'guest', 'host', 'daemon', 'cli',
 ];
 

@@ -35,3 +35,6 @@ const NEVER_RIGHT = /^ZAZEN_(SPEC_.*|DISK_SPEC|NIC_SPEC|MEMORY_SIZE|HOST_MEMORY_
 export function isWrongUsage(error: ZazenError): boolean {
   return error instanceof UsageError || NEVER_RIGHT.test(error.code);
 }
+
+/** Of an error of the system's: its name, such as ENOSPC. */
+export const errnoOf = (error: unknown): string | undefined => (error as NodeJS.ErrnoException | null)?.code;

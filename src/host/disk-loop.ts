@@ -1,23 +1,33 @@
 // What the disk thread does: sleeps until a ring that it was lent has something, or it is lent another one, and serves them
-// all (devices/block/lane-server.ts), until the host closes. And what pCPUs' threads do with a ring of the guest that they run.
+// all (lanes/lane-server.ts), until the host closes. And what pCPUs' threads do with a ring of the guest that they run.
 
 import { statfsSync } from 'node:fs';
 import { systemClock } from '../base/clock.ts';
-import { LaneServer } from '../devices/block/lane-server.ts';
-import type { LaneGuest } from '../devices/block/lane-server.ts';
-import { LaneTable } from '../devices/block/lane.ts';
+import { FrameViews, RingQueue } from '../devices/block/ring-queue.ts';
+import type { LaneGuest } from '../devices/block/ring-queue.ts';
+import { VirtqueueOfLane } from '../devices/virtio/lane-queue.ts';
+import type { VirtioGuest } from '../devices/virtio/lane-queue.ts';
+import type { VirtioMmio } from '../devices/virtio/registers.ts';
+import { DeviceFrame } from '../hypervisor/emulated-devices.ts';
+import { ringDiskThread } from '../hypervisor/event-delivery.ts';
 import type { GrantMapping } from '../hypervisor/grant-table.ts';
+import { GuestRam } from '../hypervisor/guest-ram.ts';
 import { DISK_THREAD, HypervisorThread } from '../hypervisor/thread.ts';
+import { LaneTable } from '../lanes/lane.ts';
+import type { LaneQueue, LentQueue } from '../lanes/lane-queue.ts';
+import { LaneServer } from '../lanes/lane-server.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
+import { P2m } from '../memory/p2m.ts';
 import type { DiskWorkerData } from './disk-thread.ts';
 
 export function runDiskThread({ memory, doorbell, lanes }: DiskWorkerData): void {
   const machine = MachineMemory.attach(memory);
   const thread = new HypervisorThread(machine, DISK_THREAD, systemClock);
   const table = new LaneTable(lanes);
+  const views = new FrameViews();
   const server = new LaneServer(table, {
     nanos: () => systemClock.monotonicNanos(),
-    guestOf: (domid, port) => betweenCode(thread, laneGuest(thread, domid, port)),
+    openQueue: (lent) => openQueue(thread, lent, views, (body) => betweenCode(thread, body)),
     freeBytes,
   });
   while (!table.isClosed) {
@@ -27,11 +37,13 @@ export function runDiskThread({ memory, doorbell, lanes }: DiskWorkerData): void
 }
 
 /** From now on requests of guests that this pCPU runs are served here where that is quicker. */
-export function serveLanes(thread: HypervisorThread, lanes: SharedArrayBuffer): void {
-  const { safePoints, scheduling, hypercalls: { channels } } = thread;
-  const server = new LaneServer(new LaneTable(lanes), {
+export function serveLanes(thread: HypervisorThread, lanes: SharedArrayBuffer, virtio: VirtioMmio): void {
+  const { safePoints, scheduling, hypercalls: { channels, domains } } = thread;
+  const table = new LaneTable(lanes);
+  const views = new FrameViews();
+  const server = new LaneServer(table, {
     nanos: () => systemClock.monotonicNanos(),
-    guestOf: (domid, port) => laneGuest(thread, domid, port),
+    openQueue: (lent) => openQueue(thread, lent, views, (body) => body()),
     freeBytes,
     wait: (call) => {
       let result: ReturnType<typeof call>;
@@ -40,7 +52,14 @@ export function serveLanes(thread: HypervisorThread, lanes: SharedArrayBuffer): 
     },
   });
   // Another vCPU that waits for this pCPU could run meanwhile.
-  channels.serveLane = (lane) => !scheduling.hasWaiting && server.serveAtOnce(lane);
+  const serveLane = (lane: number): boolean => !scheduling.hasWaiting && server.serveAtOnce(lane);
+  channels.serveLane = serveLane;
+  virtio.serveSlot = (domid, slot) => {
+    const lane = table.laneOfSlot(domid, slot);
+    if (lane === undefined) return false;
+    if (!serveLane(lane)) ringDiskThread(domains.record(0));
+    return true;
+  };
 }
 
 function freeBytes(fd: number): number {
@@ -52,37 +71,44 @@ function freeBytes(fd: number): number {
   }
 }
 
-function laneGuest(thread: HypervisorThread, domid: number, port: number): LaneGuest {
+/** @param atWork wraps what is done with the machine's memory */
+function openQueue(thread: HypervisorThread, lent: LentQueue, views: FrameViews, atWork: AtWork): LaneQueue {
+  const { end } = lent;
+  return 'port' in end ? new RingQueue(ringGuest(thread, end.domid, end.port, atWork), lent, views)
+    : new VirtqueueOfLane(virtioGuest(thread, end.domid, atWork), end.domid, end.slot, lent);
+}
+
+function ringGuest(thread: HypervisorThread, domid: number, port: number, atWork: AtWork): LaneGuest {
   const { machine, hypercalls: { grants, channels, domains } } = thread;
   const host = domains.record(0);
   return {
     memory: machine.u8,
     map: (refs, write) => {
-      const pages = grants.mapAll(domid, refs, write);
+      const pages = atWork(() => grants.mapAll(domid, refs, write));
       return typeof pages === 'number' ? undefined : pages;
     },
-    unmap: (pages) => grants.unmapAll(pages as readonly GrantMapping[]),
-    notify: () => channels.send(host, port),
+    unmap: (pages) => atWork(() => grants.unmapAll(pages as readonly GrantMapping[])),
+    notify: () => atWork(() => channels.send(host, port)),
   };
 }
+
+function virtioGuest({ gic, environment, heap, hypercalls: { domains } }: HypervisorThread, domid: number, atWork: AtWork): VirtioGuest {
+  // Pages that are still in an image are the host's to read: that may take long, and this thread holds the lane's lock.
+  const ram = new GuestRam({ ...environment, p2m: new P2m(heap) }, domains.record(domid));
+  return { frame: new DeviceFrame(gic, domains), ram, atWork };
+}
+
+type AtWork = <T>(body: () => T) => T;
 
 /**
  * For a thread that runs no code: what it does with the machine's memory counts as such, so that who has stopped the world
  * finds nothing half done.
  */
-function betweenCode({ safePoints }: HypervisorThread, guest: LaneGuest): LaneGuest {
-  const atWork = <T>(work: () => T): T => {
-    safePoints.enterIdleWork();
-    try {
-      return work();
-    } finally {
-      safePoints.leave();
-    }
-  };
-  return {
-    memory: guest.memory,
-    map: (refs, write) => atWork(() => guest.map(refs, write)),
-    unmap: (pages) => atWork(() => guest.unmap(pages)),
-    notify: () => atWork(() => guest.notify()),
-  };
+function betweenCode<T>({ safePoints }: HypervisorThread, body: () => T): T {
+  safePoints.enterIdleWork();
+  try {
+    return body();
+  } finally {
+    safePoints.leave();
+  }
 }

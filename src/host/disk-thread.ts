@@ -1,11 +1,11 @@
-// The thread that looks after the rings of disks (devices/block/lane.ts), as the host's main thread has it. It is started when
+// The thread that looks after the rings of disks (lanes/lane.ts), as the host's main thread has it. It is started when
 // a ring has first been asked for something, and until it is there, and whenever it is not the right one, the main thread
 // does the work itself.
 
 import type { Worker } from 'node:worker_threads';
-import { HostLane, LANES_MAX, LaneTable, LaneWatch } from '../devices/block/lane.ts';
-import type { Lane } from '../devices/block/lane.ts';
 import type { HostPorts } from '../hypervisor/host-ports.ts';
+import { HostLane, LANES_MAX, LaneTable, LaneWatch } from '../lanes/lane.ts';
+import type { Lane, LaneEnd } from '../lanes/lane.ts';
 import type { MachineMemory } from '../memory/machine-memory.ts';
 import { startWorker } from './worker-thread.ts';
 
@@ -38,15 +38,22 @@ export class DiskThread {
   }
 
   /** @returns undefined when there are too many already */
-  openLane(domid: number, port: number): Lane | undefined {
+  openLane(end: LaneEnd): Lane | undefined {
     let lane = 0;
     while (this.#lanes.has(lane)) lane++;
     if (lane === LANES_MAX) return undefined;
-    this.#table.open(lane, domid, port);
+    this.#table.open(lane, end);
+    const route = (to: number | undefined): void => {
+      if ('port' in end) this.#ports.route(end.port, to);
+      else this.#table.routeSlot(end.domid, end.slot, to);
+    };
     const opened = new HostLane(this.#table, lane, {
       canTake: () => this.#canTake(),
-      take: () => this.#take(lane, port),
-      takeBack: () => this.#ports.route(port, undefined),
+      take: () => {
+        route(lane);
+        this.#ports.ringDiskThread();
+      },
+      takeBack: () => route(undefined),
       closed: () => this.#lanes.delete(lane),
     });
     this.#lanes.set(lane, opened);
@@ -68,11 +75,6 @@ export class DiskThread {
     // Our bug: what it had under way nobody knows.
     worker.on('error', (error) => { throw error; });
     worker.unref();
-  }
-
-  #take(lane: number, port: number): void {
-    this.#ports.route(port, lane);
-    this.#ports.ringDiskThread();
   }
 
   /** From time to time: see LaneWatch. */

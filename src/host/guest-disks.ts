@@ -111,13 +111,17 @@ export class GuestDisks {
   #add({ device, spec, disk }: OpenedDisk, state: BlockDeviceState | undefined): void {
     const { store, thread: { clock } } = this.#core;
     const machine = this.#machine;
+    const { domainId: domid } = this.#bus;
+    const openLane = (end: { port: number } | { slot: number }) => this.#core.diskThread.openLane({ domid, ...end });
     const limits = { bytesPerSecond: spec.bytesPerSecond, requestsPerSecond: spec.requestsPerSecond };
     this.#attached.set(device.number, {
       spec,
-      device: machine !== undefined ? new VirtioDisk({ machine, disk, device, path: spec.path, limits, clock })
+      device: machine !== undefined ? new VirtioDisk({
+        machine, disk, device, path: spec.path, limits, clock, openLane: (slot) => openLane({ slot }),
+      })
         : new BlockDevice({
           bus: this.#bus, store, disk, device, path: spec.path, state, persistent: spec.persistentGrants, limits,
-          openLane: (port) => this.#core.diskThread.openLane(this.#bus.domainId, port),
+          openLane: (port) => openLane({ port }),
         }),
     });
   }

@@ -23,16 +23,16 @@ import { GicCpuInterface } from '../hypervisor/gic-cpu-interface.ts';
 import { GicRegisters } from '../hypervisor/gic-registers.ts';
 import { HeapIdleWork } from '../hypervisor/idle-work.ts';
 import { PCpu } from '../hypervisor/pcpu.ts';
-import { enterRunstate, publishRunstate } from '../hypervisor/runstate.ts';
 import { Psci } from '../hypervisor/psci.ts';
+import { enterRunstate, publishRunstate } from '../hypervisor/runstate.ts';
 import { HypervisorThread } from '../hypervisor/thread.ts';
 import { PageLoader } from '../memory/image-pages.ts';
 import type { ImagePages } from '../memory/image-pages.ts';
 import { MachineMemory } from '../memory/machine-memory.ts';
 import { serveLanes } from './disk-loop.ts';
 import { PostedImages } from './image-source.ts';
-import { CodeAhead, SlotsAhead, WarmDecoding, firstOf } from './warm-decoding.ts';
 import { takeSample } from './sample.ts';
+import { CodeAhead, SlotsAhead, WarmDecoding, firstOf } from './warm-decoding.ts';
 
 export interface PCpuWorkerData {
   readonly memory: WebAssembly.Memory;
@@ -41,7 +41,7 @@ export interface PCpuWorkerData {
   readonly interpreter: MessagePort;
   /** To the translator's thread: hot places go out, parcels come in. */
   readonly translator: MessagePort;
-  /** Rings of disks (devices/block/lane.ts). */
+  /** Rings of disks (lanes/lane.ts). */
   readonly lanes: SharedArrayBuffer;
 }
 
@@ -57,6 +57,7 @@ export interface PcpuParts {
   readonly thread: HypervisorThread;
   readonly host: DomainCpuHost;
   readonly engine: Engine;
+  readonly virtio: VirtioMmio;
 }
 
 export interface PcpuEnvironment {
@@ -85,11 +86,12 @@ export function assemblePcpu({ machine, pcpu, clock, interpreter, regions, image
     resetVcpu: (address, entry, context) => thread.resetVcpu(address, entry, context),
     shutdownDomain: (domid, reason) => hypercalls.sched.shutdown(hypercalls.domains.record(domid), reason),
   });
+  const virtio = new VirtioMmio();
   const host = new DomainCpuHost({
     environment, hypercalls, gic, timers, psci,
     gicRegisters: new GicRegisters(gic),
     cpuInterface: new GicCpuInterface(gic),
-    devices: new EmulatedDevices(gic, hypercalls.domains, [new Pl011(), new VirtioMmio(), new Pl031(clock)]),
+    devices: new EmulatedDevices(gic, hypercalls.domains, [new Pl011(), virtio, new Pl031(clock)]),
     flushDecodeCache: regionEpoch => flushDecodeCache(regionEpoch),
     stopCode: action => safePoints.stopWorld(() => {
       action();
@@ -108,7 +110,7 @@ export function assemblePcpu({ machine, pcpu, clock, interpreter, regions, image
       }
     });
   }
-  return { thread, host, engine };
+  return { thread, host, engine, virtio };
 }
 
 /**
@@ -120,12 +122,12 @@ export function runPcpu(
   { memory, pcpu, translator, lanes }: PCpuWorkerData, interpreter: WebAssembly.Module, port: MessagePort,
 ): void {
   const machine = MachineMemory.attach(memory);
-  const { thread, host, engine } = assemblePcpu({
+  const { thread, host, engine, virtio } = assemblePcpu({
     machine, pcpu, clock: systemClock, interpreter,
     regions: new RegionClient(machine, regionChannel(translator)), images: new PostedImages(machine, port),
   });
   const { timers, scheduling, safePoints, hypercalls, environment } = thread;
-  serveLanes(thread, lanes);
+  serveLanes(thread, lanes, virtio);
   const onRunstate = (vcpuAddress: number, runstate: number): void => {
     const caller = host.caller(engine.vcpu(vcpuAddress));
     enterRunstate(caller.domain, caller.vcpuId, runstate, systemClock.monotonicNanos());

@@ -2,8 +2,6 @@
 // there from the start of the guest, because the transport knows no coming and going.
 
 import type { Clock } from '../base/clock.ts';
-import { takeBuffer } from '../devices/block/buffers.ts';
-import type { BlockMetrics } from '../devices/block/backend.ts';
 import type { BlockDevice, BlockDeviceState } from '../devices/block/device.ts';
 import type { Disk, DiskState } from '../devices/block/disk.ts';
 import { RateLimit } from '../devices/block/rate-limit.ts';
@@ -11,6 +9,9 @@ import type { RateLimits } from '../devices/block/rate-limit.ts';
 import type { VirtualDevice } from '../devices/block/vdev.ts';
 import { VirtioBlock } from '../devices/virtio/block.ts';
 import type { VirtioSlot } from '../devices/virtio/slot.ts';
+import { takeBuffer } from '../lanes/buffers.ts';
+import type { Lane } from '../lanes/lane.ts';
+import type { BlockMetrics } from '../lanes/metrics.ts';
 import type { EmulatedMachine } from './emulated-machine.ts';
 
 export interface VirtioDiskOptions {
@@ -20,6 +21,8 @@ export interface VirtioDiskOptions {
   readonly path: string;
   readonly limits: RateLimits;
   readonly clock: Clock;
+  /** A place at the disk thread for the queue in a slot; undefined: there is none. */
+  readonly openLane: (slot: number) => Lane | undefined;
 }
 
 export class VirtioDisk {
@@ -29,13 +32,13 @@ export class VirtioDisk {
   readonly #model: VirtioBlock;
   readonly #slot: VirtioSlot;
 
-  constructor({ machine, disk, device, path, limits, clock }: VirtioDiskOptions) {
+  constructor({ machine, disk, device, path, limits, clock, openLane }: VirtioDiskOptions) {
     const limit = new RateLimit(limits, clock);
     this.device = device;
     this.path = path;
     this.disk = disk;
     this.#model = new VirtioBlock({
-      disk, id: device.name, takeBuffer, nowNanos: () => clock.monotonicNanos(),
+      disk, id: device.name, takeBuffer, clock,
       limit: {
         delayMillis: () => limit.delayMillis(),
         take: (sizeBytes) => {
@@ -45,10 +48,14 @@ export class VirtioDisk {
       },
     });
     this.#slot = machine.attachDisk(this.#model);
+    // Of limits, who looks after lanes knows nothing.
+    const lane = limit.isLimited ? undefined : openLane(this.#slot.number);
+    if (lane !== undefined) this.#model.useLane(lane);
   }
 
   get metrics(): BlockMetrics {
-    return { ...this.#model.counts, notifications: this.#slot.interrupts, badIndices: 0, byDiskThread: 0, byVcpus: 0 };
+    const { counts } = this.#model;
+    return { ...counts, notifications: counts.notifications + this.#slot.interrupts };
   }
 
   get agreed(): BlockDevice['agreed'] {
@@ -75,7 +82,12 @@ export class VirtioDisk {
   }
 
   async resize(sizeBytes: number): Promise<void> {
-    await this.disk.resize(sizeBytes);
+    await this.#model.pause();
+    try {
+      await this.disk.resize(sizeBytes);
+    } finally {
+      this.#model.resume();
+    }
     this.#slot.configChanged();
   }
 

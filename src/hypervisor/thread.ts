@@ -21,7 +21,7 @@ import { Timers } from './timer.ts';
 
 /** Number of the main thread among those that use the heap and stop the world: the first that is no pCPU. */
 export const MAIN_THREAD = PCPU_MAX;
-/** Number of the thread that looks after disks' rings (devices/block/lane-server.ts). */
+/** Number of the thread that looks after disks' rings (lanes/lane-server.ts). */
 export const DISK_THREAD = THREAD_MAX - 1;
 
 const noGuestAccess: GuestAccess = {

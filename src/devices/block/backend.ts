@@ -10,18 +10,20 @@
 // Between requests the ring is lent to the disk thread, if there is one and the disk is one file (lane.ts). It comes back
 // with the first request that is not for that thread, and whenever the ring, or the disk, is to stand still or to change.
 
-import { BLKIF_OP, BLKIF_RSP, blkifRequest, blkifSegment } from '../../abi/xen-block.ts';
 import { FRAME_BYTES } from '../../abi/machine-memory.ts';
+import { BLKIF_OP, BLKIF_RSP, blkifRequest, blkifSegment } from '../../abi/xen-block.ts';
 import { GNTST } from '../../abi/xen-grant-table.ts';
 import { assert } from '../../base/assert.ts';
 import { systemClock } from '../../base/clock.ts';
 import type { Clock } from '../../base/clock.ts';
+import { errnoOf } from '../../base/errors.ts';
 import type { GuestBus, GuestPage } from '../../hypervisor/guest-bus.ts';
-import type { LentFile } from './block-file.ts';
-import type { Pieces } from './pieces.ts';
-import { errnoOf } from './errors.ts';
-import { LANE_COUNTERS, LANE_RETURN } from './lane.ts';
-import type { Lane, LaneCounter, LaneReturn } from './lane.ts';
+import type { Lane } from '../../lanes/lane.ts';
+import { Lending } from '../../lanes/lending.ts';
+import type { Lendable } from '../../lanes/lending.ts';
+import { newMetrics } from '../../lanes/metrics.ts';
+import type { BlockMetrics } from '../../lanes/metrics.ts';
+import type { Pieces } from '../../lanes/pieces.ts';
 import { RateLimit } from './rate-limit.ts';
 import type { RateLimits } from './rate-limit.ts';
 import { SEGMENTS_PER_PAGE, readRequest, readSegments } from './request.ts';
@@ -34,16 +36,12 @@ export interface BlockGuest extends Pick<GuestBus, 'memory' | 'map' | 'unmap'> {
 }
 
 /** What a back end needs of a disk; offsets and sizes in bytes, multiples of 512. */
-export interface BlockMedium {
-  readonly sizeBytes: number;
-  readonly isReadOnly: boolean;
+export interface BlockMedium extends Lendable {
   readonly canDiscard: boolean;
   read(pieces: Pieces, offset: number): Promise<void>;
   write(pieces: Pieces, offset: number): Promise<void>;
   flush(): Promise<void>;
   discard(offset: number, sizeBytes: number): Promise<void>;
-  /** The file that is the whole disk, while nothing else is asked of it; undefined: there is none such. */
-  lend?(): LentFile | undefined;
 }
 
 export interface BackendOptions {
@@ -64,34 +62,6 @@ export interface RingConnection {
   readonly position: number;
 }
 
-/** Counters since the disk was attached. */
-export interface BlockMetrics {
-  reads: number;
-  writes: number;
-  flushes: number;
-  discards: number;
-  readBytes: number;
-  writtenBytes: number;
-  /** Requests that were answered with an error, by whose fault: the guest's, or the disk's. */
-  badRequests: number;
-  failures: number;
-  /** From the ring to the response. */
-  latencyMicrosSum: number;
-  latencyMicrosMax: number;
-  notifications: number;
-  badIndices: number;
-  /** How often the limits made the guest wait. */
-  throttled: number;
-  /** Of the reads and writes, those that the disk thread has answered, and those that the vCPU's own thread has. */
-  byDiskThread: number;
-  byVcpus: number;
-}
-
-export const newMetrics = (): BlockMetrics => ({
-  reads: 0, writes: 0, flushes: 0, discards: 0, readBytes: 0, writtenBytes: 0, badRequests: 0, failures: 0,
-  latencyMicrosSum: 0, latencyMicrosMax: 0, notifications: 0, badIndices: 0, throttled: 0, byDiskThread: 0, byVcpus: 0,
-});
-
 /** Enough for every slot of a ring of one page with 11 segments each, and for large indirect requests. */
 const PERSISTENT_MAX = 1024;
 const MEMORY_RETRY_MILLIS = 20;
@@ -100,23 +70,11 @@ const MEMORY_RETRIES = 100;
 /** Requests taken in one turn of the event loop at most: a guest whose requests fail at once must not hold the host's thread. */
 const REQUESTS_PER_TURN = 512;
 
-/** After the disk was found slow, the disk thread is not asked for so long. */
-const SLOW_REST_NANOS = 1e9;
-
 /** A page in use by requests; one that is kept stays mapped without any. */
 interface HeldPage {
   readonly page: GuestPage;
   uses: number;
   isKept: boolean;
-}
-
-/** The ring and the disk's file, while they are with the disk thread. */
-interface CurrentLoan {
-  readonly lane: Lane;
-  readonly file: LentFile;
-  readonly writesBefore: number;
-  /** It has been asked for, and counts as a request under way until it is back. */
-  isAwaited: boolean;
 }
 
 /** The guest's fault; the answer is an error. */
@@ -143,12 +101,8 @@ export class BlockBackend {
   readonly #waiting: { readonly inFlight: number; readonly tell: () => void }[] = [];
   /** Requests since the loop was last let go on to everything else. */
   #taken = 0;
-  #lane: Lane | undefined;
-  /** While the ring is with the disk thread. */
-  #loan: CurrentLoan | undefined;
-  #lendFromNanos = 0;
-  /** What the metrics have of the lane's counters. */
-  readonly #counted = new Map<LaneCounter, number>();
+  /** Of the ring of this connection. */
+  #lending: Lending | undefined;
   #timer: NodeJS.Timeout | undefined;
 
   constructor({ guest, disk, limits = {}, clock = systemClock, metrics = newMetrics() }: BackendOptions) {
@@ -161,12 +115,12 @@ export class BlockBackend {
 
   setLimits(limits: RateLimits): void {
     this.#limit = new RateLimit(limits, this.#clock);
-    this.#takeBack();
+    this.#lending?.takeBack();
     this.service();
   }
 
   get metrics(): BlockMetrics {
-    if (this.#lane !== undefined) this.#count(this.#lane);
+    this.#lending?.count();
     return this.#metrics;
   }
 
@@ -258,7 +212,7 @@ export class BlockBackend {
 
   /** Starts what there is to do: to be called when the guest has signalled. */
   service(): void {
-    if (this.#connection === undefined || this.#isPaused || this.#timer !== undefined || this.#loan !== undefined) return;
+    if (this.#connection === undefined || this.#isPaused || this.#timer !== undefined || this.#lending?.isLent === true) return;
     const ring = this.#openRing();
     if (typeof ring === 'number') {
       // The guest tells when it grants it again; when there is a frame, nobody does.
@@ -470,82 +424,32 @@ export class BlockBackend {
 
   /** From now on the ring of this connection may be looked after there. @param lane closed with the connection */
   useLane(lane: Lane): void {
-    assert(this.#lane === undefined && this.#connection !== undefined, 'a connection has one lane');
-    this.#lane = lane;
+    assert(this.#lending === undefined && this.#connection !== undefined, 'a connection has one lane');
+    const lending = new Lending({
+      lane, disk: this.#disk, clock: this.#clock, metrics: this.#metrics,
+      onAwait: () => { this.#inFlight++; },
+      onBack: (wasAwaited) => {
+        if (wasAwaited) this.#inFlight--;
+        // Of a connection that has ended there is no ring any more.
+        if (this.#lending === lending) this.#ring = this.#ringAt(lending.position);
+        this.#tellWaiting();
+        this.service();
+      },
+    });
+    this.#lending = lending;
   }
 
-  /** When nothing is under way and nothing waits. */
+  /** When nothing waits. */
   #lend(ring: BlockRing): void {
-    const lane = this.#lane;
-    if (lane === undefined || this.#inFlight > 0) return;
-    // These the thread knows nothing of.
-    if (this.#limit.isLimited || this.#connection!.isPersistent) return;
-    if (this.#clock.monotonicNanos() < this.#lendFromNanos) return;
-    const file = this.#disk.lend?.();
-    if (file === undefined) return;
-    // Not asked before: for a disk in layers, nobody need start the thread.
-    if (!lane.isReady) return file.giveBack(false);
-    const loan = { lane, file, writesBefore: lane.counter('writes'), isAwaited: false };
-    this.#loan = loan;
-    lane.lend({
-      ringMfns: this.#ringPages.map(({ mfn }) => mfn), position: ring.position, fd: file.fd, alignBytes: file.alignBytes,
-      sizeBytes: Math.min(this.#disk.sizeBytes, file.sizeBytes), isReadOnly: this.#disk.isReadOnly || !file.isWritable, isLocal: file.isLocal,
-    }, (why) => this.#back(loan, why));
-  }
-
-  #takeBack(): void {
-    const loan = this.#loan;
-    if (loan === undefined || loan.isAwaited) return;
-    if (loan.lane.recall()) this.#back(loan, loan.lane.why);
-    else this.#await(loan);
-  }
-  #await(loan: CurrentLoan): void {
-    if (!loan.isAwaited) this.#inFlight++;
-    loan.isAwaited = true;
-  }
-
-  /** Ring and file are the host's again. */
-  #back(loan: CurrentLoan, why: LaneReturn): void {
-    const { lane, file, writesBefore } = loan;
-    if (loan.isAwaited) this.#inFlight--;
-    const isLost = why === LANE_RETURN.lost;
-    if (isLost) this.#metrics.failures++;
-    file.giveBack(lane.counter('writes') > writesBefore, isLost);
-    if (why === LANE_RETURN.slow) this.#lendFromNanos = this.#clock.monotonicNanos() + SLOW_REST_NANOS;
-    // Of a connection that has ended there is no ring any more.
-    if (this.#loan === loan) {
-      this.#loan = undefined;
-      this.#ring = this.#ringAt(lane.position);
-    }
-    this.#tellWaiting();
-    this.service();
+    // Of limits and pages that are kept the thread knows nothing.
+    if (this.#inFlight > 0 || this.#limit.isLimited || this.#connection!.isPersistent) return;
+    this.#lending?.lend({ ringMfns: this.#ringPages.map(({ mfn }) => mfn), position: ring.position, resets: 0 });
   }
 
   #endLane(): void {
-    const lane = this.#lane;
-    const loan = this.#loan;
-    this.#loan = undefined;
-    if (loan !== undefined) {
-      if (loan.lane.revoke()) this.#back(loan, loan.lane.why);
-      else this.#await(loan);
-    }
-    if (lane === undefined) return;
-    this.#count(lane);
-    this.#counted.clear();
-    this.#lane = undefined;
-    lane.close();
-  }
-
-  #count(lane: Lane): void {
-    for (const name of LANE_COUNTERS) {
-      const now = lane.counter(name);
-      const more = now - (this.#counted.get(name) ?? 0);
-      if (name === 'latencyMicrosMax') this.#metrics[name] = Math.max(this.#metrics[name], now);
-      else this.#metrics[name] += more;
-      if (name === 'reads' || name === 'writes') this.#metrics.byDiskThread += more;
-      if (name === 'byVcpus') this.#metrics.byDiskThread -= more;
-      this.#counted.set(name, now);
-    }
+    const lending = this.#lending;
+    this.#lending = undefined;
+    lending?.end();
   }
 
   // ---- standing still -----------------------------------------------------------------------------------------------
@@ -553,7 +457,7 @@ export class BlockBackend {
   /** Resolves when no request is under way; from then on nothing is taken from the ring until `resume`. */
   async pause(): Promise<void> {
     this.#isPaused = true;
-    this.#takeBack();
+    this.#lending?.takeBack();
     await this.#untilInFlight(0);
   }
 

@@ -11,11 +11,13 @@ import {
 import type { BigIntStats } from 'node:fs';
 import { promisify } from 'node:util';
 import { assert } from '../../base/assert.ts';
-import { takeBuffer } from './buffers.ts';
-import { asDiskError, diskError, errnoOf } from './errors.ts';
+import { errnoOf } from '../../base/errors.ts';
+import { takeBuffer } from '../../lanes/buffers.ts';
+import type { LentFile } from '../../lanes/lending.ts';
+import { bytesOf, skipBytes } from '../../lanes/pieces.ts';
+import type { Pieces } from '../../lanes/pieces.ts';
+import { asDiskError, diskError } from './errors.ts';
 import { HolePuncher } from './hole-puncher.ts';
-import { bytesOf, skipBytes } from './pieces.ts';
-import type { Pieces } from './pieces.ts';
 
 /** What direct requests are multiples of: by the sector size of the disk under the file system. */
 const ALIGN_BYTES = 4096;
@@ -35,21 +37,6 @@ export interface BlockFileStats {
   writes: number;
   syncs: number;
   bounced: number;
-}
-
-export interface LentFile {
-  readonly fd: number;
-  readonly alignBytes: number;
-  readonly sizeBytes: number;
-  readonly isWritable: boolean;
-  /** It is on a disk, or is one, and not on another machine. */
-  readonly isLocal: boolean;
-  /**
-   * Once.
-   * @param wasWritten whether there is something for `sync` to do
-   * @param isLost something that counted as written was not; no `sync` succeeds any more
-   */
-  giveBack(wasWritten: boolean, isLost?: boolean): void;
 }
 
 export class BlockFile {

@@ -4,8 +4,8 @@
 import { unlink } from 'node:fs/promises';
 import { basename, dirname } from 'node:path';
 import { assert } from '../../base/assert.ts';
-import { bytesOf, slicePieces } from './pieces.ts';
-import type { Pieces } from './pieces.ts';
+import { bytesOf, slicePieces } from '../../lanes/pieces.ts';
+import type { Pieces } from '../../lanes/pieces.ts';
 import { Layer } from './layer.ts';
 import type { BackingReference } from './layer-format.ts';
 import { RUN } from './store.ts';

@@ -1,7 +1,7 @@
 // From one store to another: a layer into what lies below it, and the contents of a disk's state into a file of their own.
 
+import { takeBuffer } from '../../lanes/buffers.ts';
 import { BlockFile } from './block-file.ts';
-import { takeBuffer } from './buffers.ts';
 import { readFrom } from './chain.ts';
 import type { DiskNode } from './chain.ts';
 import type { DiskState } from './disk.ts';

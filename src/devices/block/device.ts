@@ -12,14 +12,15 @@ import { BLKIF_RING_PAGES_MAX, VDISK } from '../../abi/xen-block.ts';
 import { XENBUS } from '../../abi/xenbus.ts';
 import type { Clock } from '../../base/clock.ts';
 import type { GuestBus } from '../../hypervisor/guest-bus.ts';
+import type { Lane } from '../../lanes/lane.ts';
+import type { BlockMetrics } from '../../lanes/metrics.ts';
 import type { Store } from '../../xenstore/store.ts';
 import { BlockBackend } from './backend.ts';
-import type { BlockMetrics, RingConnection } from './backend.ts';
+import type { RingConnection } from './backend.ts';
 import type { Disk, DiskState } from './disk.ts';
-import type { Lane } from './lane.ts';
+import { CLUSTER_BYTES } from './layer-format.ts';
 import type { RateLimits } from './rate-limit.ts';
 import { INDIRECT_SEGMENTS_MAX } from './request.ts';
-import { CLUSTER_BYTES } from './layer-format.ts';
 import type { VirtualDevice } from './vdev.ts';
 
 const SECTOR_BYTES = 512;

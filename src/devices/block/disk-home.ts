@@ -10,7 +10,8 @@ import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync, readlinkSync } from 'node:fs';
 import { link, open, readFile, readdir, rename, unlink, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { asDiskError, diskError, errnoOf } from './errors.ts';
+import { errnoOf } from '../../base/errors.ts';
+import { asDiskError, diskError } from './errors.ts';
 
 const VERSION = 1;
 const LOCK_ATTEMPTS = 8;

@@ -8,7 +8,7 @@
 //   IO, SPACE             reading or writing failed later; no room
 //   SIZE, SPEC            what was asked for cannot be
 
-import { ZazenError } from '../../base/errors.ts';
+import { ZazenError, errnoOf } from '../../base/errors.ts';
 
 export type DiskErrorKind = 'MISSING' | 'UNREADABLE' | 'FORMAT' | 'DAMAGED' | 'BACKING' | 'LOCKED' | 'IO' | 'SPACE'
   | 'SIZE' | 'SPEC';
@@ -29,8 +29,6 @@ const REASONS: Partial<Record<string, readonly [DiskErrorKind, string]>> = {
   ENOSPC: ['SPACE', 'no space left on the file system'],
   EDQUOT: ['SPACE', 'the quota of the file system is used up'],
 };
-
-export const errnoOf = (error: unknown): string | undefined => (error as NodeJS.ErrnoException | null)?.code;
 
 /** An error of the file system, said for the operator; a ZazenError stays what it is, and a bug of ours is thrown on. */
 export function asDiskError(path: string, cause: unknown): ZazenError {

@@ -5,7 +5,7 @@ import { closeSync, openSync, readFileSync } from 'node:fs';
 import { readFile, truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { BLKIF_OP, BLKIF_RSP } from '../../abi/xen-block.ts';
-import { LANE_STATE } from './lane.ts';
+import { LANE_STATE } from '../../lanes/lane.ts';
 import { GOOD, SECTORS, setUp } from './test-lane.ts';
 
 test('who reads from front to back gets what was read meanwhile; what it writes is never missed', async (t) => {

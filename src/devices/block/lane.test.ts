@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { BLKIF_OP, BLKIF_RSP, blkifRequest } from '../../abi/xen-block.ts';
-import { HostLane, LANE_STATE, LaneWatch } from './lane.ts';
+import { HostLane, LANE_STATE, LaneWatch } from '../../lanes/lane.ts';
 import { seed } from './test-disks.ts';
 import { TestRing } from './test-front-end.ts';
 import { GOOD, SECTORS, setUp } from './test-lane.ts';
@@ -202,7 +202,7 @@ test('while a request does not come back, the other rings do', async (t) => {
   const returned: number[] = [];
   const idle = new HostLane(stuck.thread.table, 4, { canTake: () => true, take: () => {}, takeBack: () => {}, closed: () => {} });
   lanes.set(4, idle);
-  idle.lend({ ringMfns: [1], position: 7, fd: 0, alignBytes: 1, sizeBytes: 0, isReadOnly: true, isLocal: true }, () => returned.push(idle.position));
+  idle.lend({ ringMfns: [1], position: 7, resets: 0, fd: 0, alignBytes: 1, sizeBytes: 0, isReadOnly: true, isLocal: true }, () => returned.push(idle.position));
   assert.ok(!watch.look() && !watch.look(), 'nothing is under way');
   stuck.ring.request(BLKIF_OP.read, 0, [GOOD]);
   let looked = 0;

@@ -1,8 +1,8 @@
 // Reads a layer file's records into memory and judges them. Whatever is in the file, the answer is a layer that holds
 // together or a ZazenError: every place lies in the file, no two entries have the same cluster, no map page is read twice.
 
+import { takeBuffer } from '../../lanes/buffers.ts';
 import type { BlockFile } from './block-file.ts';
-import { takeBuffer } from './buffers.ts';
 import { diskError } from './errors.ts';
 import {
   CLUSTER_BYTES, DIRECTORY_OFFSET, ENTRIES_PER_PAGE, FIRST_CLUSTER, GRANULE_BYTES, MAP_PAGE_SPAN_BYTES, PAGE_KIND,

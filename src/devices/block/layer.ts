@@ -10,10 +10,10 @@
 
 import { randomUUID } from 'node:crypto';
 import { assert } from '../../base/assert.ts';
+import { takeBuffer } from '../../lanes/buffers.ts';
+import { bytesOf, slicePieces } from '../../lanes/pieces.ts';
+import type { Pieces } from '../../lanes/pieces.ts';
 import { BlockFile } from './block-file.ts';
-import { bytesOf, slicePieces } from './pieces.ts';
-import type { Pieces } from './pieces.ts';
-import { takeBuffer } from './buffers.ts';
 import { asDiskError, diskError } from './errors.ts';
 import {
   ALL_GRANULES, BACKING_PATH_MAX_BYTES, CLUSTER_BYTES, DIRECTORY_OFFSET, ENTRIES_PER_PAGE, EntryPage, FIRST_CLUSTER,

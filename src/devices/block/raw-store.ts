@@ -1,8 +1,8 @@
 // A raw file, or a block device, as the lowest store of a disk: byte N of the disk is byte N of the file.
 
-import type { BlockFile } from './block-file.ts';
-import type { Pieces } from './pieces.ts';
 import { BLKIF_SECTOR_BYTES } from '../../abi/xen-block.ts';
+import type { Pieces } from '../../lanes/pieces.ts';
+import type { BlockFile } from './block-file.ts';
 import { RUN } from './store.ts';
 import type { BlockStore, Run } from './store.ts';
 

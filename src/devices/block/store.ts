@@ -1,8 +1,8 @@
 // What a disk is made of: a store has some of the disk's contents and leaves the rest to the store below it. A raw file has
 // everything and nothing below; a layer has what was written since it was put on top.
 
+import type { Pieces } from '../../lanes/pieces.ts';
 import type { BlockFile } from './block-file.ts';
-import type { Pieces } from './pieces.ts';
 
 export const RUN = { data: 0, zero: 1, below: 2 } as const;
 

@@ -3,12 +3,14 @@
 import assert from 'node:assert/strict';
 import type { TestContext } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
+import { HostLane, LaneTable } from '../../lanes/lane.ts';
+import type { LentQueue } from '../../lanes/lane-queue.ts';
+import { LaneServer } from '../../lanes/lane-server.ts';
 import { BlockBackend } from './backend.ts';
 import type { Disk } from './disk.ts';
-import { HostLane, LaneTable } from './lane.ts';
-import { LaneServer } from './lane-server.ts';
-import type { LaneGuest } from './lane-server.ts';
 import { openDisk } from './open-disk.ts';
+import { FrameViews, RingQueue } from './ring-queue.ts';
+import type { LaneGuest } from './ring-queue.ts';
 import { rawFile, testFolder } from './test-disks.ts';
 import { TestGuest, TestRing } from './test-front-end.ts';
 import type { TestResponse } from './test-front-end.ts';
@@ -33,11 +35,15 @@ export class TestThread {
   freeBytes = 2 ** 40;
   /** In place of the disk's file; undefined: that. */
   fd: number | undefined;
-  readonly #server = new LaneServer(this.table, { nanos: () => this.nanos, guestOf: () => this.guest, freeBytes: () => this.freeBytes });
+  readonly #brings = {
+    nanos: () => this.nanos, freeBytes: () => this.freeBytes,
+    openQueue: (lent: LentQueue) => new RingQueue(this.guest, lent, new FrameViews()),
+  };
+  readonly #server = new LaneServer(this.table, this.#brings);
   /** Called when a vCPU waits for the disk. */
   onWait: () => void = () => {};
   readonly #vcpus = new LaneServer(this.table, {
-    nanos: () => this.nanos, guestOf: () => this.guest, freeBytes: () => this.freeBytes,
+    ...this.#brings,
     wait: (call) => {
       this.onWait();
       return call();
@@ -58,7 +64,7 @@ export class TestThread {
       unmap: (pages) => { for (const page of pages) guest.unmap(page); },
       notify: () => guest.notify(),
     };
-    this.table.open(3, 1, 1);
+    this.table.open(3, { domid: 1, port: 1 });
     this.lane = new HostLane(this.table, 3, {
       canTake: () => {
         this.asked++;

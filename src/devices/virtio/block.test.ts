@@ -56,7 +56,7 @@ function takeBuffer(sizeBytes: number): Disposable & { readonly bytes: Uint8Arra
 
 function open(disk = new TestDisk()) {
   let now = 0;
-  const model = new VirtioBlock({ disk, id: 'xvda', takeBuffer, nowNanos: () => ++now });
+  const model = new VirtioBlock({ disk, id: 'xvda', takeBuffer, clock: { monotonicNanos: () => ++now } });
   const driver = new TestDriver(model);
   const header = (type: number, sector: number): TestBuffer => {
     const bytes = Buffer.alloc(16);

@@ -2,16 +2,22 @@
 // host has opened. A request is copied out of guest memory before it is begun and into it when it is over, so that
 // nothing of the host's goes on in memory that the driver has taken back by a reset.
 //
-//   readable: header (type, sector), data to write     writable: data that is read, then the status byte
+// While nothing is under way the queue is lent to the disk thread, if there is one and the disk is one file
+// (lanes/lane.ts); it comes back with the first request that is not for that thread, and for a reset.
 
 import { VIRTIO_ID } from '../../abi/emulated-devices.ts';
+import type { Clock } from '../../base/clock.ts';
+import type { Lane } from '../../lanes/lane.ts';
+import { Lending } from '../../lanes/lending.ts';
+import type { Lendable } from '../../lanes/lending.ts';
+import { newMetrics } from '../../lanes/metrics.ts';
+import type { BlockMetrics } from '../../lanes/metrics.ts';
+import { BLOCK_HEADER_BYTES as HEADER_BYTES, BLOCK_STATUS as STATUS, BLOCK_TYPE as TYPE, sectorOf, typeOf } from './block-request.ts';
 import type { Chain } from './queue.ts';
 import type { VirtioModel, VirtioSlot } from './slot.ts';
 
 /** The disk, as far as this device uses it. Offsets and sizes are bytes, multiples of 512. */
-export interface VirtioDiskStore {
-  readonly sizeBytes: number;
-  readonly isReadOnly: boolean;
+export interface VirtioDiskStore extends Lendable {
   readonly canDiscard: boolean;
   read(pieces: Uint8Array[], offset: number): Promise<void>;
   write(pieces: Uint8Array[], offset: number): Promise<void>;
@@ -33,18 +39,10 @@ export interface VirtioBlockOptions {
   /** Memory for a request; at most REQUEST_MAX_BYTES. */
   readonly takeBuffer: (sizeBytes: number) => Disposable & { readonly bytes: Uint8Array };
   readonly limit?: VirtioDiskLimit | undefined;
-  /** Monotonic, for latencies. */
-  readonly nowNanos: () => number;
+  readonly clock: Pick<Clock, 'monotonicNanos'>;
 }
 
-export const newBlockCounts = () => ({
-  reads: 0, writes: 0, flushes: 0, discards: 0, readBytes: 0, writtenBytes: 0, badRequests: 0, failures: 0,
-  latencyMicrosSum: 0, latencyMicrosMax: 0, throttled: 0,
-});
-
 const F = { SEG_MAX: 2, RO: 5, BLK_SIZE: 6, FLUSH: 9, TOPOLOGY: 10, DISCARD: 13 } as const;
-const TYPE = { in: 0, out: 1, flush: 4, getId: 8, discard: 11 } as const;
-const STATUS = { ok: 0, ioError: 1, unsupported: 2 } as const;
 const CONFIG = {
   capacity: 0, segMax: 12, blkSize: 20, physicalBlockExponent: 24, minIoSize: 26,
   maxDiscardSectors: 36, maxDiscardSegments: 40,
@@ -52,7 +50,6 @@ const CONFIG = {
 } as const;
 const SECTOR_BYTES = 512;
 const PHYSICAL_BLOCK_EXPONENT = 3;
-const HEADER_BYTES = 16;
 const DISCARD_RANGE_BYTES = 16;
 const DISCARD_RANGES_MAX = 32;
 const DISCARD_SECTORS_MAX = 2 ** 22;
@@ -75,7 +72,7 @@ export class VirtioBlock implements VirtioModel {
   readonly deviceId = VIRTIO_ID.block;
   readonly queueCount = 1;
   readonly features: readonly number[];
-  readonly counts = newBlockCounts();
+  readonly #counts = newMetrics();
   readonly #options: VirtioBlockOptions;
   #slot: VirtioSlot | undefined;
   /** Taken, but not begun, since a page could not be had. */
@@ -87,6 +84,7 @@ export class VirtioBlock implements VirtioModel {
   #isPaused = false;
   #atRest = Promise.withResolvers<void>();
   #delay: NodeJS.Timeout | undefined;
+  #lending: Lending | undefined;
 
   constructor(options: VirtioBlockOptions) {
     const { disk } = options;
@@ -95,6 +93,32 @@ export class VirtioBlock implements VirtioModel {
       F.SEG_MAX, F.BLK_SIZE, F.FLUSH, F.TOPOLOGY, ...(disk.isReadOnly ? [F.RO] : []),
       ...(disk.canDiscard ? [F.DISCARD] : []),
     ];
+  }
+
+  get counts(): BlockMetrics {
+    this.#lending?.count();
+    return this.#counts;
+  }
+
+  /** From now on the queue may be looked after there. @param lane closed with the device */
+  useLane(lane: Lane): void {
+    const { disk, clock } = this.#options;
+    this.#lending = new Lending({
+      lane, disk, clock, metrics: this.#counts,
+      onAwait: () => { this.#underWay++; },
+      onBack: (wasAwaited) => {
+        if (wasAwaited) this.#ended();
+        this.#slot?.service(true);
+      },
+    });
+  }
+
+  /** When nothing waits. */
+  #lend(slot: VirtioSlot): void {
+    if (this.#lending === undefined || this.#underWay > 0 || this.#answers.length > 0 || slot.isReset || !slot.queues[0]!.isIdle) return;
+    // What it remembers of the queue is not so any more when it is back.
+    slot.queues[0]!.restart();
+    this.#lending.lend({ ringMfns: [], position: 0, resets: slot.resets });
   }
 
   config(): Uint8Array {
@@ -115,12 +139,15 @@ export class VirtioBlock implements VirtioModel {
     this.#waiting = [];
     // They are nobody's now, and let go of their buffers.
     this.#answers = this.#answers.filter((answer) => !answer());
+    // Whoever has the queue finds it reset and gives it back, but perhaps not soon.
+    this.#lending?.takeBack();
   }
 
   /** Resolves when no request is under way, and none is begun until `resume`. */
   async pause(): Promise<void> {
     this.#isPaused = true;
     this.#atRest = Promise.withResolvers();
+    this.#lending?.takeBack();
     if (this.#underWay > 0) await this.#atRest.promise;
   }
   resume(): void {
@@ -130,27 +157,29 @@ export class VirtioBlock implements VirtioModel {
   close(): void {
     this.#isPaused = true;
     clearTimeout(this.#delay);
+    this.#lending?.end();
   }
 
   serve(slot: VirtioSlot): void {
     this.#answers = this.#answers.filter((answer) => !answer());
+    if (this.#lending?.isLent === true) return;
     const queue = slot.queues[0]!;
     while (!this.#isPaused && this.#underWayBytes < UNDER_WAY_MAX_BYTES && !this.#mustWait(slot)) {
       const chain = this.#waiting.shift() ?? queue.take();
-      if (chain === undefined) return;
+      if (chain === undefined) return this.#lend(slot);
       const input = this.#read(slot, chain);
       if (input === undefined) {
         if (!slot.isBroken) this.#waiting.unshift(chain);
         return;
       }
-      void this.#begin({ chain, slot, startNanos: this.#options.nowNanos() }, input);
+      void this.#begin({ chain, slot, startNanos: this.#options.clock.monotonicNanos() }, input);
     }
   }
 
   #mustWait(slot: VirtioSlot): boolean {
     const millis = this.#options.limit?.delayMillis() ?? 0;
     if (millis <= 0) return false;
-    if (this.#delay === undefined && slot.queues[0]!.hasNext) this.counts.throttled++;
+    if (this.#delay === undefined && slot.queues[0]!.hasNext) this.#counts.throttled++;
     this.#delay ??= setTimeout(() => {
       this.#delay = undefined;
       slot.again();
@@ -183,18 +212,21 @@ export class VirtioBlock implements VirtioModel {
       this.#options.limit?.take(sizeBytes);
       answer = await this.#execute(chain, input);
     } catch (error) {
-      if (error instanceof BadRequest) this.counts.badRequests++;
-      else this.counts.failures++;
+      if (error instanceof BadRequest) this.#counts.badRequests++;
+      else this.#counts.failures++;
       answer = { status: STATUS.ioError };
     }
     input.buffer?.[Symbol.dispose]();
-    this.#underWay--;
     this.#underWayBytes -= sizeBytes;
     const finish = (): boolean => this.#answer(request, answer);
     if (!finish()) this.#answers.push(finish);
-    if (this.#isPaused) {
-      if (this.#underWay === 0) this.#atRest.resolve();
-    } else if (!request.slot.isBroken) this.serve(request.slot);
+    this.#ended();
+    if (!this.#isPaused && !request.slot.isBroken) this.serve(request.slot);
+  }
+
+  #ended(): void {
+    this.#underWay--;
+    if (this.#isPaused && this.#underWay === 0) this.#atRest.resolve();
   }
 
   /** @returns false: try again later */
@@ -204,30 +236,28 @@ export class VirtioBlock implements VirtioModel {
     const pieces = dataBytes < 0 ? [] : [fitted(data, dataBytes), Uint8Array.of(status)];
     if (!slot.queues[0]!.complete(chain, ...pieces)) return false;
     buffer?.[Symbol.dispose]();
-    const micros = (this.#options.nowNanos() - startNanos) / 1000;
-    this.counts.latencyMicrosSum += micros;
-    this.counts.latencyMicrosMax = Math.max(this.counts.latencyMicrosMax, micros);
+    const micros = (this.#options.clock.monotonicNanos() - startNanos) / 1000;
+    this.#counts.latencyMicrosSum += micros;
+    this.#counts.latencyMicrosMax = Math.max(this.#counts.latencyMicrosMax, micros);
     return true;
   }
 
   async #execute(chain: Chain, { header, data }: Input): Promise<Answer> {
     const { disk, id } = this.#options;
     if (header === undefined || chain.writableBytes < 1) throw new BadRequest();
-    const view = new DataView(header.buffer, header.byteOffset, header.length);
-    const type = view.getUint32(0, true);
-    const sector = view.getUint32(12, true) * 2 ** 32 + view.getUint32(8, true);
-    switch (type) {
+    const sector = sectorOf(header);
+    switch (typeOf(header)) {
       case TYPE.in: return this.#readDisk(chain, sector);
       case TYPE.out: {
         if (disk.isReadOnly) throw new BadRequest();
         await disk.write([data], this.#offset(sector, data.length));
-        this.counts.writes++;
-        this.counts.writtenBytes += data.length;
+        this.#counts.writes++;
+        this.#counts.writtenBytes += data.length;
         return { status: STATUS.ok };
       }
       case TYPE.flush:
         await disk.flush();
-        this.counts.flushes++;
+        this.#counts.flushes++;
         return { status: STATUS.ok };
       case TYPE.getId:
         return { status: STATUS.ok, data: Buffer.from(id.slice(0, ID_BYTES).padEnd(ID_BYTES, '\0'), 'latin1') };
@@ -247,8 +277,8 @@ export class VirtioBlock implements VirtioModel {
       buffer[Symbol.dispose]();
       throw error;
     }
-    this.counts.reads++;
-    this.counts.readBytes += sizeBytes;
+    this.#counts.reads++;
+    this.#counts.readBytes += sizeBytes;
     return { status: STATUS.ok, data: buffer.bytes, buffer };
   }
 
@@ -266,7 +296,7 @@ export class VirtioBlock implements VirtioModel {
       const offset = this.#offset(sector, sectors * SECTOR_BYTES, Infinity);
       if (sectors > 0) await disk.discard(offset, sectors * SECTOR_BYTES);
     }
-    this.counts.discards++;
+    this.#counts.discards++;
     return { status: STATUS.ok };
   }
 

@@ -1,5 +1,5 @@
-// A virtqueue in the split layout (OASIS Virtual I/O Device 1.2, 2.7), the device's end, in the host's thread. All of
-// it lies in the guest's memory, which the guest can change at any moment, so everything is read once and checked, and
+// A virtqueue in the split layout (OASIS Virtual I/O Device 1.2, 2.7), the device's end, in the host's thread or in one that
+// it was lent to. All of it lies in the guest's memory, which the guest can change at any moment, so everything is read once and checked, and
 // only what was read is used:
 //
 //   available ring ──► head ──► descriptors (or one indirect table) ──► Chain: where to read, where to write
@@ -14,7 +14,7 @@
 
 import { VIRTIO_QUEUE, VIRTIO_QUEUE_NUM_MAX, VIRTIO_STATUS } from '../../abi/emulated-devices.ts';
 import type { GuestRange } from '../../hypervisor/guest-ram.ts';
-import type { VirtioSlot } from './slot.ts';
+import type { QueueSlot } from './queue-slot.ts';
 
 const Q = VIRTIO_QUEUE.at;
 const DESCRIPTOR_BYTES = 16;
@@ -57,16 +57,18 @@ const scratch = new DataView(new ArrayBuffer(DESCRIPTOR_BYTES));
 const scratchBytes = new Uint8Array(scratch.buffer);
 
 export class VirtQueue {
-  readonly #slot: VirtioSlot;
+  readonly #slot: QueueSlot;
   /** Offset of its registers in the frame of devices. */
   readonly #at: number;
   readonly #inFlight = new Map<number, Chain>();
   /** Heads that were taken before the state that the device goes on from was saved. */
   readonly #replays: number[] = [];
+  /** Looked at, and still in the available ring. */
+  #peeked: Chain | undefined;
   /** The place in the available ring that the driver was asked to tell of. */
   #askedFor: number | undefined;
 
-  constructor(slot: VirtioSlot, at: number) {
+  constructor(slot: QueueSlot, at: number) {
     this.#slot = slot;
     this.#at = at;
   }
@@ -79,6 +81,7 @@ export class VirtQueue {
   /** Nothing that was taken is completed any more; instead these are taken again. */
   restart(heads: readonly number[] = []): void {
     this.#inFlight.clear();
+    this.#peeked = undefined;
     this.#replays.splice(0, Infinity, ...heads);
     this.#askedFor = undefined;
   }
@@ -98,10 +101,34 @@ export class VirtQueue {
       check(head < this.#num && !this.#inFlight.has(head));
       const chain = this.#readChain(head);
       if (isReplay) this.#replays.shift();
-      else this.#set(Q.lastAvail, (this.#get(Q.lastAvail) + 1) & 0xffff);
+      else this.#advance();
       this.#inFlight.set(head, chain);
       return chain;
     });
+  }
+
+  /** For who takes none: as `take`, and the request stays in the available ring until it is completed. */
+  peek(): Chain | undefined {
+    return this.#guarded(() => {
+      if (!this.#isUsable || this.#awaited() === 0) return undefined;
+      const head = this.#nextHead();
+      check(head < this.#num);
+      const chain = this.#readChain(head);
+      this.#inFlight.clear();
+      this.#inFlight.set(head, chain);
+      this.#peeked = chain;
+      return chain;
+    });
+  }
+
+  /** How many requests wait to be taken; undefined: that cannot be said. */
+  get waiting(): number | undefined {
+    return this.#guarded(() => (this.#isUsable ? this.#replays.length + this.#available() : undefined));
+  }
+
+  /** Nothing was taken, and nothing waits: another thread may look after it from here on. */
+  get isIdle(): boolean {
+    return this.#inFlight.size === 0 && this.waiting === 0;
   }
 
   /**
@@ -177,6 +204,7 @@ export class VirtQueue {
         scratch.setUint32(4, sizes[i]!, true);
         ring.write(scratchBytes.subarray(0, USED_ELEMENT_BYTES), USED_ELEMENT_BYTES * i);
       }
+      if (requests[0]!.chain === this.#peeked) this.#advance();
       this.#set(Q.usedIndex, (index + count) & 0xffff);
       const { u16 } = frame.machine;
       Atomics.store(u16, ring.addressOf(-2) / 2, index + count);
@@ -229,6 +257,10 @@ export class VirtQueue {
     return this.#available();
   }
 
+  #advance(): void {
+    this.#set(Q.lastAvail, (this.#get(Q.lastAvail) + 1) & 0xffff);
+  }
+
   #nextHead(): number {
     const place = (this.#get(Q.lastAvail) & 0xffff) % this.#num;
     const ring = this.#address(Q.driver, WORD_BYTES) + RING_HEADER_BYTES;
@@ -250,13 +282,12 @@ export class VirtQueue {
         readableBytes += sizeBytes;
       }
     };
-    const table = { address: this.#address(Q.desc, DESCRIPTOR_BYTES), count: this.#num };
-    this.#walk(table, head, (descriptor) => {
+    const address = this.#address(Q.desc, DESCRIPTOR_BYTES);
+    this.#walk(this.#num, head, (index) => this.#descriptor(address + DESCRIPTOR_BYTES * index), (descriptor) => {
       if ((descriptor.flags & DESC_F.indirect) === 0) return add(descriptor);
-      const { address, sizeBytes, flags } = descriptor;
-      check(this.#slot.hasIndirect && (flags & DESC_F.next) === 0);
-      check(sizeBytes > 0 && sizeBytes % DESCRIPTOR_BYTES === 0 && sizeBytes <= CHAIN_MAX * DESCRIPTOR_BYTES);
-      this.#walk({ address, count: sizeBytes / DESCRIPTOR_BYTES }, 0, (inner) => {
+      check(this.#slot.hasIndirect && (descriptor.flags & DESC_F.next) === 0);
+      const table = this.#indirectTable(descriptor);
+      this.#walk(table.byteLength / DESCRIPTOR_BYTES, 0, (index) => descriptorAt(table, DESCRIPTOR_BYTES * index), (inner) => {
         check((inner.flags & DESC_F.indirect) === 0);
         add(inner);
       });
@@ -264,12 +295,20 @@ export class VirtQueue {
     return { head, readable, writable, readableBytes, writableBytes };
   }
 
+  /** Copied at once: most of it is used. */
+  #indirectTable({ address, sizeBytes }: Descriptor): DataView {
+    check(sizeBytes > 0 && sizeBytes % DESCRIPTOR_BYTES === 0 && sizeBytes <= CHAIN_MAX * DESCRIPTOR_BYTES);
+    const bytes = new Uint8Array(sizeBytes);
+    this.#must(this.#slot.ram.read({ address, sizeBytes }, bytes));
+    return new DataView(bytes.buffer);
+  }
+
   /** Follows a chain from one descriptor of a table on, no longer than the table is. */
-  #walk(table: { address: number; count: number }, first: number, visit: (descriptor: Descriptor) => void): void {
+  #walk(count: number, first: number, descriptorOf: (index: number) => Descriptor, visit: (descriptor: Descriptor) => void): void {
     let index = first;
     for (let steps = 0; ; steps++) {
-      check(index < table.count && steps < table.count);
-      const descriptor = this.#descriptor(table.address + DESCRIPTOR_BYTES * index);
+      check(index < count && steps < count);
+      const descriptor = descriptorOf(index);
       visit(descriptor);
       if ((descriptor.flags & DESC_F.next) === 0) return;
       index = descriptor.next;
@@ -278,12 +317,7 @@ export class VirtQueue {
 
   #descriptor(address: number): Descriptor {
     this.#must(this.#slot.ram.read({ address, sizeBytes: DESCRIPTOR_BYTES }, scratchBytes));
-    return {
-      address: scratch.getUint32(4, true) * 2 ** 32 + scratch.getUint32(0, true),
-      sizeBytes: scratch.getUint32(8, true),
-      flags: scratch.getUint16(12, true),
-      next: scratch.getUint16(14, true),
-    };
+    return descriptorAt(scratch, 0);
   }
 
   #address(field: number, align: number): number {
@@ -314,6 +348,15 @@ export class VirtQueue {
       return undefined;
     }
   }
+}
+
+function descriptorAt(bytes: DataView, at: number): Descriptor {
+  return {
+    address: bytes.getUint32(at + 4, true) * 2 ** 32 + bytes.getUint32(at, true),
+    sizeBytes: bytes.getUint32(at + 8, true),
+    flags: bytes.getUint16(at + 12, true),
+    next: bytes.getUint16(at + 14, true),
+  };
 }
 
 function check(holds: boolean): asserts holds {

@@ -1,5 +1,5 @@
 // The registers of virtio devices on the memory-mapped transport, version 2 (OASIS Virtual I/O Device 1.2, 4.2.2), for
-// all slots of a domain. What a device is, the host says in its slot (device.ts); the driver's side of the negotiation,
+// all slots of a domain. What a device is, the host says in its slot (slot.ts); the driver's side of the negotiation,
 // the queues' addresses and interrupts are done here, in the thread of the pCPU. A notification sets a bit and tells
 // the host.
 //
@@ -51,6 +51,11 @@ export function resetVirtioSlot(frame: DeviceFrame, slot: number): void {
 export class VirtioMmio implements RegisterModel {
   readonly base = GUEST_VIRTIO_MMIO_BASE;
   readonly sizeBytes = VIRTIO_SLOTS * VIRTIO_MMIO_BYTES;
+  /**
+   * Where a thread looks after queues itself: told of a notification, holding no lock.
+   * @returns false when the host's thread is to look
+   */
+  serveSlot: ((domid: number, slot: number) => boolean) | undefined;
 
   load(frame: DeviceFrame, offset: number): number {
     const at = virtioSlotAt(Math.floor(offset / VIRTIO_MMIO_BYTES));
@@ -89,7 +94,9 @@ export class VirtioMmio implements RegisterModel {
     frame.lock(at + S.lock);
     const isForHost = this.#store(frame, slot, at, register, value);
     frame.unlock(at + S.lock);
-    if (isForHost) frame.callHost();
+    if (!isForHost) return;
+    const isServed = register === R.QueueNotify && this.serveSlot?.(frame.record.domid, slot) === true;
+    if (!isServed) frame.callHost();
   }
 
   /** @returns whether the host has something to do */

@@ -3,14 +3,13 @@
 // domain.
 
 import {
-  VIRTIO_CONFIG_BYTES, VIRTIO_F, VIRTIO_INTERRUPT, VIRTIO_QUEUES_MAX, VIRTIO_SLOT, VIRTIO_STATUS,
-  virtioQueueAt, virtioSlotAt,
+  VIRTIO_CONFIG_BYTES, VIRTIO_F, VIRTIO_INTERRUPT, VIRTIO_QUEUES_MAX, VIRTIO_SLOT, VIRTIO_STATUS, virtioQueueAt,
 } from '../../abi/emulated-devices.ts';
 import { assert } from '../../base/assert.ts';
 import type { DeviceFrame } from '../../hypervisor/emulated-devices.ts';
 import type { GuestRam } from '../../hypervisor/guest-ram.ts';
 import { VirtQueue } from './queue.ts';
-import { driveVirtioLine } from './registers.ts';
+import { QueueSlot } from './queue-slot.ts';
 
 const S = VIRTIO_SLOT.at;
 /** A page that could not be had is asked for again after this long. */
@@ -37,17 +36,10 @@ export interface SlotState {
   readonly inFlight: readonly (readonly number[])[];
 }
 
-export class VirtioSlot {
-  readonly frame: DeviceFrame;
-  readonly ram: GuestRam;
+export class VirtioSlot extends QueueSlot {
   readonly queues: readonly VirtQueue[];
-  /** How often the driver was interrupted. */
-  interrupts = 0;
   readonly #domid: number;
-  readonly #slot: number;
-  readonly #at: number;
   readonly #model: VirtioModel;
-  #resetsSeen = 0;
   #timer: NodeJS.Timeout | undefined;
   #isScheduled = false;
   #isClosed = false;
@@ -58,64 +50,24 @@ export class VirtioSlot {
     state?: SlotState,
   ) {
     assert(model.queueCount <= VIRTIO_QUEUES_MAX, 'more queues than a slot has');
-    this.frame = frame;
-    this.ram = ram;
+    super(frame, ram, slot);
     this.#domid = domid;
-    this.#slot = slot;
-    this.#at = virtioSlotAt(slot);
     this.#model = model;
-    this.queues = Array.from({ length: model.queueCount }, (_, i) => new VirtQueue(this, this.#at + virtioQueueAt(i)));
+    this.queues = Array.from({ length: model.queueCount }, (_, i) => new VirtQueue(this, this.at + virtioQueueAt(i)));
     this.restore(state);
   }
 
   // ---- for queues
 
-  get status(): number {
-    return this.frame.get(this.#at + S.status);
-  }
-  get isBroken(): boolean {
-    return (this.status & VIRTIO_STATUS.deviceNeedsReset) !== 0;
-  }
-  get hasIndirect(): boolean {
-    return this.hasFeature(VIRTIO_F.INDIRECT_DESC);
-  }
-  get hasEventIndex(): boolean {
-    return this.hasFeature(VIRTIO_F.EVENT_IDX);
-  }
-  hasFeature(bit: number): boolean {
-    const half = this.frame.get(this.#at + (bit < 32 ? S.driverFeaturesLow : S.driverFeaturesHigh));
-    return ((half >>> (bit % 32)) & 1) !== 0;
-  }
-  /** The driver has reset the device or a queue, and this thread has not seen that yet. */
-  get isReset(): boolean {
-    return this.frame.get(this.#at + S.resets) !== this.#resetsSeen;
-  }
-
-  locked<T>(body: () => T): T {
-    this.frame.lock(this.#at + S.lock);
-    try {
-      return body();
-    } finally {
-      this.frame.unlock(this.#at + S.lock);
-    }
-  }
-
-  /** With the lock. */
-  interrupt(why: number = VIRTIO_INTERRUPT.usedBuffer): void {
-    this.interrupts++;
-    this.frame.set(this.#at + S.interruptStatus, this.frame.get(this.#at + S.interruptStatus) | why);
-    driveVirtioLine(this.frame, this.#slot);
-  }
-
-  markBroken(): void {
+  override markBroken(): void {
     this.locked(() => {
       if (this.isReset || this.isBroken) return;
-      this.frame.set(this.#at + S.status, this.status | VIRTIO_STATUS.deviceNeedsReset);
+      this.frame.set(this.at + S.status, this.status | VIRTIO_STATUS.deviceNeedsReset);
       this.interrupt(VIRTIO_INTERRUPT.configuration);
     });
   }
 
-  tryLater(): void {
+  override tryLater(): void {
     if (this.#isClosed) return;
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
@@ -141,11 +93,11 @@ export class VirtioSlot {
     this.#select();
     const { frame } = this;
     if (this.isReset) {
-      this.#resetsSeen = frame.get(this.#at + S.resets);
+      this.resetsSeen = frame.get(this.at + S.resets);
       for (const queue of this.queues) queue.restart();
       this.#model.restarted(this);
     }
-    const kicks = Atomics.exchange(frame.machine.u32, (frame.address + this.#at + S.kicks) / 4, 0);
+    const kicks = Atomics.exchange(frame.machine.u32, (frame.address + this.at + S.kicks) / 4, 0);
     if (kicks !== 0 || always) this.#model.serve(this);
   }
 
@@ -154,7 +106,7 @@ export class VirtioSlot {
     this.#select();
     this.locked(() => {
       this.#writeConfig();
-      this.frame.set(this.#at + S.configGeneration, this.frame.get(this.#at + S.configGeneration) + 1);
+      this.frame.set(this.at + S.configGeneration, this.frame.get(this.at + S.configGeneration) + 1);
       if ((this.status & VIRTIO_STATUS.driverOk) !== 0) this.interrupt(VIRTIO_INTERRUPT.configuration);
     });
   }
@@ -168,7 +120,7 @@ export class VirtioSlot {
     this.#select();
     const { frame } = this;
     const { deviceId, queueCount, features } = this.#model;
-    const set = (field: number, value: number): void => frame.set(this.#at + field, value);
+    const set = (field: number, value: number): void => frame.set(this.at + field, value);
     const offered = [VIRTIO_F.VERSION_1, VIRTIO_F.INDIRECT_DESC, VIRTIO_F.EVENT_IDX, ...features];
     const bits = (from: number): number =>
       offered.reduce((mask, bit) => bit >= from && bit < from + 32 ? mask | 2 ** (bit - from) : mask, 0);
@@ -177,7 +129,7 @@ export class VirtioSlot {
     set(S.featuresLow, bits(0));
     set(S.featuresHigh, bits(32));
     this.#writeConfig();
-    this.#resetsSeen = frame.get(this.#at + S.resets);
+    this.resetsSeen = frame.get(this.at + S.resets);
     this.queues.forEach((queue, i) => queue.restart(state?.inFlight[i]));
     this.#model.restarted(this);
   }
@@ -185,7 +137,7 @@ export class VirtioSlot {
   #writeConfig(): void {
     const config = this.#model.config();
     assert(config.length <= VIRTIO_CONFIG_BYTES, 'a configuration larger than the place kept for it');
-    this.frame.machine.u8.set(config, this.frame.address + this.#at + S.config);
+    this.frame.machine.u8.set(config, this.frame.address + this.at + S.config);
   }
 
   /** The frame may be another one than last time. */

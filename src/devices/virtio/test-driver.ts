@@ -16,7 +16,7 @@ import type { SlotState, VirtioModel } from './slot.ts';
 
 export const BUFFERS = RAM_BASE + 0x10_0000;
 export const QUEUE_NUM = 16;
-const SLOT = 2;
+export const SLOT = 2;
 
 export interface TestBuffer {
   readonly address: number;
@@ -26,13 +26,14 @@ export interface TestBuffer {
 
 export class TestDriver {
   readonly rig: EmulatedRig;
+  readonly mmio = new VirtioMmio();
   readonly slot: VirtioSlot;
   readonly #available: number[] = [];
   readonly #used: number[] = [];
   #nextBuffer = BUFFERS;
 
   constructor(model: VirtioModel, state?: SlotState) {
-    this.rig = new EmulatedRig([new VirtioMmio()]);
+    this.rig = new EmulatedRig([this.mmio]);
     this.slot = new VirtioSlot({ frame: this.rig.frame, ram: this.rig.ram, domid: this.rig.domain.domid, slot: SLOT }, model, state);
   }
 

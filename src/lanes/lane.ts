@@ -1,7 +1,8 @@
 // Rings that other threads look after in the host's stead, reading and writing with system calls that wait (lane-server.ts):
-// the disk thread, which sleeps on their event channels, and, for a small request that is alone, the thread of the vCPU that
+// the disk thread, which the guest's events wake, and, for a small request that is alone, the thread of the vCPU that
 // has made it. They do what most requests are, reads and writes of a disk that is one file, and give the ring back for
-// everything else. Here is what the threads share, and the host's side.
+// everything else. Here is what the threads share, and the host's side. A ring is that of a paravirtual disk, or the queue
+// of a virtio disk (lane-queue.ts).
 //
 //   host's thread    lend ──► served ◄────────────┐          one owner at a time; a request is taken from the ring by the
 //                               │  requests wait   │ none left  one who answers it, so that nothing is done twice
@@ -13,42 +14,53 @@
 // Whoever is busy reads or writes the ring only with the lane's lock, and after it has seen there that the ring has not
 // been revoked: when `revoke` returns, the pages may become anybody's.
 
-import { BLKIF_RING_PAGES_MAX } from '../../abi/xen-block.ts';
-import { assert } from '../../base/assert.ts';
-import { ringBell, spinLock, spinUnlock } from '../../memory/spin.ts';
+import { HOST_DOMAINS_MAX } from '../abi/domain-record.ts';
+import { VIRTIO_SLOTS } from '../abi/emulated-devices.ts';
+import { BLKIF_RING_PAGES_MAX } from '../abi/xen-block.ts';
+import { assert } from '../base/assert.ts';
+import { ringBell, spinLock, spinUnlock } from '../memory/spin.ts';
 
 export const LANE_STATE = { free: 0, served: 1, busy: 2, recalled: 3, revoked: 4 } as const;
 /** Why a ring came back by itself. `lost`: what the guest was told is written, the system then refused. */
 export const LANE_RETURN = { asked: 0, request: 1, slow: 2, lost: 3 } as const;
 export type LaneReturn = (typeof LANE_RETURN)[keyof typeof LANE_RETURN];
 
+/** Where a guest tells of its requests: an event channel's port of the host, or a slot of a machine with emulated devices. */
+export type LaneEnd = { readonly domid: number; readonly port: number } | { readonly domid: number; readonly slot: number };
+
 /**
  * Words of a lane, and behind them doubles: the disk's size, and counters that only grow. `loan` tells one lending of the lane
  * from the next; `returns` is a bell, rung when the ring has become the host's; `isWanted`: the disk thread has found it
- * busy, and is to be woken. What is lent is written by the host while the lane is free, and read by who is busy with it.
+ * busy, and is to be woken; `place` is a port, or a slot. What is lent is written by the host while the lane is free, and read
+ * by who is busy with it.
  */
 const WORD = {
-  state: 0, lock: 1, loan: 2, position: 3, why: 4, returns: 5, isWanted: 6, domid: 7, port: 8, fd: 9, alignBytes: 10,
-  isReadOnly: 11, isLocal: 12, ringPages: 13, ringMfns: 14,
+  state: 0, lock: 1, loan: 2, position: 3, why: 4, returns: 5, isWanted: 6, domid: 7, isDevice: 8, place: 9, fd: 10, alignBytes: 11,
+  isReadOnly: 12, isLocal: 13, resets: 14, ringPages: 15, ringMfns: 16,
 } as const;
 export const LANE_COUNTERS = [
   'reads', 'writes', 'readBytes', 'writtenBytes', 'byVcpus', 'notifications', 'badIndices', 'latencyMicrosSum', 'latencyMicrosMax',
 ] as const;
 export type LaneCounter = (typeof LANE_COUNTERS)[number];
-const DOUBLES_AT = 16;
+const DOUBLES_AT = 20;
 const COUNTERS_AT = DOUBLES_AT + 1;
-const LANE_BYTES = 256;
+const LANE_BYTES = 320;
 export const LANES_MAX = 512;
+/** Behind the lanes: how many there have been at most, whether who serves them shall end, and the lanes of all slots, counted from 1. */
+const END_AT = LANES_MAX * LANE_BYTES / 4;
+const CLOSED_AT = END_AT + 1;
+const SLOTS_AT = END_AT + 2;
+const TABLE_BYTES = 4 * (SLOTS_AT + HOST_DOMAINS_MAX * VIRTIO_SLOTS);
 assert(WORD.ringMfns + BLKIF_RING_PAGES_MAX <= 2 * DOUBLES_AT && 8 * (COUNTERS_AT + LANE_COUNTERS.length) <= LANE_BYTES, 'a lane has room');
 
-/** The words of all lanes, in every thread that has to do with them; behind them, how many lanes there have been at most. */
+/** The words of all lanes, in every thread that has to do with them. */
 export class LaneTable {
   readonly buffer: SharedArrayBuffer;
   readonly u32: Uint32Array;
   readonly i32: Int32Array;
   readonly #f64: Float64Array;
 
-  constructor(buffer = new SharedArrayBuffer(LANES_MAX * LANE_BYTES + 8)) {
+  constructor(buffer = new SharedArrayBuffer(TABLE_BYTES)) {
     this.buffer = buffer;
     this.u32 = new Uint32Array(buffer);
     this.i32 = new Int32Array(buffer);
@@ -65,27 +77,43 @@ export class LaneTable {
     Atomics.store(this.u32, this.index(lane, word), value);
   }
   /** No lane has this number or a larger one. */
-  get end(): number {
-    return Atomics.load(this.u32, LANES_MAX * LANE_BYTES / 4);
+  get count(): number {
+    return Atomics.load(this.u32, END_AT);
   }
   /** Whoever serves lanes shall end. */
   close(): void {
-    Atomics.store(this.u32, LANES_MAX * LANE_BYTES / 4 + 1, 1);
+    Atomics.store(this.u32, CLOSED_AT, 1);
   }
   get isClosed(): boolean {
-    return Atomics.load(this.u32, LANES_MAX * LANE_BYTES / 4 + 1) !== 0;
+    return Atomics.load(this.u32, CLOSED_AT) !== 0;
   }
   /** A lane is nobody's yet. */
-  open(lane: number, domid: number, port: number): void {
-    if (lane >= this.end) Atomics.store(this.u32, LANES_MAX * LANE_BYTES / 4, lane + 1);
-    this.set(lane, 'domid', domid);
-    this.set(lane, 'port', port);
+  open(lane: number, end: LaneEnd): void {
+    if (lane >= this.count) Atomics.store(this.u32, END_AT, lane + 1);
+    this.set(lane, 'domid', end.domid);
+    this.set(lane, 'isDevice', Number('slot' in end));
+    this.set(lane, 'place', 'slot' in end ? end.slot : end.port);
     for (const name of LANE_COUNTERS) this.setCounter(lane, name, 0);
+  }
+
+  endOf(lane: number): LaneEnd {
+    const [domid, place] = [this.get(lane, 'domid'), this.get(lane, 'place')];
+    return this.get(lane, 'isDevice') === 0 ? { domid, port: place } : { domid, slot: place };
+  }
+
+  /** Who looks after a slot's requests from now on; undefined: the host. */
+  routeSlot(domid: number, slot: number, lane: number | undefined): void {
+    Atomics.store(this.u32, SLOTS_AT + domid * VIRTIO_SLOTS + slot, lane === undefined ? 0 : lane + 1);
+  }
+  /** As `routeSlot`. */
+  laneOfSlot(domid: number, slot: number): number | undefined {
+    const lane = Atomics.load(this.u32, SLOTS_AT + domid * VIRTIO_SLOTS + slot);
+    return lane === 0 ? undefined : lane - 1;
   }
 
   setLoan(lane: number, number: number, loan: Loan): void {
     this.set(lane, 'loan', number);
-    for (const name of ['position', 'fd', 'alignBytes'] as const) this.set(lane, name, loan[name]);
+    for (const name of ['position', 'fd', 'alignBytes', 'resets'] as const) this.set(lane, name, loan[name]);
     this.set(lane, 'isReadOnly', Number(loan.isReadOnly));
     this.set(lane, 'isLocal', Number(loan.isLocal));
     this.set(lane, 'ringPages', loan.ringMfns.length);
@@ -96,7 +124,7 @@ export class LaneTable {
     const first = this.index(lane, 'ringMfns');
     return {
       ringMfns: Array.from(this.u32.subarray(first, first + this.get(lane, 'ringPages'))), position: this.get(lane, 'position'),
-      fd: this.get(lane, 'fd'), alignBytes: this.get(lane, 'alignBytes'), sizeBytes: this.#f64[lane * LANE_BYTES / 8 + DOUBLES_AT]!,
+      resets: this.get(lane, 'resets'), fd: this.get(lane, 'fd'), alignBytes: this.get(lane, 'alignBytes'), sizeBytes: this.#f64[lane * LANE_BYTES / 8 + DOUBLES_AT]!,
       isReadOnly: this.get(lane, 'isReadOnly') !== 0, isLocal: this.get(lane, 'isLocal') !== 0,
     };
   }
@@ -131,10 +159,12 @@ export class LaneTable {
 
 /** What a thread has to know to look after a ring. */
 export interface Loan {
-  /** Frames of the ring's pages, which stay mapped while it is lent. */
+  /** Frames of the ring's pages, which stay mapped while it is lent; of a virtio disk, none. */
   readonly ringMfns: readonly number[];
-  /** Answered requests; there are none under way. */
+  /** Answered requests; there are none under way. A virtio disk has that in its registers. */
   readonly position: number;
+  /** How often the guest has reset a virtio disk. */
+  readonly resets: number;
   readonly fd: number;
   /** What places and sizes in the file must be multiples of; 1: anything. */
   readonly alignBytes: number;

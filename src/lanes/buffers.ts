@@ -4,7 +4,7 @@
 //
 //   arena   │ 64 KiB │ 64 KiB │ …  256 grains; a buffer is some grains side by side
 
-import { assert } from '../../base/assert.ts';
+import { assert } from '../base/assert.ts';
 
 const GRAIN_BYTES = 65536;
 const ARENA_GRAINS = 256;

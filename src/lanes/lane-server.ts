@@ -11,34 +11,19 @@
 // One in each pCPU's thread serves what the guest that it runs has just put into a ring, where that takes less time than to
 // wake others for it and to be woken by them: a small request that is alone, to a disk that has been quick.
 //
-// As with the back end (backend.ts), nothing that a guest writes is believed: slots and pages of segments are copied once,
-// and checked; frames are pinned from before they are used until after. Whatever is not a plain transfer, or does not
-// succeed, is left in the ring untouched, and the ring given back: errors are the back end's to answer.
+// What a guest's requests are, and where, is the queue's affair (lane-queue.ts). Whatever is not a plain transfer, or does
+// not succeed, is left where it is, untouched, and the ring given back: errors are the host's to answer.
 
 import { readvSync, writevSync } from 'node:fs';
-import { BLKIF_OP, BLKIF_RSP, blkifRequest } from '../../abi/xen-block.ts';
-import { FRAME_BYTES } from '../../abi/machine-memory.ts';
-import type { GuestPage } from '../../hypervisor/guest-bus.ts';
+import { errnoOf } from '../base/errors.ts';
 import { takeBuffer } from './buffers.ts';
-import { errnoOf } from './errors.ts';
 import { LANE_RETURN, LANE_STATE } from './lane.ts';
 import type { LaneCounter, LaneReturn, LaneTable, Loan } from './lane.ts';
+import { TRANSFER_MAX_BYTES } from './lane-queue.ts';
+import type { LaneGuard, LaneQueue, LentQueue, Transfer } from './lane-queue.ts';
 import { bytesOf, skipBytes } from './pieces.ts';
 import type { Pieces } from './pieces.ts';
 import { ReadAhead, ReadAheadBuffers } from './read-ahead.ts';
-import { INDIRECT_SEGMENTS_MAX, SEGMENTS_PER_PAGE, readRequest, readSegments } from './request.ts';
-import type { BlockRequest, Segment } from './request.ts';
-import { BlockRing } from './ring.ts';
-
-/** The guest behind a lane, for the thread that serves it. */
-export interface LaneGuest {
-  /** All frames. */
-  readonly memory: Uint8Array;
-  /** All of them or none. @returns undefined when one cannot be had, for whatever reason */
-  map(refs: readonly number[], write: boolean): readonly GuestPage[] | undefined;
-  unmap(pages: readonly GuestPage[]): void;
-  notify(): void;
-}
 
 /** A disk that takes longer than this for each of so many requests is better served by several threads than by one. */
 const SLOW_NANOS = 20e6;
@@ -54,6 +39,7 @@ const VCPU_WAITS = 2;
 const VCPU_REST = 16;
 /** What a vCPU waits for when it reads on. */
 const VCPU_AHEAD_BYTES = 2 ** 17;
+const SMALL_BUFFER_BYTES = 2 ** 16;
 
 /** Writes of this size are answered before they are on the disk: more than fit into a slot, so that vCPUs have none of them. */
 const BEHIND_BYTES = 2 ** 16;
@@ -64,7 +50,7 @@ const ROOM_LOOK_BYTES = 2 ** 26;
 /** What the thread brings. */
 export interface LaneServerThread {
   nanos(): number;
-  guestOf(domid: number, port: number): LaneGuest;
+  openQueue(lent: LentQueue): LaneQueue;
   /** Bytes that are free on the file system of a file; 0: not known. */
   freeBytes(fd: number): number;
   /** Runs a system call that may take long; nothing of the machine's memory but pinned frames is used meanwhile. */
@@ -75,8 +61,7 @@ export interface LaneServerThread {
 interface Job {
   readonly number: number;
   readonly loan: Loan;
-  readonly guest: LaneGuest;
-  readonly ring: BlockRing;
+  readonly queue: LaneQueue;
   readonly ahead: ReadAhead;
   /** Of the disk, when what was read ahead was read. */
   writesSeen: number;
@@ -89,23 +74,13 @@ interface Job {
   restUntil: number;
 }
 
-/** A plain transfer that has been checked. */
-interface Transfer {
-  readonly request: BlockRequest;
-  readonly segments: readonly Segment[];
-  readonly sizeBytes: number;
-  readonly isWrite: boolean;
-}
-
 export class LaneServer {
   readonly #table: LaneTable;
   readonly #thread: LaneServerThread;
   readonly #jobs = new Map<number, Job>();
   readonly #buffers = new ReadAheadBuffers();
-  readonly #slot = new Uint8Array(blkifRequest.sizeBytes);
-  /** For what is written after the guest has had its answer. */
-  #written: Uint8Array | undefined;
-  #frames: (Uint8Array | undefined)[] = [];
+  /** For the data of a request that does not go straight from or to the guest's frames, or is written after its answer. */
+  #buffer: Uint8Array = new Uint8Array(0);
 
   constructor(table: LaneTable, thread: LaneServerThread) {
     this.#table = table;
@@ -115,7 +90,7 @@ export class LaneServer {
   /** Does some of what waits in all rings. @returns whether there was anything */
   serve(): boolean {
     let any = false;
-    for (let lane = 0; lane < this.#table.end; lane++) any = this.#serveLane(lane) || any;
+    for (let lane = 0; lane < this.#table.count; lane++) any = this.#serveLane(lane) || any;
     return any;
   }
 
@@ -142,9 +117,9 @@ export class LaneServer {
     else if (state !== served) return false;
     let any = false;
     this.#whileBusy(lane, (job) => {
-      const before = job.ring.position;
+      const before = job.queue.position;
       const why = this.#serveRing(lane, job);
-      any = job.ring.position !== before;
+      any = job.queue.position !== before;
       return why;
     });
     return any;
@@ -159,14 +134,14 @@ export class LaneServer {
     if (known !== undefined && known.number === this.#table.get(lane, 'loan') && this.#thread.nanos() < known.restUntil) return false;
     let isAll = false;
     const isMine = this.#whileBusy(lane, (job) => {
-      if (!job.loan.isLocal || !this.#peek(lane, job) || job.ring.waiting !== 1 || this.#slot[0] === BLKIF_OP.indirect) return undefined;
+      if (!job.loan.isLocal || !this.#peek(lane, job) || !job.queue.isSmall || job.queue.waiting !== 1) return undefined;
       const start = this.#thread.nanos();
       const why = this.#serveOne(lane, job, VCPU_AHEAD_BYTES);
       if (why === undefined) this.#count(lane, 'byVcpus', 1);
       this.#rest(job, start);
       // That there is none is said in the ring, so that the guest tells of the next one.
       isAll = why !== undefined || !this.#peek(lane, job);
-      this.#table.set(lane, 'position', job.ring.position);
+      this.#table.set(lane, 'position', job.queue.position);
       return why;
     });
     return isMine && isAll && Atomics.exchange(this.#table.u32, this.#table.index(lane, 'isWanted'), 0) === 0;
@@ -193,7 +168,7 @@ export class LaneServer {
     const number = table.get(lane, 'loan');
     const known = this.#jobs.get(lane);
     const job = known?.number === number ? known : this.#newJob(lane, number);
-    job.ring.goOnAt(table.get(lane, 'position'));
+    job.queue.goOnAt(table.get(lane, 'position'));
     const writes = table.counter(lane, 'writes');
     if (job.writesSeen !== writes) job.ahead.forget();
     job.writesSeen = writes;
@@ -201,21 +176,36 @@ export class LaneServer {
   }
   #newJob(lane: number, number: number): Job {
     const loan = this.#table.loan(lane);
-    const guest = this.#thread.guestOf(this.#table.get(lane, 'domid'), this.#table.get(lane, 'port'));
-    const pages = loan.ringMfns.map((mfn) => guest.memory.subarray(mfn * FRAME_BYTES, (mfn + 1) * FRAME_BYTES));
     const job = {
-      number, loan, guest, ring: new BlockRing(pages, loan.position), ahead: new ReadAhead(this.#buffers, loan.sizeBytes),
+      number, loan, queue: this.#openQueue(lane, loan), ahead: new ReadAhead(this.#buffers, loan.sizeBytes),
       writesSeen: this.#table.counter(lane, 'writes'), roomBytes: 0, slow: 0, waits: 0, restUntil: 0,
     };
     this.#jobs.set(lane, job);
     return job;
   }
 
+  #openQueue(lane: number, loan: Loan): LaneQueue {
+    const { busy, recalled } = LANE_STATE;
+    const guard: LaneGuard = (body) => this.#table.locked(lane, () => {
+      const state = this.#table.get(lane, 'state');
+      return state === busy || state === recalled ? body() : undefined;
+    });
+    return this.#thread.openQueue({ end: this.#table.endOf(lane), loan, guard, bufferOf: (sizeBytes) => this.#bufferOf(sizeBytes) });
+  }
+
+  #bufferOf(sizeBytes: number): Uint8Array {
+    if (this.#buffer.length < sizeBytes) {
+      // A pCPU's thread needs no more than for small ones.
+      this.#buffer = takeBuffer(sizeBytes <= SMALL_BUFFER_BYTES ? SMALL_BUFFER_BYTES : TRANSFER_MAX_BYTES).bytes;
+    }
+    return this.#buffer.subarray(0, sizeBytes);
+  }
+
   /** @returns why the ring must go back, if it must */
   #serveRing(lane: number, job: Job): LaneReturn | undefined {
     let why: LaneReturn | undefined;
     for (let i = 0; why === undefined && i < REQUESTS_PER_TURN && this.#peek(lane, job); i++) why = this.#serveOne(lane, job);
-    this.#table.set(lane, 'position', job.ring.position);
+    this.#table.set(lane, 'position', job.queue.position);
     return why;
   }
 
@@ -227,28 +217,38 @@ export class LaneServer {
   }
 
   /** Copies the next request. @returns false when there is none, or the ring is to be given back */
-  #peek(lane: number, { ring }: Job): boolean {
-    const isThere = this.#table.locked(lane, () => this.#table.get(lane, 'state') === LANE_STATE.busy && ring.peek(this.#slot));
-    if (ring.badIndices > 0) this.#count(lane, 'badIndices', ring.badIndices);
-    ring.badIndices = 0;
+  #peek(lane: number, { queue }: Job): boolean {
+    const isThere = this.#table.get(lane, 'state') === LANE_STATE.busy && queue.peek();
+    const badIndices = queue.takeBadIndices();
+    if (badIndices > 0) this.#count(lane, 'badIndices', badIndices);
     return isThere;
   }
 
   /**
    * @param aheadBytes so much is read on with this request when its turn has come; 0: that is done when nothing waits
-   * @returns as `#serveRing`; with LANE_RETURN.request, nothing was done
+   * @returns as `#serveRing`; with LANE_RETURN.request, the request is still in the ring
    */
   #serveOne(lane: number, job: Job, aheadBytes = 0): LaneReturn | undefined {
     const start = this.#thread.nanos();
     const transfer = this.#check(job);
     if (transfer === undefined) return LANE_RETURN.request;
-    if (aheadBytes > 0 && isReadOn(job) && job.ahead.isNext(transfer.request.offset)) this.#readOn(job, aheadBytes);
+    if (aheadBytes > 0 && isReadOn(job) && job.ahead.isNext(transfer.offset)) this.#readOn(job, aheadBytes);
     const isBehind = this.#isBehind(job, transfer);
     if (!(isBehind ? this.#takeData(job, transfer) : this.#perform(job, transfer))) return LANE_RETURN.request;
     this.#countTransfer(lane, job, transfer, (this.#thread.nanos() - start) / 1000);
-    this.#answer(lane, job, transfer);
+    const told = job.queue.answer();
+    if (told === undefined) return LANE_RETURN.request;
+    if (told > 0) this.#count(lane, 'notifications', told);
     if (isBehind && !this.#writeData(job, transfer)) return LANE_RETURN.lost;
     return this.#judge(job, this.#thread.nanos() - start);
+  }
+
+  #check({ loan, queue }: Job): Transfer | undefined {
+    const transfer = queue.check(loan);
+    if (transfer === undefined) return undefined;
+    const { offset, sizeBytes } = transfer;
+    const isAligned = offset % loan.alignBytes === 0 && sizeBytes % loan.alignBytes === 0;
+    return isAligned && offset + sizeBytes <= loan.sizeBytes && sizeBytes <= TRANSFER_MAX_BYTES ? transfer : undefined;
   }
 
   /** Whether a write may be answered before it has been done: then it must not fail, as far as one can know. */
@@ -261,21 +261,13 @@ export class LaneServer {
   }
 
   /** @returns as `#perform` */
-  #takeData({ guest, ahead }: Job, { segments }: Transfer): boolean {
-    const pages = guest.map(segments.map(({ ref }) => ref), false);
-    if (pages === undefined) return false;
-    this.#written ??= takeBuffer(INDIRECT_SEGMENTS_MAX * FRAME_BYTES).bytes;
-    let at = 0;
-    for (const piece of this.#piecesOf(guest, segments, pages)) {
-      this.#written.set(piece, at);
-      at += piece.length;
-    }
-    guest.unmap(pages);
+  #takeData({ queue, ahead }: Job, { sizeBytes }: Transfer): boolean {
+    if (!queue.copyTo(this.#bufferOf(sizeBytes))) return false;
     ahead.forget();
     return true;
   }
-  #writeData({ loan }: Job, { request: { offset }, sizeBytes }: Transfer): boolean {
-    const data = this.#written!.subarray(0, sizeBytes);
+  #writeData({ loan }: Job, { offset, sizeBytes }: Transfer): boolean {
+    const data = this.#bufferOf(sizeBytes);
     return this.#wait(() => orRefused(() => transferAll(writevSync, loan.fd, [data], offset), false));
   }
 
@@ -294,78 +286,23 @@ export class LaneServer {
     return this.#thread.wait === undefined ? call() : this.#thread.wait(call);
   }
 
-  #check({ loan, guest }: Job): Transfer | undefined {
-    const request = readRequest(this.#slot.slice());
-    const isWrite = request.kind === BLKIF_OP.write;
-    const { segmentCount: count, indirectRefs } = request;
-    if ((!isWrite && request.kind !== BLKIF_OP.read) || count === undefined || (isWrite && loan.isReadOnly)) return undefined;
-    const segments = indirectRefs === undefined ? readSegments(request.slot, blkifRequest.at.seg, count)
-      : readIndirect(guest, indirectRefs, count);
-    if (segments === undefined) return undefined;
-    let sizeBytes = 0;
-    for (const segment of segments) sizeBytes += segment.sizeBytes;
-    const isInside = request.offset + sizeBytes <= loan.sizeBytes;
-    const isAligned = request.offset % loan.alignBytes === 0 && sizeBytes % loan.alignBytes === 0;
-    return isInside && isAligned ? { request, segments, sizeBytes, isWrite } : undefined;
-  }
-
   /** @returns false when it was not done, or not wholly */
-  #perform({ loan, guest, ahead }: Job, { request: { offset }, segments, sizeBytes, isWrite }: Transfer): boolean {
-    const pages = guest.map(segments.map(({ ref }) => ref), !isWrite);
-    if (pages === undefined) return false;
+  #perform({ loan, queue, ahead }: Job, { offset, sizeBytes, isWrite }: Transfer): boolean {
+    const known = isWrite ? undefined : ahead.find(offset, sizeBytes);
+    if (isWrite) ahead.forget();
+    if (!(known === undefined ? this.#transferHeld(loan.fd, queue, isWrite ? writevSync : readvSync, offset) : queue.fill(known))) return false;
+    if (!isWrite) ahead.note(offset, sizeBytes);
+    return true;
+  }
+
+  #transferHeld(fd: number, queue: LaneQueue, call: typeof readvSync | typeof writevSync, offset: number): boolean {
+    const pieces = queue.hold();
+    if (pieces === undefined) return false;
     try {
-      const pieces = this.#piecesOf(guest, segments, pages);
-      if (isWrite) {
-        ahead.forget();
-        return this.#wait(() => orRefused(() => transferAll(writevSync, loan.fd, pieces, offset), false));
-      }
-      const known = ahead.find(offset, sizeBytes);
-      if (known !== undefined) copyTo(pieces, known);
-      else if (!this.#wait(() => orRefused(() => transferAll(readvSync, loan.fd, pieces, offset), false))) return false;
-      ahead.note(offset, sizeBytes);
-      return true;
+      return this.#wait(() => orRefused(() => transferAll(call, fd, pieces, offset), false));
     } finally {
-      guest.unmap(pages);
+      queue.letGo();
     }
-  }
-
-  /** Where segments follow each other in memory they become one piece. */
-  #piecesOf({ memory }: LaneGuest, segments: readonly Segment[], pages: readonly GuestPage[]): Pieces {
-    const pieces: Uint8Array[] = [];
-    for (let i = 0; i < segments.length;) {
-      const first = pages[i]!.mfn;
-      const start = first * FRAME_BYTES + segments[i]!.offset;
-      let end = start + segments[i]!.sizeBytes;
-      const follows = (next: number): boolean => pages[next]!.mfn * FRAME_BYTES + segments[next]!.offset === end;
-      for (i++; i < segments.length && follows(i); i++) end += segments[i]!.sizeBytes;
-      const isFrame = end - start === FRAME_BYTES && start % FRAME_BYTES === 0;
-      pieces.push(isFrame ? this.#frame(memory, first) : memory.subarray(start, end));
-    }
-    return pieces;
-  }
-
-  /** Views of frames are kept: most requests are of frames that were in one before. */
-  #frame(memory: Uint8Array, mfn: number): Uint8Array {
-    const slot = mfn % FRAME_VIEWS;
-    const kept = this.#frames[slot];
-    if (kept !== undefined && kept.buffer === memory.buffer && kept.byteOffset === mfn * FRAME_BYTES) return kept;
-    const made = memory.subarray(mfn * FRAME_BYTES, (mfn + 1) * FRAME_BYTES);
-    this.#frames[slot] = made;
-    return made;
-  }
-
-  #answer(lane: number, { ring, guest }: Job, { request: { idLow, idHigh, kind } }: Transfer): void {
-    const { busy, recalled } = LANE_STATE;
-    const mustTell = this.#table.locked(lane, () => {
-      const state = this.#table.get(lane, 'state');
-      // Revoked, the request is nobody's.
-      if (state !== busy && state !== recalled) return false;
-      ring.advance();
-      return ring.respond(idLow, idHigh, kind, BLKIF_RSP.okay);
-    });
-    if (!mustTell) return;
-    this.#count(lane, 'notifications', 1);
-    guest.notify();
   }
 
   #countTransfer(lane: number, job: Job, { isWrite, sizeBytes }: Transfer, micros: number): void {
@@ -383,8 +320,6 @@ export class LaneServer {
 /** Whether the guest's next request is known, and nobody else writes to the disk. */
 const isReadOn = ({ ahead, loan }: Job): boolean => ahead.isDue && !loan.isReadOnly;
 
-const FRAME_VIEWS = 4096;
-
 /** The system's refusal is said by the back end, which gets it, too. Anything else is our bug. */
 function orRefused<T>(call: () => T, refused: T): T {
   try {
@@ -393,29 +328,6 @@ function orRefused<T>(call: () => T, refused: T): T {
     if (errnoOf(error) === undefined) throw error;
     return refused;
   }
-}
-
-function copyTo(pieces: Pieces, bytes: Uint8Array): void {
-  let at = 0;
-  for (const piece of pieces) {
-    piece.set(bytes.subarray(at, at + piece.length));
-    at += piece.length;
-  }
-}
-
-function readIndirect(guest: LaneGuest, refs: readonly number[], count: number): Segment[] | undefined {
-  const pages = guest.map(refs, false);
-  if (pages === undefined) return undefined;
-  // Copied once: the guest may be writing to them now.
-  const copies = pages.map(({ mfn }) => guest.memory.slice(mfn * FRAME_BYTES, (mfn + 1) * FRAME_BYTES));
-  guest.unmap(pages);
-  const segments: Segment[] = [];
-  for (const [i, copy] of copies.entries()) {
-    const inPage = readSegments(copy, 0, Math.min(SEGMENTS_PER_PAGE, count - i * SEGMENTS_PER_PAGE));
-    if (inPage === undefined) return undefined;
-    segments.push(...inPage);
-  }
-  return segments;
 }
 
 /** @returns false when the file ends, or takes no more */
