@@ -109,6 +109,9 @@ export class HostCore {
   /** Resolves when a guest that is let go runs at once; where somebody else runs the pCPUs, it has. */
   firstPcpuRuns: Promise<unknown> = Promise.resolve();
   readonly #workers: Worker[] = [];
+  /** Each resolves when its thread runs vCPUs. */
+  readonly #pcpusRun: Promise<unknown>[] = [];
+  #hasAllThreads = false;
   #interpreter: Promise<WebAssembly.Module> | undefined;
   /** Begin what has no thread yet: the translator, and pCPUs in their order. */
   #startTranslator: (() => void) | undefined;
@@ -164,17 +167,25 @@ export class HostCore {
   startWorkers(): void {
     const { pcpuCount } = this.thread.machine.parameters;
     const channels = Array.from({ length: pcpuCount }, () => new MessageChannel());
-    const first = this.#startPcpu(0, channels[0]!.port1);
-    this.firstPcpuRuns = new Promise(resolve => { first.once('message', resolve).once('exit', resolve); });
+    this.#startPcpu(0, channels[0]!.port1);
+    this.firstPcpuRuns = this.#pcpusRun[0]!;
     this.#startTranslator = () => this.#makeTranslator(channels.map(({ port2 }) => port2));
-    this.#spares = channels.slice(1).map(({ port1 }, i) => () => { this.#startPcpu(i + 1, port1); });
+    this.#spares = channels.slice(1).map(({ port1 }, i) => () => this.#startPcpu(i + 1, port1));
     void this.#listen();
     this.#housekeeping = setInterval(() => this.#keepHouse(), HOUSEKEEPING_MILLIS).unref();
     this.#whenSettled(() => {
       this.startThreads(this.thread.machine.parameters.pcpuCount);
       this.onSettled();
+      void this.#noteAllThreads();
     });
   }
+
+  async #noteAllThreads(): Promise<void> {
+    await Promise.all(this.#pcpusRun);
+    this.#hasAllThreads = true;
+  }
+  /** What was put off while the first guest booted has begun, and every pCPU's thread has loaded its code. */
+  get hasAllThreads(): boolean { return this.#hasAllThreads; }
 
   /** Guests are at rest, or it is time for what had to wait for that. */
   #whenSettled(action: () => void): void {
@@ -189,7 +200,7 @@ export class HostCore {
   }
 
   /** An error in a worker is our bug: the host's state cannot be trusted any more. */
-  #startPcpu(pcpu: number, translator: MessagePort): Worker {
+  #startPcpu(pcpu: number, translator: MessagePort): void {
     const { machine } = this.thread;
     const { port1, port2: interpreter } = new MessageChannel();
     const workerData: PCpuWorkerData = { memory: machine.memory, pcpu, interpreter, translator, lanes: this.diskThread.lanes };
@@ -200,8 +211,8 @@ export class HostCore {
     worker.on('error', error => { throw error; });
     worker.on('message', message => { if (message instanceof BigUint64Array) this.samples.deliver(message); });
     this.#workers.push(worker);
+    this.#pcpusRun.push(new Promise(resolve => { worker.once('message', resolve).once('exit', resolve); }));
     this.#workersEnded.push(new Promise(resolve => { worker.once('exit', () => resolve()); }));
-    return worker;
   }
 
   /** pCPUs that have a thread. */

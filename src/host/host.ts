@@ -24,7 +24,7 @@ import { HostCore } from './host-core.ts';
 import { loadCheckpoint } from './image-files.ts';
 import { HostNetworks } from './networks.ts';
 import { parseSize } from './size.ts';
-import { warmUpForCheckpoints, warmUpLater } from './warm-up.ts';
+import { isWarmingUp, warmUpForCheckpoints, warmUpLater } from './warm-up.ts';
 import type {
   AuditOptions,
   Checkpoint, CreateOptions, Domain, DomainSpec, EventSubscription, Host as HostInterface, HostEvent, HostOptions,
@@ -224,6 +224,7 @@ class RunningHost implements HostInterface {
       domains: this.#core.domains.size,
       networks: this.#core.networks.metrics(),
       uptimeMillis: performance.now() - this.#startMillis,
+      isSettled: this.#core.hasAllThreads && !isWarmingUp(),
     };
   }
 

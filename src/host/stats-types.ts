@@ -98,6 +98,8 @@ export interface HostStats {
   /** By name, those that are in use or were given options. */
   readonly networks: Readonly<Record<string, NetworkMetrics>>;
   readonly uptimeMillis: number;
+  /** It has done what it puts off while its first guest boots, and so has all its threads; verbs are quick from then on. */
+  readonly isSettled: boolean;
 }
 
 /** Counts of looks at the pCPUs, each one of which was doing one of these; looked at while somebody asks for statistics. */

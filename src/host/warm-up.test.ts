@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { DOMAIN } from '../abi/domain-record.ts';
-import { FEW, MANY, smallMachine, warmUp } from './warm-up.ts';
+import { setTimeout as delay } from 'node:timers/promises';
+import { FEW, MANY, isWarmingUp, smallMachine, warmUp, warmUpForCheckpoints } from './warm-up.ts';
 
 test('the verbs run on a machine without pCPUs, any number of times', async () => {
   // Its own timers keep no process alive.
@@ -36,4 +37,13 @@ test('the host hears of each checkpoint that somebody asks for', async () => {
   }
   await domain.destroy();
   await core.close();
+});
+
+test('it is known whether something is still being run in advance', async () => {
+  assert.equal(isWarmingUp(), false);
+  warmUpForCheckpoints();
+  assert.equal(isWarmingUp(), true);
+  while (isWarmingUp()) await delay(10);
+  warmUpForCheckpoints();
+  assert.equal(isWarmingUp(), false, 'once in a process');
 });

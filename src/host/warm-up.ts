@@ -35,6 +35,10 @@ const UUID = '00000000-0000-4000-8000-000000000000';
 
 let isWarm = false;
 let isHot = false;
+let underWay = 0;
+
+/** Something is being run in advance, or will be at once. */
+export const isWarmingUp = (): boolean => underWay > 0;
 
 /** Soon, unless it was done before. */
 export function warmUpLater(): void {
@@ -51,10 +55,11 @@ export function warmUpForCheckpoints(): void {
 }
 
 function warmUpAfter(millis: number, howOften: typeof FEW | typeof MANY): void {
+  underWay++;
   // A process that may not reserve the memory does without.
   pause(millis).then(() => warmUp(howOften)).catch((error: unknown) => {
     if (!(error instanceof ZazenError)) throw error;
-  });
+  }).finally(() => { underWay--; });
 }
 
 const pause = (millis: number): Promise<void> => new Promise(resolve => { setTimeout(resolve, millis).unref(); });
