@@ -10,6 +10,8 @@ import { DOMAIN } from '../abi/domain-record.ts';
 import { FRAME_BYTES, P2M_KIND } from '../abi/machine-memory.ts';
 import { GUEST_RAM0_BASE } from '../abi/xen.ts';
 import { runsOf } from '../cpu/decode-ahead.ts';
+import { DecodeCache } from '../cpu/decode-cache.ts';
+import { WordDecoder } from '../cpu/word-decoder.ts';
 import { systemClock } from '../base/clock.ts';
 import { SeededRandom } from '../base/random.ts';
 import { freezeDomain } from '../lifecycle/checkpoint.ts';
@@ -80,7 +82,8 @@ test('a rehearsal tells which pages are touched and in which order, and leaves n
   const used = heap.stats().used;
 
   // Code that somebody else has run.
-  core.decodeCache.decodeAhead(core.decodeCache.slotFor(p2m.frameForRead(frozen.root, CODE_GFN)), 1000, 4);
+  const decoding = new DecodeCache(machine, new WordDecoder());
+  decoding.decodeAhead(decoding.slotFor(p2m.frameForRead(frozen.root, CODE_GFN)), 1000, 4);
   const rehearsal = Rehearsal.begin(core, frozen)!;
   assert(rehearsal !== undefined);
   audited();
