@@ -168,6 +168,25 @@ test('paused, nothing is under way and nothing is begun; a reset while it waits 
   await close();
 });
 
+test('closed while somebody waits for it to pause: he hears of it, and nothing is begun when he lets it go on', async () => {
+  const { model, driver, header, disk, close } = open();
+  driver.start(1);
+  const gate = Promise.withResolvers<void>();
+  disk.gate = gate.promise;
+  driver.offer(0, [header(0, 0), driver.buffer(512, true), driver.buffer(1, true)]);
+  await settle();
+  const paused = model.pause();
+  model.close();
+  const closed = model.pause();
+  gate.resolve();
+  await Promise.all([paused, closed]);
+  model.resume();
+  driver.offer(0, [header(0, 1), driver.buffer(512, true), driver.buffer(1, true)], 4);
+  await settle();
+  assert.deepEqual(disk.log, ['read 0 512']);
+  await close();
+});
+
 const RUNS = Number(process.env['ZAZEN_FUZZ_RUNS'] ?? 12);
 
 test('random requests: each is answered once, and the disk is touched where it is', async () => {

@@ -82,7 +82,9 @@ export class VirtioBlock implements VirtioModel {
   #underWay = 0;
   #underWayBytes = 0;
   #isPaused = false;
-  #atRest = Promise.withResolvers<void>();
+  #isClosed = false;
+  /** For who waits until nothing is under way. */
+  #atRest: PromiseWithResolvers<void> | undefined;
   #delay: NodeJS.Timeout | undefined;
   #lending: Lending | undefined;
 
@@ -146,16 +148,17 @@ export class VirtioBlock implements VirtioModel {
   /** Resolves when no request is under way, and none is begun until `resume`. */
   async pause(): Promise<void> {
     this.#isPaused = true;
-    this.#atRest = Promise.withResolvers();
     this.#lending?.takeBack();
-    if (this.#underWay > 0) await this.#atRest.promise;
+    if (this.#underWay > 0) await (this.#atRest ??= Promise.withResolvers()).promise;
   }
   resume(): void {
+    // The domain may have been destroyed while somebody had it paused.
+    if (this.#isClosed) return;
     this.#isPaused = false;
     this.#slot?.again();
   }
   close(): void {
-    this.#isPaused = true;
+    this.#isPaused = this.#isClosed = true;
     clearTimeout(this.#delay);
     this.#lending?.end();
   }
@@ -226,7 +229,9 @@ export class VirtioBlock implements VirtioModel {
 
   #ended(): void {
     this.#underWay--;
-    if (this.#isPaused && this.#underWay === 0) this.#atRest.resolve();
+    if (this.#underWay > 0) return;
+    this.#atRest?.resolve();
+    this.#atRest = undefined;
   }
 
   /** @returns false: try again later */
