@@ -11,6 +11,7 @@ import type { HotPlace, RegionMessage } from './jit/region-parcels.ts';
 import type { StoredRegion } from './jit/region-store.ts';
 import { Translator } from './jit/translator.ts';
 import type { TranslatorLimits } from './jit/translator.ts';
+import { WordDecoder } from './word-decoder.ts';
 
 export type TestRegionOptions = TranslatorLimits & SamplingOptions;
 
@@ -80,7 +81,7 @@ export class ForcedRegions {
   readonly #modules: WebAssembly.Module[] = [];
 
   constructor(machine: MachineMemory, limits: TranslatorLimits = {}) {
-    this.#decodeCache = new DecodeCache(machine);
+    this.#decodeCache = new DecodeCache(machine, new WordDecoder());
     this.#translator = translatorFor(machine, { unreachedToo: true, ...limits });
   }
 
