@@ -11,8 +11,7 @@ import { interpreterLayout } from './handlers.ts';
 import { buildInterpreter } from './interpreter.ts';
 import { resetVcpu } from './reset.ts';
 import { ForcedRegions, LocalTranslator } from './test-regions.ts';
-import type { TranslatorLimits } from './jit/translator.ts';
-import type { TestRegionOptions } from './test-regions.ts';
+import type { ForcedOptions, TestRegionOptions } from './test-regions.ts';
 import { mustHear, postTlbRequest } from './tlb-requests.ts';
 import type { TlbRequest } from './tlb-requests.ts';
 import type { VcpuState } from './vcpu-state.ts';
@@ -120,7 +119,7 @@ export interface TestMachineOptions {
   /** Hot code is compiled; without this all is interpreted. */
   readonly regions?: TestRegionOptions;
   /** All that is loaded is compiled at once, with regions that begin at every instruction of a short program. */
-  readonly forced?: TranslatorLimits;
+  readonly forced?: ForcedOptions;
 }
 
 export function createTestMachine(options: TestMachineOptions = {}): TestMachine {

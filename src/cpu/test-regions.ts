@@ -73,14 +73,22 @@ export class LocalTranslator {
   }
 }
 
+export interface ForcedOptions extends TranslatorLimits {
+  /** Of which tier regions are; left out: of each in turns, two calls of `compile` for one and two for the other. */
+  readonly followsCalls?: boolean;
+}
+
 /** Compiles regions of a machine's code at once, hot or not. */
 export class ForcedRegions {
   readonly #decodeCache: DecodeCache;
   readonly #translator: Translator;
   readonly #engines: Engine[] = [];
   readonly #modules: WebAssembly.Module[] = [];
+  readonly #followsCalls: boolean | undefined;
+  #calls = 0;
 
-  constructor(machine: MachineMemory, limits: TranslatorLimits = {}) {
+  constructor(machine: MachineMemory, { followsCalls, ...limits }: ForcedOptions = {}) {
+    this.#followsCalls = followsCalls;
     this.#decodeCache = new DecodeCache(machine, new WordDecoder());
     this.#translator = translatorFor(machine, { unreachedToo: true, ...limits });
   }
@@ -98,10 +106,11 @@ export class ForcedRegions {
   /** Has regions run from each of these places on. They may go on in each other's pages: addresses are as in physical memory. */
   compile(places: readonly { mfn: number; offsetInPage: number }[]): void {
     const pages = new Set(places.map(({ mfn }) => mfn));
+    const followsCalls = this.#followsCalls ?? (this.#calls++ & 2) === 0;
     for (const { mfn, offsetInPage } of places) {
       const neighbours = [...pages].filter(other => other !== mfn).flatMap(other => [other - mfn, this.#decodeCache.slotFor(other)]);
       const record = this.#decodeCache.slotFor(mfn) + (offsetInPage / 4) * RECORD_BYTES;
-      this.#translator.request({ record, neighbours: new Int32Array(neighbours), followsCalls: true }, 0);
+      this.#translator.request({ record, neighbours: new Int32Array(neighbours), followsCalls }, 0);
     }
     const { module, entries } = this.#translator.translate();
     if (module !== undefined) {
