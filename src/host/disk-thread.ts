@@ -25,7 +25,6 @@ export class DiskThread {
   #isReady = false;
   #isClosed = false;
   readonly #watch = new LaneWatch(this.#table, this.#lanes);
-  #isStuck = false;
 
   constructor(machine: MachineMemory, ports: HostPorts) {
     this.#machine = machine;
@@ -62,7 +61,7 @@ export class DiskThread {
 
   #canTake(): boolean {
     if (this.#worker === undefined && !this.#isClosed) this.#start();
-    return this.#isReady && !this.#isStuck && !this.#isClosed;
+    return this.#isReady && !this.#watch.isStuck && !this.#isClosed;
   }
 
   #start(): void {
@@ -79,7 +78,7 @@ export class DiskThread {
 
   /** From time to time: see LaneWatch. */
   keepHouse(): void {
-    this.#isStuck = this.#watch.look();
+    this.#watch.look();
   }
 
   async close(): Promise<void> {

@@ -321,14 +321,19 @@ export class LaneWatch {
   readonly #lanes: ReadonlyMap<number, HostLane>;
   /** Requests that each lane had answered at the last look, of those where one was under way. */
   #busy = new Map<number, number>();
+  #isStuck = false;
 
   constructor(table: LaneTable, lanes: ReadonlyMap<number, HostLane>) {
     this.#table = table;
     this.#lanes = lanes;
   }
 
-  /** @returns whether a request has been under way since the last time */
-  look(): boolean {
+  /** Whether a request was under way at the last look that had been so at the one before. Nothing is lent then. */
+  get isStuck(): boolean {
+    return this.#isStuck;
+  }
+
+  look(): void {
     const before = this.#busy;
     this.#busy = new Map();
     let isStuck = false;
@@ -339,7 +344,8 @@ export class LaneWatch {
       isStuck ||= before.get(lane) === answered;
       this.#busy.set(lane, answered);
     }
+    // First, since who gets his ring back would lend it again at once.
+    this.#isStuck = isStuck;
     if (isStuck) for (const lane of this.#lanes.values()) lane.returnIdle();
-    return isStuck;
   }
 }
