@@ -162,9 +162,7 @@ export class Engine {
   #endQuantum(vcpu: VcpuState, instructions: number): void {
     const record = vcpu.get32(at.record);
     if (this.#regions?.passed(instructions) === true && record !== 0) {
-      const handler = this.machine.u16[record / 2]!;
-      const inRegion = this.#regions.sample(record, handler, () => execNeighbours(vcpu, vcpu.pc()));
-      if (inRegion > 0) this.decodeCache.knownRegions?.weigh(handler, inRegion);
+      this.#regions.sample(record, this.machine.u16[record / 2]!, () => execNeighbours(vcpu, vcpu.pc()));
     }
     this.#takeInRegions(vcpu);
   }

@@ -33,7 +33,7 @@ function boot(needs: (region: StoredRegion) => boolean, code?: readonly number[]
   kept.prepareBoot(regions => {
     prepared = regions;
     entered = new Uint8Array(regions.length);
-    return { placed: regions, entered, ran: new Uint32Array(regions.length).fill(100) };
+    return { placed: regions, entered };
   });
   prepared.forEach((region, i) => { if (needs(region)) entered[i] = ENTERED; });
   if (code !== undefined) {
@@ -72,30 +72,4 @@ test('what the last boot has emitted or entered is prepared, and no more than th
   assert.ok(second.prepared.includes(3) && second.prepared.includes(7), `prepared at ${second.prepared}`);
   assert.deepEqual(boot(() => false), { prepared: [7], found: 0 });
   assert.deepEqual(boot(() => true).prepared, []);
-});
-
-test('what has hardly run is not prepared again but found when it is reached, and tried once more after some boots', () => {
-  boot(() => true, loopAt(3));
-  const { machine } = createTestMachine();
-  /** A boot that needs all regions. @param ran thousands of instructions of each that was prepared @returns how many were */
-  const bootWith = (ran: number): number => {
-    const kept = KeptRegions.open(machine)!;
-    let count = 0;
-    kept.prepareBoot(regions => {
-      count = regions.length;
-      return { placed: regions, entered: new Uint8Array(count).fill(ENTERED), ran: new Uint32Array(count).fill(ran) };
-    });
-    for (const region of kept.store.regions) kept.store.use(region);
-    kept.save();
-    return count;
-  };
-  const all = bootWith(100);
-  assert.ok(all > 0);
-  // Half of what it ran before is left each time.
-  let boots = 0;
-  for (; bootWith(0) > 0; boots++) assert.ok(boots < 12, 'it is prepared for ever');
-  assert.ok(boots >= 5, 'one boot in which no sample has found it says little');
-  for (boots = 1; bootWith(50) === 0; boots++) assert.ok(boots < 12, 'it is never tried again');
-  assert.ok(boots >= 2, 'it is not tried each time');
-  for (let i = 0; i < 3; i++) assert.ok(bootWith(50) > 0, 'what runs stays');
 });

@@ -13,26 +13,16 @@ import { RegionFolder } from './region-folder.ts';
 /** From what is new until it is written, for the first time; then twice as long each time. */
 const SAVE_FIRST_MILLIS = 10_000;
 const SAVE_LAST_MILLIS = 300_000;
-/** What the first guest needed that the last host has booted: of each region its identity, and thousands of instructions that it ran, f64 each. */
+/** What the first guest needed that the last host has booted: identities of regions, f64 each. */
 const BOOT_LIST = 'boot';
 /** Of them at most: compiling them takes a tenth of a millisecond each, beside a guest that boots. */
 const BOOT_LIST_MAX = 4096;
 const NOTED = 2;
-/** It was not there from the beginning, so nobody knows. */
-const RAN_UNKNOWN = -1;
-/**
- * Thousands of instructions in a boot: one that ran less, no sample having found it, is not worth compiling before it is reached.
- * It may be by chance, or the guest may change, so it is tried again after so many boots that needed it.
- */
-const WORTH_PREPARING = 1;
-const BOOTS_UNTIL_TRIED = 8;
 
 /** Regions that were compiled before anybody needed them, and of each whether it was entered since the last look, `ENTERED`. */
 export interface PreparedRegions {
   readonly placed: readonly StoredRegion[];
   readonly entered: Uint8Array;
-  /** Of each, thousands of instructions that it has run. */
-  readonly ran: Uint32Array;
 }
 
 export class KeptRegions {
@@ -42,9 +32,7 @@ export class KeptRegions {
   #timer: NodeJS.Timeout | undefined;
   #delayMillis = SAVE_FIRST_MILLIS;
   #added = 0;
-  #prepared: PreparedRegions = { placed: [], entered: new Uint8Array(0), ran: new Uint32Array(0) };
-  /** What the list said, by identity. */
-  #listed: ReadonlyMap<number, number> = new Map();
+  #prepared: PreparedRegions = { placed: [], entered: new Uint8Array(0) };
   /** Whether nothing is to be noted of a guest that boots. */
   #isBootNoted = true;
 
@@ -69,11 +57,8 @@ export class KeptRegions {
    */
   prepareBoot(prepare: (regions: readonly StoredRegion[]) => PreparedRegions): void {
     const bytes = this.#folder?.read(BOOT_LIST) ?? new Uint8Array(0);
-    const numbers = new Float64Array(bytes.buffer, bytes.byteOffset, bytes.length / Float64Array.BYTES_PER_ELEMENT);
-    this.#listed = new Map(Array.from({ length: numbers.length / 2 }, (_, i) => [numbers[2 * i]!, numbers[2 * i + 1]!]));
-    const isWorthIt = (ran: number | undefined): boolean => ran === RAN_UNKNOWN || (ran !== undefined && ran >= WORTH_PREPARING);
-    const regions = this.#listed.size === 0 ? []
-      : this.store.regions.filter(region => isWorthIt(this.#listed.get(identityOf(region)))).toSorted(byWorth);
+    const listed = new Set(new Float64Array(bytes.buffer, bytes.byteOffset, bytes.length / Float64Array.BYTES_PER_ELEMENT));
+    const regions = listed.size === 0 ? [] : this.store.regions.filter(region => listed.has(identityOf(region))).toSorted(byWorth);
     this.#isBootNoted = false;
     this.#prepared = prepare(regions);
     this.#count();
@@ -83,13 +68,7 @@ export class KeptRegions {
     this.#isBootNoted = true;
     this.#noteEntered();
     const needed = [...this.store.used, ...this.store.fresh].slice(0, BOOT_LIST_MAX);
-    const { placed, ran } = this.#prepared;
-    const ranNow = new Map(placed.map((region, i) => [region, ran[i]!]));
-    const numbers = needed.flatMap(region => {
-      const identity = identityOf(region);
-      return [identity, nextRan(ranNow.get(region), this.#listed.get(identity) ?? RAN_UNKNOWN)];
-    });
-    this.#folder?.write(BOOT_LIST, new Uint8Array(Float64Array.from(numbers).buffer));
+    this.#folder?.write(BOOT_LIST, new Uint8Array(Float64Array.from(needed, identityOf).buffer));
   }
   /** Of those that were prepared, pCPUs say nothing when they enter them. */
   #noteEntered(): void {
@@ -132,10 +111,4 @@ export class KeptRegions {
     this.#added += added ?? 0;
     this.#count();
   }
-}
-
-/** What the list says next of a region. @param now undefined: it was not prepared @param before RAN_UNKNOWN: nobody knew */
-function nextRan(now: number | undefined, before: number): number {
-  if (now === undefined) return before === RAN_UNKNOWN ? RAN_UNKNOWN : before + WORTH_PREPARING / BOOTS_UNTIL_TRIED;
-  return before === RAN_UNKNOWN ? now : (now + before) / 2;
 }

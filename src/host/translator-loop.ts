@@ -41,7 +41,7 @@ export function runTranslator({ memory, ports }: TranslatorWorkerData, control: 
       const { module, entries } = translator.translate();
       send(pcpu => ({ module, known, entries: entries.get(pcpu) ?? [] }));
     }
-    return { placed, entered: known.entered, ran: known.ran };
+    return { placed, entered: known.entered };
   });
   const translate = (): void => {
     timer = undefined;

@@ -105,29 +105,6 @@ test('a known region is entered where its code is decoded, and one that begins w
   }
 });
 
-test('samples say how long a known region has run, and only those that fall into one', () => {
-  const store = storeOf(3);
-  const packed = packRegions(store.regions, FIRST_REGION + 7);
-  const known = new KnownRegions(packed);
-  for (const [number, instructions] of [[FIRST_REGION + 6, 9000], [FIRST_REGION + 7, 6000], [FIRST_REGION + 8, 200], [FIRST_REGION + 7, 5500],
-    [FIRST_REGION + 9, 9000]] as const) known.weigh(number, instructions);
-  assert.deepEqual([...packed.ran], [12, 1]);
-  const m = machineThatKnows(store);
-  m.load(GUEST_BASE, code(3));
-  m.load(GUEST_BASE + 2 * PAGE, code(4));
-  /** What samples say in a few runs. */
-  const weighedAt = (address: number): (readonly [number, number])[] => {
-    const weighed: (readonly [number, number])[] = [];
-    m.engine.decodeCache.knownRegions!.weigh = (number, instructions) => { weighed.push([number, instructions]); };
-    for (let i = 0; i < 3; i++) run(m, address);
-    return weighed;
-  };
-  assert.equal(weighedAt(GUEST_BASE + 2 * PAGE).length, 0, 'nothing of it is known');
-  const weighed = weighedAt(GUEST_BASE);
-  assert.ok(weighed.length > 0, 'the loop has 11,000 instructions, a quantum 6000');
-  assert.ok(weighed.every(([number, instructions]) => number >= FIRST_REGION && instructions > 0));
-});
-
 test('a page that changes loses its known regions, and has them again when it is as it was', () => {
   const m = machineThatKnows(storeOf(3));
   for (const constant of [3, 5, 3, 6, 3]) {

@@ -17,14 +17,11 @@ export interface PackedRegions {
   readonly words: Uint32Array;
   /** Of each, shared by all threads: `ENTERED` when it was entered anywhere. */
   readonly entered: Uint8Array;
-  /** Of each, shared by all threads: thousands of instructions that samples in it stand for. */
-  readonly ran: Uint32Array;
 }
 
 /** Who looks may write another number, and sees it again when the region is entered once more. */
 export const ENTERED = 1;
 
-const THOUSAND = 1000;
 const TABLE_FACTOR = 4;
 const FILTER_BITS = 16;
 
@@ -36,7 +33,6 @@ export function packRegions(regions: readonly StoredRegion[], firstIndex: number
     indices: Uint16Array.from(regions.flatMap(({ indices }) => indices)),
     words: Uint32Array.from(regions.flatMap(({ words }) => [...words])),
     entered: new Uint8Array(new SharedArrayBuffer(regions.length)),
-    ran: new Uint32Array(new SharedArrayBuffer(regions.length * Uint32Array.BYTES_PER_ELEMENT)),
   };
 }
 
@@ -107,11 +103,6 @@ export class KnownRegions {
   /** Places of its instructions. */
   indicesOf(region: number): Uint16Array {
     return this.#packed.indices.subarray(this.#starts[region]!, this.#starts[region + 1]!);
-  }
-  /** A sample that stands for so many instructions has found what has this number in the table: one of these, or another. */
-  weigh(tableIndex: number, instructions: number): void {
-    const region = tableIndex - this.#packed.firstIndex;
-    if (region >= 0 && region < this.#packed.ran.length) Atomics.add(this.#packed.ran, region, Math.ceil(instructions / THOUSAND));
   }
   /** Its number in the table, now that it is entered. */
   enter(region: number): number {

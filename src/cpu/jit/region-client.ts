@@ -99,18 +99,16 @@ export class RegionClient {
   /**
    * A quantum has ended at a record that holds a handler's or region's number.
    * @param neighbours called where the place is asked for
-   * @returns instructions that it stands for, if it is a region; else 0
    */
-  sample(record: number, handler: number, neighbours: () => Int32Array): number {
+  sample(record: number, handler: number, neighbours: () => Int32Array): void {
     this.isInRegions = handler >= FIRST_REGION;
     if (handler >= FIRST_REGION) {
-      const instructions = this.#quantum;
-      this.#weigh(record, instructions, neighbours);
-      this.#begin(Math.min(this.#quantumMax, instructions * 2));
-      return instructions;
+      this.#weigh(record, this.#quantum, neighbours);
+      this.#begin(Math.min(this.#quantumMax, this.#quantum * 2));
+      return;
     }
     this.#begin(this.#quantumMin);
-    if (handler === HANDLER_END_OF_PAGE) return 0;
+    if (handler === HANDLER_END_OF_PAGE) return;
     const samples = (this.#samples.get(record) ?? 0) + 1;
     if (this.#samples.size >= PLACES_MAX) this.#samples.clear();
     this.#samples.set(record, samples);
@@ -119,7 +117,6 @@ export class RegionClient {
       this.#wanted.push({ record, neighbours: neighbours(), followsCalls: this.#followCallsAfter === 0 });
     }
     if (this.#wanted.length >= REQUEST_RECORDS) this.send();
-    return 0;
   }
 
   /** A quantum has ended where a region begins. */
