@@ -207,25 +207,28 @@ test('disks come, grow and go while the guest runs', async (t) => {
   await domain.destroy();
 });
 
-test('what was flushed is there when the host is killed', async (t) => {
-  const folder = await folderFor(t);
-  const path = await diskFile(folder, 'disk.img', 8 * MIB);
-  const child = spawn(process.execPath, [join(import.meta.dirname, 'block-child.ts'), path], { stdio: ['ignore', 'pipe', 'inherit'] });
-  t.after(() => child.kill('SIGKILL'));
-  const flushed = new Set<number>();
-  for await (const line of createInterface(child.stdout)) {
-    const [, number] = /^flushed (\d+)$/.exec(line) ?? [];
-    if (number !== undefined) flushed.add(Number(number));
-    // Among them some that went to a layer, as the child takes a checkpoint half-way.
-    if (flushed.size === 40) break;
-  }
-  child.kill('SIGKILL');
-  await once(child, 'exit');
-  const run = await runSections(host, { memory: '128MiB', cmdline: FAST_BOOT, disks: [{ path, format: 'raw' }] }, {
-    read: 'i=0; while [ $i -lt 64 ]; do dd if=/dev/xvda bs=4096 skip=$((i*16)) count=1 2>/dev/null | head -n 1 | tr -d "\\0"; echo; i=$((i+1)); done',
+for (const [type, device] of [['pvh', 'xvda'], ['hvm', 'vda']] as const) {
+  test(`what was flushed is there when the host is killed: ${type}`, async (t) => {
+    const folder = await folderFor(t);
+    const path = await diskFile(folder, 'disk.img', 8 * MIB);
+    const child = spawn(process.execPath, [join(import.meta.dirname, 'block-child.ts'), path, type], { stdio: ['ignore', 'pipe', 'inherit'] });
+    t.after(() => child.kill('SIGKILL'));
+    const flushed = new Set<number>();
+    for await (const line of createInterface(child.stdout)) {
+      const [, number] = /^flushed (\d+)$/.exec(line) ?? [];
+      if (number !== undefined) flushed.add(Number(number));
+      // Among them some that went to a layer, as the child takes a checkpoint half-way.
+      if (flushed.size === 40) break;
+    }
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+    const run = await runSections(host, { type, memory: '128MiB', cmdline: FAST_BOOT, disks: [{ path, format: 'raw' }] }, {
+      read: `${untilOpen(`/dev/${device}`)}; i=0; while [ $i -lt 64 ]; do `
+        + `dd if=/dev/${device} bs=4096 skip=$((i*16)) count=1 2>/dev/null | head -n 1 | tr -d "\\0"; echo; i=$((i+1)); done`,
+    });
+    const found = run.outputOf('read');
+    for (const number of flushed) assert.ok(found.includes(`block ${number} `), `block ${number} is lost`);
+    assert.deepEqual(await readdir(folder), ['disk.img']);
+    assert.ok((await readFile(path)).includes('block 39 '));
   });
-  const found = run.outputOf('read');
-  for (const number of flushed) assert.ok(found.includes(`block ${number} `), `block ${number} is lost`);
-  assert.deepEqual(await readdir(folder), ['disk.img']);
-  assert.ok((await readFile(path)).includes('block 39 '));
-});
+}
