@@ -1,7 +1,8 @@
-// What a change costs or saves in guest code, against another checkout, on a machine that does much else: the same boot in both, instruction for instruction, in virtual time and in one thread (test/engines/deterministic-guest.ts), in turns of a
-// few milliseconds. Each tree has two guests that count, made in the order A B B A, behind one that warms its code up. The processor time of this
-// thread counts: guest code and the translator. V8 compiles equal modules once, and so for those that do not count. A checkout against
-// itself, at a load of 15 on two cores: 0.97 to 1.01.
+// What a change costs or saves in guest code, against another checkout, on a machine that does much else: the same boot in
+// both, instruction for instruction, in virtual time and in one thread (test/engines/deterministic-guest.ts), in turns of a few
+// milliseconds. Each tree has two guests that count, made in the order A B B A, behind one that warms its code up. The
+// processor time of this thread counts: guest code and the translator. V8 compiles equal modules once, and so for those that
+// do not count. A checkout against itself, at a load of 15 on two cores: 0.97 to 1.01.
 //
 //   git worktree add ../before HEAD~1 && ln -s "$PWD/node_modules" ../before/node_modules
 //   node bench/two-trees.ts ../before . [millions of instructions, 300] [interpreted]
@@ -51,7 +52,8 @@ for (let turn = 1; goesOn && turn * TURN_INSTRUCTIONS <= Number(millions) * 1e6;
 }
 
 const sum = (values: readonly number[]): number => values.reduce((all, each) => all + each, 0);
-const timeOf = (tree: 0 | 1, from = 0, to = 1): number => sum(guests.slice(trees.length).filter(each => each.tree === tree)
+const counted = guests.slice(trees.length);
+const timeOf = (tree: 0 | 1, from = 0, to = 1): number => sum(counted.filter(each => each.tree === tree)
   .map(({ micros }) => sum(micros.slice(Math.floor(micros.length * from), Math.floor(micros.length * to)))));
 const ratio = (from?: number, to?: number): string => (timeOf(1, from, to) / timeOf(0, from, to)).toFixed(3);
 console.log(`${trees[1]} to ${trees[0]}, ${engine}: ${ratio()} of the time; by quarters ${
