@@ -4,8 +4,8 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Host } from '../src/host/index.ts';
 
-const SETTLED_MILLIS = 6000;
+const LOOK_MILLIS = 20;
 
 export async function settled(host: Host): Promise<void> {
-  await sleep(Math.max(0, SETTLED_MILLIS - host.stats().uptimeMillis));
+  while (!host.stats().isSettled) await sleep(LOOK_MILLIS);
 }
