@@ -60,7 +60,7 @@ const mistakes: readonly (readonly [words: string[], says: RegExp])[] = [
   [[], /no verb given; see: zazen --help/],
   [['rum'], /there is no verb "rum"; did you mean run\?/],
   [['--json'], /unknown option --json; options follow the verb/],
-  [['guest'], /guest needs one of: fetch/],
+  [['guest'], /guest needs one of: fetch, build; see: zazen guest --help/],
   [['guest', 'fetch', '--flavour', 'mint'], /there is no flavour "mint"; give cloud or generic/],
   [['run', '--memroy', '1G'], /unknown option --memroy; did you mean --memory\?/],
   [['run', '-x'], /unknown option -x/],

@@ -68,7 +68,7 @@ export async function findVerb(words: readonly string[]): Promise<{ verb: Verb; 
   }
   if (first.startsWith('-')) throw new UsageError(`unknown option ${first}; options follow the verb`);
   const family = (await familyOf(first)).map((verb) => verb.name.split(' ')[1]!);
-  if (family.length > 0) throw new UsageError(`${first} needs one of: ${family.join(', ')}`);
+  if (family.length > 0) throw new UsageError(`${first} needs one of: ${family.join(', ')}`, `see: zazen ${first} --help`);
   const nearest = closest(first, VERB_FILES.flatMap((file) => file.words));
   throw new UsageError(`there is no verb "${first}"${nearest === undefined ? '' : `; did you mean ${nearest}?`}`);
 }

@@ -11,6 +11,9 @@ import {
 } from './protocol.ts';
 import type { Answer, Progress } from './protocol.ts';
 
+/** What connecting to a socket says that is not there, or that nobody has open. */
+const NOTHING_THERE: ReadonlySet<string> = new Set(['ENOENT', 'ENOTDIR', 'ECONNREFUSED']);
+
 export interface SendOptions {
   /** Ends the connection; its reason is thrown. */
   readonly signal?: AbortSignal;
@@ -93,10 +96,11 @@ export class ControlClient {
   }
 
   #lost(cause?: unknown): ZazenError {
-    const { code } = (cause ?? {}) as NodeJS.ErrnoException;
-    const isAbsent = code === 'ENOENT' || code === 'ECONNREFUSED' || code === 'EACCES' || code === 'ENOTSOCK';
-    return new ZazenError('ZAZEN_HOST_UNREACHABLE', isAbsent
-      ? `no host listens at ${this.socketPath}` : 'the host has gone', { cause, hint: 'zazen daemon starts one' });
+    const { code, syscall } = (cause ?? {}) as NodeJS.ErrnoException;
+    const at = this.socketPath;
+    const what = code === 'EACCES' ? `the host at ${at} is not yours`
+      : syscall === 'connect' ? `no host listens at ${at}${NOTHING_THERE.has(code!) ? '' : ` (${code})`}` : 'the host has gone';
+    return new ZazenError('ZAZEN_HOST_UNREACHABLE', what, { cause, hint: 'zazen daemon starts one' });
   }
 }
 

@@ -65,11 +65,11 @@ export function socketPathFor(directory: string, pid: number): string {
   return join(directory, `${pid}.sock`);
 }
 
-/** @throws ZazenError ZAZEN_SOCKET_PATH */
-export function assertSocketPath(path: string): void {
+/** @param elsewhere what to do when it cannot be there. @throws ZazenError ZAZEN_SOCKET_PATH */
+export function assertSocketPath(path: string, elsewhere: string): void {
   if (Buffer.byteLength(path) < SOCKET_PATH_BYTES) return;
   throw new ZazenError('ZAZEN_SOCKET_PATH', `${path}: the path of a socket has fewer than ${SOCKET_PATH_BYTES} bytes`, {
-    hint: 'name a shorter directory in ZAZEN_RUNTIME_DIR',
+    hint: elsewhere,
   });
 }
 

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import type { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -446,12 +447,24 @@ test('the socket is the user\'s alone, and found by its PID; a stale one is remo
   assert.equal(existsSync(join(it.directory, 'notes.txt')), true);
 });
 
+/** As a host leaves it that is killed. */
+function leaveSocket(path: string): void {
+  const program = `require('node:net').createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, 'SIGKILL'))`;
+  assert.equal(spawnSync(process.execPath, ['--eval', program]).signal, 'SIGKILL');
+  assert.ok(lstatSync(path).isSocket());
+}
+
 test('a path that is taken is refused while somebody listens, and taken over when nobody does', async () => {
   await using it = await setUp();
   const env = { ZAZEN_RUNTIME_DIR: it.directory };
   await assert.rejects(serveControl(it.host, { env, version: '' }), { code: 'ZAZEN_SOCKET_TAKEN' });
   const left = join(it.directory, 'left.sock');
-  writeFileSync(left, '');
+  leaveSocket(left);
+  const notes = join(it.directory, 'notes.txt');
+  writeFileSync(notes, 'dear');
+  await assert.rejects(serveControl(it.host, { env, version: '', socketPath: notes }),
+    { code: 'ZAZEN_SOCKET_TAKEN', message: `${notes}: a file is there, and it is no socket`, hint: 'choose another path with --socket' });
+  assert.equal(readFileSync(notes, 'utf8'), 'dear');
   await using second = await serveControl(it.host, { env, version: '', socketPath: left });
   assert.equal((await new ControlClient(second.socketPath).send({ command: 'list' })).domains.length, 1);
 });
@@ -470,11 +483,21 @@ test('a runtime directory that others could reach is refused', async () => {
   await assert.rejects(serve(join(root, 'no', 'parent')), { code: 'ZAZEN_RUNTIME_DIR' });
   const deep = join(freshDirectory(), 'd'.repeat(100));
   mkdirSync(deep, { mode: 0o700 });
-  await assert.rejects(serve(deep), { code: 'ZAZEN_SOCKET_PATH' });
+  await assert.rejects(serve(deep), { code: 'ZAZEN_SOCKET_PATH', hint: 'name another directory in ZAZEN_RUNTIME_DIR' });
+  const long = serveControl(host, { env: {}, version: '', socketPath: join(deep, 'a.sock') });
+  await assert.rejects(long, { code: 'ZAZEN_SOCKET_PATH', hint: 'choose another path with --socket' });
   const nowhere = serveControl(host, { env: {}, version: '', socketPath: join(root, 'no', 'a.sock') });
   await assert.rejects(nowhere, { code: 'ZAZEN_SOCKET_PATH', hint: 'choose another path with --socket' });
   assert.deepEqual(await findSockets({ ZAZEN_RUNTIME_DIR: join(root, 'nothing') }), []);
   await host.close();
+});
+
+test('a path where no socket can be says so', async () => {
+  const reach = (path: string): Promise<unknown> => new ControlClient(path).send({ command: 'list' });
+  const long = join(root, 'd'.repeat(100), 'a.sock');
+  await assert.rejects(reach(long), { code: 'ZAZEN_HOST_UNREACHABLE', message: `no host listens at ${long} (EINVAL)` });
+  const none = join(root, 'none.sock');
+  await assert.rejects(reach(none), { code: 'ZAZEN_HOST_UNREACHABLE', message: `no host listens at ${none}` });
 });
 
 test('where the runtime directory is', () => {

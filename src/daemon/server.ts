@@ -3,7 +3,7 @@
 // the host and other peers are not disturbed.
 
 import { chmodSync } from 'node:fs';
-import { unlink } from 'node:fs/promises';
+import { lstat, unlink } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
@@ -51,18 +51,21 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
 /** Errors: ZAZEN_RUNTIME_DIR, ZAZEN_SOCKET_PATH, ZAZEN_SOCKET_TAKEN. */
 export async function serveControl(host: Host, options: ServeOptions): Promise<ControlServer> {
   const path = options.socketPath ?? socketPathFor(await openRuntimeDirectory(options.env), process.pid);
-  assertSocketPath(path);
+  const elsewhere = options.socketPath === undefined ? 'name another directory in ZAZEN_RUNTIME_DIR' : 'choose another path with --socket';
+  assertSocketPath(path, elsewhere);
   const control = new Control(host, options);
   try {
     const served = new ServedControl(control, path, options);
-    await served.listen(options.socketPath === undefined ? 'name another directory in ZAZEN_RUNTIME_DIR'
-      : 'choose another path with --socket');
+    await served.listen(elsewhere);
     return served;
   } catch (error) {
     control.close();
     throw error;
   }
 }
+
+/** Or nothing any more. A link to one is none: what it leads to need not be ours to remove. */
+const isSocket = (path: string): Promise<boolean> => lstat(path).then((facts) => facts.isSocket(), () => true);
 
 class ServedControl implements ControlServer {
   readonly socketPath: string;
@@ -100,6 +103,11 @@ class ServedControl implements ControlServer {
       } catch (error) {
         const { code, message } = error as NodeJS.ErrnoException;
         const isTaken = code === 'EADDRINUSE';
+        if (isTaken && !await isSocket(this.socketPath)) {
+          throw new ZazenError('ZAZEN_SOCKET_TAKEN', `${this.socketPath}: a file is there, and it is no socket`, {
+            cause: error, hint: elsewhere,
+          });
+        }
         if (isTaken && attempt === 1 && !await isListening(this.socketPath)) {
           // Left behind by a process that was killed.
           await unlink(this.socketPath).catch(() => {});
