@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { closeSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, openSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -84,6 +84,16 @@ test('a reader that goes ends the command quietly, as SIGPIPE would', async () =
   const { status, err } = await program.ended;
   assert.deepEqual([status, err], [141, '']);
 });
+
+for (const words of [['quick', 'run', '--exec', 'x'], ['quick', '--help']]) {
+  test(`what cannot be written is told, also where the command has ended before: ${words.join(' ')}`, async () => {
+    const full = openSync('/dev/full', 'w');
+    const { status, stderr } = spawnSync(process.execPath, [PROGRAM, ...words], { stdio: ['ignore', full, 'pipe'], encoding: 'utf8' });
+    closeSync(full);
+    assert.match(stderr, /^zazen: cannot write standard output: ENOSPC[^\n]*\n$/);
+    assert.equal(status, 1);
+  });
+}
 
 test('the process ends with its guest although its input is open', async () => {
   const program = fake('quick', 'run', '--exec', 'x');

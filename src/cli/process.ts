@@ -3,10 +3,13 @@
 //   signal                 abort the command, which cleans up; exit 128 + number
 //   the same again         (after the first was heeded) leave at once: undo what must be undone, exit
 //   EPIPE on stdout        as SIGPIPE would: quietly, 141
+//   stdout not written     for want of space, for instance: a line, and 1, also where the command has ended before that is known
 //   a failed assertion     our own bug, wherever it is noticed: its stack, and 70 (EX_SOFTWARE)
 
 import { constants } from 'node:os';
-import { Interruption } from './io.ts';
+import { inspect } from 'node:util';
+import { withSourcePositions } from '../base/source-positions.ts';
+import { Interruption, say } from './io.ts';
 import type { Io } from './io.ts';
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const;
@@ -40,12 +43,14 @@ export async function runProcess(command: (io: Io) => Promise<number>): Promise<
   // Of a thread of the host, or of nobody's task: nothing of the host can be trusted any more, and so nothing of it is closed.
   process.on('uncaughtException', (error) => {
     undoAll();
-    console.error(error);
+    tellBug(error);
     process.exit(EX_SOFTWARE);
   });
+  let unwritten: Interruption | undefined;
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     const message = error.code === 'EPIPE' ? '' : `cannot write standard output: ${error.message}`;
-    controller.abort(new Interruption(message, error.code === 'EPIPE' ? 128 + constants.signals.SIGPIPE : 1));
+    unwritten ??= new Interruption(message, error.code === 'EPIPE' ? 128 + constants.signals.SIGPIPE : 1);
+    controller.abort(unwritten);
   });
   // Nobody is left to be told.
   process.stderr.on('error', () => {});
@@ -54,13 +59,20 @@ export async function runProcess(command: (io: Io) => Promise<number>): Promise<
     status = await command(io);
   } catch (error) {
     undoAll();
-    console.error(error);
+    tellBug(error);
     status = EX_SOFTWARE;
   }
   undoAll();
   await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
+  const failure = unwritten as Interruption | undefined;
+  if (status === 0 && failure !== undefined) {
+    if (failure.message !== '') say(io, failure.message);
+    status = failure.status;
+  }
   process.exit(status);
 }
+
+const tellBug = (error: unknown): void => { console.error(withSourcePositions(inspect(error))); };
 
 function listenToSignals(controller: AbortController): void {
   let firstMillis: number | undefined;
@@ -78,10 +90,13 @@ function listenToSignals(controller: AbortController): void {
   }
 }
 
-function flushed(stream: NodeJS.WriteStream): Promise<void> {
-  if (stream.destroyed || stream.writableLength === 0) return Promise.resolve();
-  return new Promise((resolve) => {
-    stream.once('error', () => resolve());
-    stream.write('', () => resolve());
-  });
+/** When all is written or has failed, and the stream's listeners have heard of that. */
+async function flushed(stream: NodeJS.WriteStream): Promise<void> {
+  if (!stream.destroyed && stream.writableLength > 0) {
+    await new Promise<void>((resolve) => {
+      stream.once('error', () => resolve());
+      stream.write('', () => resolve());
+    });
+  }
+  await new Promise((resolve) => { setImmediate(resolve); });
 }
