@@ -18,9 +18,9 @@ const HEAP_MAX_MIB = 40_960;
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));
 
-/** Node strips no types of what is below `node_modules`, so a release has JavaScript in place of the sources. */
+/** A release has JavaScript in bundles in place of the sources (release/bundle.ts), and one program. */
 const isCheckout = existsSync(pathOf('../src'));
-const fileOf = (program) => pathOf(isCheckout ? `../src/${program}.ts` : `../dist/${program}.js`);
+const fileOf = (program) => pathOf(isCheckout ? `../src/${program}.ts` : '../dist/js/zazen.js');
 const INSTALL = isCheckout ? 'npm ci' : 'npm install zazen';
 
 /**

@@ -3,7 +3,7 @@
 import { resolve } from 'node:path';
 import { UsageError, ZazenError } from '../base/errors.ts';
 import { ControlClient } from '../daemon/client.ts';
-import type { Command, CommandResults } from '../daemon/command.ts';
+import type { Command, CommandResults, ListedDomain } from '../daemon/command.ts';
 import { unknownDomain } from '../daemon/protocol.ts';
 import { findSockets, runtimeDirectory, socketPathFor } from '../daemon/runtime-directory.ts';
 import type { Arguments, OptionRow } from './arguments.ts';
@@ -71,6 +71,11 @@ export async function hostOf(domain: string, args: Arguments, io: Io): Promise<C
   throw new ZazenError('ZAZEN_DOMAIN_AMBIGUOUS', `${having.length} hosts have a domain ${domain}`, {
     hint: `choose one with --host: ${having.map(({ host }) => host.pid).join(', ')}`,
   });
+}
+
+/** With the reason when it has stopped by itself. */
+export function stateOf({ state, shutdownReason }: ListedDomain): string {
+  return shutdownReason ?? state;
 }
 
 function noHost(): ZazenError {

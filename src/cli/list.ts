@@ -1,8 +1,7 @@
 // `zazen list`: the domains of the hosts that run.
 
-import type { ListedDomain } from '../daemon/command.ts';
 import type { Arguments } from './arguments.ts';
-import { HOST_OPTION, listHosts } from './hosts.ts';
+import { HOST_OPTION, listHosts, stateOf } from './hosts.ts';
 import type { HostListing } from './hosts.ts';
 import type { Io } from './io.ts';
 import { formatColumns } from './table.ts';
@@ -37,9 +36,4 @@ function describe(listings: readonly HostListing[]): string {
     (domain.runMillis / 1000).toFixed(1), ...(several ? [String(host.pid)] : []),
   ]));
   return formatColumns(headings, rows, new Set([1, 2, 3, 5, 6]));
-}
-
-/** With the reason when it has stopped by itself. */
-export function stateOf({ state, shutdownReason }: ListedDomain): string {
-  return shutdownReason ?? state;
 }

@@ -11,6 +11,5 @@ const VERBS_WITH_HOST = ['run', 'daemon'];
 enableCompileCache(compileCacheFolder());
 importOwnQuickly();
 if (VERBS_WITH_HOST.includes(process.argv[2]!)) beginPcpuAhead();
-const [{ main }, { runProcess }, { services }] =
-  await Promise.all([import('./front-door.ts'), import('./process.ts'), import('./services.ts')]);
+const { main, runProcess, services } = await import('./program.ts');
 await runProcess((io) => main(process.argv.slice(2), io, services));

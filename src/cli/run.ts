@@ -8,7 +8,7 @@
 import { isUtf8 } from 'node:buffer';
 import { Writable } from 'node:stream';
 import { UsageError, ZazenError } from '../base/errors.ts';
-import { DEFAULT_NETWORK } from '../host/networks.ts';
+import { DEFAULT_NETWORK } from '../host/network-name.ts';
 import type { DiskSpec, DomainSpec, ExecSpec, HostOptions, NicSpec } from '../host/types.ts';
 import { parseCount, shellQuote } from './arguments.ts';
 import type { Arguments } from './arguments.ts';

@@ -1,11 +1,11 @@
 // Everything that decides what the emitter emits is in its version.
 
 import assert from 'node:assert/strict';
-import { cpSync, mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, normalize } from 'node:path';
 import { after, test } from 'node:test';
-import { EMITTER_ROOMS, emitterSources, emitterVersion } from './emitter-version.ts';
+import { DIGEST_FILE, EMITTER_ROOMS, emitterDigest, emitterSources, emitterVersion } from './emitter-version.ts';
 
 const SOURCES = join(import.meta.dirname, '..');
 const copy = mkdtempSync(join(tmpdir(), 'zazen-emitter-'));
@@ -42,4 +42,24 @@ test('it is the same for the same sources, and another one when a byte of one of
   versions.push(emitterVersion('i32', copy));
   assert.equal(new Set(versions.map(version => Buffer.from(version!).toString('hex'))).size, 3);
   assert.equal(emitterVersion('i32', join(copy, 'nowhere')), undefined);
+});
+
+test('a digest in place of the sources is as good: the same version for the same one, another one for another', () => {
+  const longAgo = new Date(Date.now() - 86_400_000);
+  const release = join(copy, 'release');
+  mkdirSync(release);
+  const file = join(release, DIGEST_FILE);
+  const versionOf = (digest: string): Uint8Array | undefined => {
+    writeFileSync(file, digest);
+    utimesSync(file, longAgo, longAgo);
+    return emitterVersion('i32', release);
+  };
+  const digest = emitterDigest();
+  assert.match(digest, /^[0-9a-f]{64}$/);
+  const version = versionOf(digest);
+  assert.deepEqual(versionOf(digest), version);
+  assert.notDeepEqual(versionOf(digest.replace(/^./, (digit) => digit === '0' ? '1' : '0')), version);
+  assert.notDeepEqual(version, emitterVersion('i32'));
+  writeFileSync(file, digest);
+  assert.equal(emitterVersion('i32', release), undefined);
 });

@@ -22,7 +22,8 @@ import { formatForward, parsePortForward } from '../network/port-forward.ts';
 import type { ActiveForward } from '../network/port-forward.ts';
 import type { EmulatedMachine } from './emulated-machine.ts';
 import type { HostCore } from './host-core.ts';
-import { checkNetworkName, DEFAULT_NETWORK } from './networks.ts';
+import { DEFAULT_NETWORK } from './network-name.ts';
+import { checkNetworkName } from './networks.ts';
 import type { NicSpec, NicStats } from './types.ts';
 import { VirtioNic } from './virtio-nic.ts';
 

@@ -5,7 +5,6 @@ import { ZazenError } from '../base/errors.ts';
 import { Network } from '../network/network.ts';
 import type { NetworkMetrics, NetworkOptions } from '../network/network.ts';
 
-export const DEFAULT_NETWORK = 'default';
 const NETWORKS_MAX = 1024;
 
 export class HostNetworks {
