@@ -1,16 +1,19 @@
 // Disk files without a guest: `disk create`, `disk info`, `disk check`, `disk convert`.
 
+import { rmSync } from 'node:fs';
 import { realpath } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { UsageError, ZazenError } from '../base/errors.ts';
 import { BlockFile } from '../devices/block/block-file.ts';
 import { referenceTo } from '../devices/block/chain.ts';
 import { copyState, copyToRaw } from '../devices/block/copying.ts';
+import { asDiskError } from '../devices/block/errors.ts';
 import { Layer } from '../devices/block/layer.ts';
 import { formatOf, openState } from '../devices/block/open-disk.ts';
 import type { DiskFormat } from '../devices/block/open-disk.ts';
 import { parseSize } from '../host/size.ts';
 import type { Arguments } from './arguments.ts';
+import type { Io } from './io.ts';
 import { formatTable } from './table.ts';
 import { JSON_OPTION, printJson } from './verb.ts';
 import type { Verb } from './verb.ts';
@@ -33,7 +36,7 @@ const createVerb: Verb = {
     format: { ...FORMAT, help: 'raw, or layer (default with --backing)' },
     backing: { value: 'FILE', short: 'b', help: 'what the layer lies on; it must not change from then on' },
   },
-  async run(args) {
+  async run(args, io) {
     const [file, size] = args.positionals as [string, string?];
     const path = resolve(file);
     const backingPath = args.values['backing'];
@@ -41,12 +44,8 @@ const createVerb: Verb = {
     const wanted = size === undefined ? undefined : parseSize(size, 'the disk\'s size');
     if (backingPath === undefined) {
       if (wanted === undefined) throw new UsageError('disk create needs SIZE, or --backing FILE');
-      if (format === 'layer') await (await Layer.create(path, { sizeBytes: wanted })).close();
-      else {
-        const raw = await BlockFile.open(path, 'create');
-        await raw.truncate(wanted);
-        await raw.close();
-      }
+      if (format === 'layer') await fillNew(await Layer.create(path, { sizeBytes: wanted }), path, io, async () => {});
+      else await fillNew(await BlockFile.open(path, 'create'), path, io, (raw) => raw.truncate(wanted));
       return 0;
     }
     if (format === 'raw') throw new UsageError('a raw disk lies on nothing', 'leave out --backing, or give --format layer');
@@ -54,7 +53,7 @@ const createVerb: Verb = {
     const state = await openState({ path: below, isReadOnly: true });
     try {
       const backing = await referenceTo(state.node.store, dirname(path));
-      await (await Layer.create(path, { sizeBytes: wanted ?? state.sizeBytes, backing })).close();
+      await fillNew(await Layer.create(path, { sizeBytes: wanted ?? state.sizeBytes, backing }), path, io, async () => {});
     } finally {
       await state.release();
     }
@@ -112,17 +111,16 @@ const convertVerb: Verb = {
   summary: 'Copy a disk with all that it lies on into one file.',
   positionals: [FILE, { name: 'NEWFILE' }],
   options: { format: FORMAT },
-  async run(args) {
+  async run(args, io) {
     const [from, to] = args.positionals.map((file) => resolve(file)) as [string, string];
     const format = readFormat(args) ?? (await formatOf(from) === 'raw' ? 'layer' : 'raw');
     const state = await openState({ path: from, isReadOnly: true });
     try {
       if (from === to) throw new ZazenError('ZAZEN_DISK_SPEC', 'a disk cannot be converted into itself');
-      if (format === 'raw') await copyToRaw(state, to);
+      if (format === 'raw') await fillNew(await BlockFile.open(to, 'create'), to, io, (raw) => copyToRaw(state, raw, io.signal));
       else {
-        const layer = await Layer.create(to, { sizeBytes: state.sizeBytes });
-        await copyState(state, layer, undefined);
-        await layer.close();
+        const made = await Layer.create(to, { sizeBytes: state.sizeBytes });
+        await fillNew(made, to, io, (layer) => copyState(state, layer, undefined, io.signal));
       }
     } finally {
       await state.release();
@@ -130,5 +128,24 @@ const convertVerb: Verb = {
     return 0;
   },
 };
+
+/** Has a file that was just made filled, and closes it; where that fails or is ended before its time, it is removed. */
+async function fillNew<F extends { close(): Promise<void> }>(file: F, path: string, io: Io, fill: (file: F) => Promise<void>): Promise<void> {
+  let isComplete = false;
+  const removeUnlessComplete = io.onExit(() => {
+    if (!isComplete) rmSync(path, { force: true });
+  });
+  try {
+    await fill(file);
+    await file.close();
+    isComplete = true;
+  } catch (error) {
+    await file.close().catch(() => {});
+    io.signal.throwIfAborted();
+    throw asDiskError(path, error);
+  } finally {
+    removeUnlessComplete();
+  }
+}
 
 export const diskVerbs: readonly Verb[] = [createVerb, infoVerb, checkVerb, convertVerb];

@@ -10,6 +10,7 @@ import { mkdtemp, open, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, test } from 'node:test';
+import { BlockFile } from '../../src/devices/block/block-file.ts';
 import { copyToRaw } from '../../src/devices/block/copying.ts';
 import { referenceTo } from '../../src/devices/block/chain.ts';
 import { HolePuncher } from '../../src/devices/block/hole-puncher.ts';
@@ -53,7 +54,9 @@ async function empty(path: string, sizeBytes: number): Promise<string> {
 async function flattened(path: string): Promise<string> {
   const raw = `${path}.flat`;
   const state = await openState({ path, isReadOnly: true });
-  await copyToRaw(state, raw);
+  const file = await BlockFile.open(raw, 'create');
+  await copyToRaw(state, file);
+  await file.close();
   await state.release();
   return raw;
 }

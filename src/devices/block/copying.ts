@@ -34,8 +34,11 @@ export async function copyLayer(layer: Layer, below: DiskNode): Promise<void> {
  * Nothing is written for pages of zeros that nothing lies under.
  * @param basis undefined: everything
  */
-export async function copyState(state: Pick<DiskState, 'node' | 'sizeBytes'>, layer: Layer, basis: DiskNode | undefined): Promise<void> {
+export async function copyState(
+  state: Pick<DiskState, 'node' | 'sizeBytes'>, layer: Layer, basis: DiskNode | undefined, signal?: AbortSignal,
+): Promise<void> {
   for (let offset = 0; offset < state.sizeBytes; offset += COPY_BYTES) {
+    signal?.throwIfAborted();
     const sizeBytes = Math.min(COPY_BYTES, state.sizeBytes - offset);
     using buffer = takeBuffer(Math.ceil(sizeBytes / GRANULE_BYTES) * GRANULE_BYTES);
     for (const part of changedRuns(state.node, basis, offset, buffer.bytes.length)) {
@@ -48,25 +51,21 @@ export async function copyState(state: Pick<DiskState, 'node' | 'sizeBytes'>, la
   }
 }
 
-/** Writes all of a state into a new raw file; pages of zeros become holes. */
-export async function copyToRaw(state: Pick<DiskState, 'node' | 'sizeBytes'>, path: string): Promise<void> {
-  const file = await BlockFile.open(path, 'create');
-  try {
-    await file.truncate(state.sizeBytes);
-    for (let offset = 0; offset < state.sizeBytes; offset += COPY_BYTES) {
-      const sizeBytes = Math.min(COPY_BYTES, state.sizeBytes - offset);
-      using buffer = takeBuffer(Math.ceil(sizeBytes / GRANULE_BYTES) * GRANULE_BYTES);
-      const reads: Promise<void>[] = [];
-      readFrom(state.node, [buffer.bytes], offset, reads);
-      await settled(reads);
-      for (let at = 0; at < sizeBytes; at += GRANULE_BYTES) {
-        if (!isZeroAt(buffer.bytes, at)) await file.write([buffer.bytes.subarray(at, Math.min(sizeBytes, at + GRANULE_BYTES))], offset + at);
-      }
+/** Writes all of a state into a raw file that has nothing yet; pages of zeros become holes. */
+export async function copyToRaw(state: Pick<DiskState, 'node' | 'sizeBytes'>, file: BlockFile, signal?: AbortSignal): Promise<void> {
+  await file.truncate(state.sizeBytes);
+  for (let offset = 0; offset < state.sizeBytes; offset += COPY_BYTES) {
+    signal?.throwIfAborted();
+    const sizeBytes = Math.min(COPY_BYTES, state.sizeBytes - offset);
+    using buffer = takeBuffer(Math.ceil(sizeBytes / GRANULE_BYTES) * GRANULE_BYTES);
+    const reads: Promise<void>[] = [];
+    readFrom(state.node, [buffer.bytes], offset, reads);
+    await settled(reads);
+    for (let at = 0; at < sizeBytes; at += GRANULE_BYTES) {
+      if (!isZeroAt(buffer.bytes, at)) await file.write([buffer.bytes.subarray(at, Math.min(sizeBytes, at + GRANULE_BYTES))], offset + at);
     }
-    await file.sync();
-  } finally {
-    await file.close();
   }
+  await file.sync();
 }
 
 /** The first store of a chain that no disk may write to; undefined: none. */

@@ -9,6 +9,7 @@
 // Whatever is killed whenever: opening finds the map of the last flush that ended, or of the one under way.
 
 import { randomUUID } from 'node:crypto';
+import { unlink } from 'node:fs/promises';
 import { assert } from '../../base/assert.ts';
 import { takeBuffer } from '../../lanes/buffers.ts';
 import { bytesOf, slicePieces } from '../../lanes/pieces.ts';
@@ -81,6 +82,8 @@ export class Layer implements BlockStore {
       return layer;
     } catch (error) {
       await file.close();
+      // Made here, and of no use to anybody.
+      await unlink(path).catch(() => {});
       throw asDiskError(path, error);
     }
   }
