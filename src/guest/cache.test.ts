@@ -1,6 +1,6 @@
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
@@ -147,5 +147,23 @@ test('a lock that cannot be written is an error of the cache', async () => {
   await withCacheDir(async (dir) => {
     const locked = new Cache(dir).withLock('long'.repeat(100), async () => assert.fail('it was not locked'));
     await assert.rejects(locked, { code: 'ZAZEN_CACHE', message: /^cannot write the cache .*: ENAMETOOLONG/ });
+  });
+});
+
+test('a disk without room is told of before anything is fetched', async (t) => {
+  await withCacheDir(async (dir) => {
+    const cache = new Cache(dir);
+    await cache.requireRoom(1);
+    await assert.rejects(cache.requireRoom(2 ** 60), { code: 'ZAZEN_CACHE', message: /^cannot write the cache .*: there is room for \d+ MiB, and this takes 1099511627776 MiB$/ });
+    const unshare = ['--user', '--map-root-user', '--mount'];
+    if (spawnSync('unshare', [...unshare, 'true']).status !== 0) return t.skip('needs namespaces of its own for a small disk');
+    // At that port nobody is asked for packages.
+    const env = { ...process.env, ZAZEN_CACHE_DIR: join(dir, 'small'), ZAZEN_DEBIAN_MIRROR: 'http://127.0.0.1:9/debian' };
+    mkdirSync(env.ZAZEN_CACHE_DIR);
+    const script = 'mount -t tmpfs -o size=8m none "$ZAZEN_CACHE_DIR" && exec "$@"';
+    const program = [process.execPath, join(import.meta.dirname, '../cli/main.ts'), 'guest', 'fetch'];
+    const { status, stderr } = spawnSync('unshare', [...unshare, 'sh', '-c', script, 'sh', ...program], { env, encoding: 'utf8' });
+    assert.match(stderr, /^zazen: cannot write the cache .*small: there is room for \d MiB, and this takes 64 MiB; set ZAZEN_CACHE_DIR to /m);
+    assert.equal(status, 1);
   });
 });

@@ -9,7 +9,7 @@
 //     node/               Node's compile cache
 
 import { randomBytes } from 'node:crypto';
-import { mkdir, open, readFile, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -106,6 +106,15 @@ export class Cache {
     } finally {
       await rm(path, { force: true });
     }
+  }
+
+  /** For those who would not end, or not say why, on a full disk: apt-get waits for ever. */
+  async requireRoom(bytes: number): Promise<void> {
+    await this.#makeDirectory(this.dir);
+    const { bavail, bsize } = await statfs(this.dir);
+    if (bavail * bsize >= bytes) return;
+    const mib = (size: number): string => `${Math.floor(size / 2 ** 20)} MiB`;
+    throw this.#unwritable(new Error(`there is room for ${mib(bavail * bsize)}, and this takes ${mib(bytes)}`));
   }
 
   async #makeDirectory(path: string): Promise<void> {

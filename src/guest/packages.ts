@@ -87,6 +87,8 @@ export interface Archive {
   fetch(entries: readonly PackageEntry[], take: (debPath: string, entry: PackageEntry) => Promise<void>): Promise<void>;
 }
 
+/** What the package lists of an architecture take, rounded up. */
+const LISTS_BYTES = 64 * 2 ** 20;
 const listsFreshMillis = 60 * 60 * 1000;
 
 /** The Debian archive for one architecture, with package lists no older than an hour. */
@@ -99,6 +101,7 @@ export async function openArchive(architecture: string, cache: Cache, options: F
     const updated = options.refresh ? undefined : await stat(stamp).catch(() => undefined);
     if (updated === undefined || Math.abs(Date.now() - updated.mtimeMs) > listsFreshMillis) {
       await rm(stamp, { force: true });
+      await cache.requireRoom(LISTS_BYTES);
       await mkdir(dir, { recursive: true });
       await source.refresh(dir, log);
       await writeFile(stamp, '');
@@ -113,6 +116,7 @@ export async function openArchive(architecture: string, cache: Cache, options: F
         log(`fetching ${name} ${version} (${(sizeBytes / 1e6).toFixed(1)} MB)`);
       }
       await cache.temporary(async (work) => {
+        await cache.requireRoom(entries.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0));
         const paths = await source.download(dir, entries, work).catch(async (error: unknown) => {
           // The archive may have moved on since the lists were read: the next attempt is to read them again.
           await rm(stamp, { force: true });
