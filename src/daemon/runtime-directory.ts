@@ -80,11 +80,13 @@ export interface FoundSocket {
 
 /**
  * Sockets of hosts that run, by PID; stale ones are removed.
- * @throws ZazenError ZAZEN_RUNTIME_DIR when the directory is there and others could have put something into it
+ * @throws ZazenError ZAZEN_RUNTIME_DIR when the directory is there, and cannot be read or others could have put something into it
  */
 export async function findSockets(env: Environment): Promise<FoundSocket[]> {
   const directory = runtimeDirectory(env);
-  const names = await readdir(directory).catch(() => undefined);
+  const names = await readdir(directory).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw runtimeError(directory, error.message, error);
+  });
   if (names === undefined) return [];
   await checkRuntimeDirectory(directory);
   const found = await Promise.all(names.map(async (name): Promise<FoundSocket[]> => {

@@ -489,6 +489,9 @@ test('a runtime directory that others could reach is refused', async () => {
   const nowhere = serveControl(host, { env: {}, version: '', socketPath: join(root, 'no', 'a.sock') });
   await assert.rejects(nowhere, { code: 'ZAZEN_SOCKET_PATH', hint: 'choose another path with --socket' });
   assert.deepEqual(await findSockets({ ZAZEN_RUNTIME_DIR: join(root, 'nothing') }), []);
+  const file = join(root, 'file');
+  writeFileSync(file, '');
+  await assert.rejects(findSockets({ ZAZEN_RUNTIME_DIR: file }), { code: 'ZAZEN_RUNTIME_DIR', message: /ENOTDIR/ });
   await host.close();
 });
 
