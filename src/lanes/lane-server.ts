@@ -21,7 +21,10 @@ import { LANE_RETURN, LANE_STATE } from './lane.ts';
 import type { LaneCounter, LaneReturn, LaneTable, Loan } from './lane.ts';
 import { TRANSFER_MAX_BYTES } from './lane-queue.ts';
 import type { LaneGuard, LaneQueue, LentQueue, Transfer } from './lane-queue.ts';
-import { bytesOf, skipBytes } from './pieces.ts';
+import { LentChain } from './lent-chain.ts';
+import { LentPlainFile, NOWHERE } from './lent-store.ts';
+import type { Extent, LentStore } from './lent-store.ts';
+import { bytesOf, skipBytes, slicePieces } from './pieces.ts';
 import type { Pieces } from './pieces.ts';
 import { ReadAhead, ReadAheadBuffers } from './read-ahead.ts';
 
@@ -62,6 +65,7 @@ interface Job {
   readonly number: number;
   readonly loan: Loan;
   readonly queue: LaneQueue;
+  readonly store: LentStore;
   readonly ahead: ReadAhead;
   /** Of the disk, when what was read ahead was read. */
   writesSeen: number;
@@ -177,7 +181,8 @@ export class LaneServer {
   #newJob(lane: number, number: number): Job {
     const loan = this.#table.loan(lane);
     const job = {
-      number, loan, queue: this.#openQueue(lane, loan), ahead: new ReadAhead(this.#buffers, loan.sizeBytes),
+      number, loan, queue: this.#openQueue(lane, loan),
+      store: loan.chain === 0 ? new LentPlainFile(loan.fd) : new LentChain(this.#table.maps, loan.chain), ahead: new ReadAhead(this.#buffers, loan.sizeBytes),
       writesSeen: this.#table.counter(lane, 'writes'), roomBytes: 0, slow: 0, waits: 0, restUntil: 0,
     };
     this.#jobs.set(lane, job);
@@ -233,13 +238,17 @@ export class LaneServer {
     const transfer = this.#check(job);
     if (transfer === undefined) return LANE_RETURN.request;
     if (aheadBytes > 0 && isReadOn(job) && job.ahead.isNext(transfer.offset)) this.#readOn(job, aheadBytes);
+    const { offset, sizeBytes, isWrite } = transfer;
+    const known = isWrite ? undefined : job.ahead.find(offset, sizeBytes);
+    const places = known !== undefined ? [] : isWrite ? job.store.findForWrite(offset, sizeBytes) : job.store.find(offset, sizeBytes);
+    if (places === undefined) return LANE_RETURN.request;
     const isBehind = this.#isBehind(job, transfer);
-    if (!(isBehind ? this.#takeData(job, transfer) : this.#perform(job, transfer))) return LANE_RETURN.request;
+    if (!(isBehind ? this.#takeData(job, transfer) : this.#perform(job, transfer, places, known))) return LANE_RETURN.request;
     this.#countTransfer(lane, job, transfer, (this.#thread.nanos() - start) / 1000);
     const told = job.queue.answer();
     if (told === undefined) return LANE_RETURN.request;
     if (told > 0) this.#count(lane, 'notifications', told);
-    if (isBehind && !this.#writeData(job, transfer)) return LANE_RETURN.lost;
+    if (isBehind && !this.#writeData(job, transfer, places)) return LANE_RETURN.lost;
     return this.#judge(job, this.#thread.nanos() - start);
   }
 
@@ -266,9 +275,11 @@ export class LaneServer {
     ahead.forget();
     return true;
   }
-  #writeData({ loan }: Job, { offset, sizeBytes }: Transfer): boolean {
+  #writeData({ store }: Job, { sizeBytes }: Transfer, places: readonly Extent[]): boolean {
     const data = this.#bufferOf(sizeBytes);
-    return this.#wait(() => orRefused(() => transferAll(writevSync, loan.fd, [data], offset), false));
+    const isDone = this.#wait(() => orRefused(() => transferAll(writevSync, places, [data]), false));
+    if (isDone) store.written();
+    return isDone;
   }
 
   #judge(job: Job, nanos: number): LaneReturn | undefined {
@@ -278,7 +289,7 @@ export class LaneServer {
 
   #readOn(job: Job, atMostBytes?: number): LaneReturn | undefined {
     const start = this.#thread.nanos();
-    job.ahead.readOn((into, offset) => this.#wait(() => orRefused(() => readvSync(job.loan.fd, [into], offset), 0)), atMostBytes);
+    job.ahead.readOn((into, offset) => this.#wait(() => readSome(job.store.find(offset, into.length), into)), atMostBytes);
     return this.#judge(job, this.#thread.nanos() - start);
   }
 
@@ -287,19 +298,19 @@ export class LaneServer {
   }
 
   /** @returns false when it was not done, or not wholly */
-  #perform({ loan, queue, ahead }: Job, { offset, sizeBytes, isWrite }: Transfer): boolean {
-    const known = isWrite ? undefined : ahead.find(offset, sizeBytes);
+  #perform({ queue, ahead, store }: Job, { offset, sizeBytes, isWrite }: Transfer, places: readonly Extent[], known: Uint8Array | undefined): boolean {
     if (isWrite) ahead.forget();
-    if (!(known === undefined ? this.#transferHeld(loan.fd, queue, isWrite ? writevSync : readvSync, offset) : queue.fill(known))) return false;
-    if (!isWrite) ahead.note(offset, sizeBytes);
+    if (!(known === undefined ? this.#transferHeld(queue, isWrite ? writevSync : readvSync, places) : queue.fill(known))) return false;
+    if (isWrite) store.written();
+    else ahead.note(offset, sizeBytes);
     return true;
   }
 
-  #transferHeld(fd: number, queue: LaneQueue, call: typeof readvSync | typeof writevSync, offset: number): boolean {
+  #transferHeld(queue: LaneQueue, call: Call, places: readonly Extent[]): boolean {
     const pieces = queue.hold();
     if (pieces === undefined) return false;
     try {
-      return this.#wait(() => orRefused(() => transferAll(call, fd, pieces, offset), false));
+      return this.#wait(() => orRefused(() => transferAll(call, places, pieces), false));
     } finally {
       queue.letGo();
     }
@@ -318,7 +329,9 @@ export class LaneServer {
 }
 
 /** Whether the guest's next request is known, and nobody else writes to the disk. */
-const isReadOn = ({ ahead, loan }: Job): boolean => ahead.isDue && !loan.isReadOnly;
+const isReadOn = ({ ahead, loan }: Job): boolean => ahead.isDue && loan.isOwn;
+
+type Call = typeof readvSync | typeof writevSync;
 
 /** The system's refusal is said by the back end, which gets it, too. Anything else is our bug. */
 function orRefused<T>(call: () => T, refused: T): T {
@@ -331,13 +344,35 @@ function orRefused<T>(call: () => T, refused: T): T {
 }
 
 /** @returns false when the file ends, or takes no more */
-function transferAll(call: typeof readvSync | typeof writevSync, fd: number, pieces: Pieces, offset: number): boolean {
+function transferAll(call: Call, places: readonly Extent[], pieces: Pieces): boolean {
+  const only = places[0]!;
+  if (places.length === 1) return transferPart(call, only, pieces);
+  return places.every((place) => transferPart(call, place, slicePieces(pieces, place.from, place.sizeBytes)));
+}
+
+function transferPart(call: Call, { fd, at }: Extent, pieces: Pieces): boolean {
+  if (fd === NOWHERE) {
+    for (const piece of pieces) piece.fill(0);
+    return true;
+  }
   const sizeBytes = bytesOf(pieces);
   for (let left = pieces, done = 0; done < sizeBytes;) {
-    const bytes = call(fd, left as Uint8Array[], offset + done);
+    const bytes = call(fd, left as Uint8Array[], at + done);
     if (bytes === 0) return false;
     done += bytes;
     if (done < sizeBytes) left = skipBytes(left, bytes);
   }
   return true;
+}
+
+/** Of a place on the disk. @returns how much there is, from the beginning; 0 also when the system refuses */
+function readSome(places: readonly Extent[] | undefined, into: Uint8Array): number {
+  let done = 0;
+  for (const { fd, at, from, sizeBytes } of places ?? []) {
+    const part = into.subarray(from, from + sizeBytes);
+    const bytes = fd === NOWHERE ? part.fill(0).length : orRefused(() => readvSync(fd, [part], at), 0);
+    done += bytes;
+    if (bytes < sizeBytes) break;
+  }
+  return done;
 }

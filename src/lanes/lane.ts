@@ -19,6 +19,7 @@ import { VIRTIO_SLOTS } from '../abi/emulated-devices.ts';
 import { BLKIF_RING_PAGES_MAX } from '../abi/xen-block.ts';
 import { assert } from '../base/assert.ts';
 import { ringBell, spinLock, spinUnlock } from '../memory/spin.ts';
+import { MAP_PAGES_BYTES, MapPages } from './map-pages.ts';
 
 export const LANE_STATE = { free: 0, served: 1, busy: 2, recalled: 3, revoked: 4 } as const;
 /** Why a ring came back by itself. `lost`: what the guest was told is written, the system then refused. */
@@ -36,7 +37,7 @@ export type LaneEnd = { readonly domid: number; readonly port: number } | { read
  */
 const WORD = {
   state: 0, lock: 1, loan: 2, position: 3, why: 4, returns: 5, isWanted: 6, domid: 7, isDevice: 8, place: 9, fd: 10, alignBytes: 11,
-  isReadOnly: 12, isLocal: 13, resets: 14, ringPages: 15, ringMfns: 16,
+  isReadOnly: 12, isLocal: 13, resets: 14, chain: 15, isOwn: 16, ringPages: 17, ringMfns: 18,
 } as const;
 export const LANE_COUNTERS = [
   'reads', 'writes', 'readBytes', 'writtenBytes', 'byVcpus', 'notifications', 'badIndices', 'latencyMicrosSum', 'latencyMicrosMax',
@@ -50,7 +51,9 @@ export const LANES_MAX = 512;
 const END_AT = LANES_MAX * LANE_BYTES / 4;
 const CLOSED_AT = END_AT + 1;
 const SLOTS_AT = END_AT + 2;
-const TABLE_BYTES = 4 * (SLOTS_AT + HOST_DOMAINS_MAX * VIRTIO_SLOTS);
+/** And the maps of disks in layers. */
+const MAPS_AT = Math.ceil((SLOTS_AT + HOST_DOMAINS_MAX * VIRTIO_SLOTS) / 1024) * 4096;
+const TABLE_BYTES = MAPS_AT + MAP_PAGES_BYTES;
 assert(WORD.ringMfns + BLKIF_RING_PAGES_MAX <= 2 * DOUBLES_AT && 8 * (COUNTERS_AT + LANE_COUNTERS.length) <= LANE_BYTES, 'a lane has room');
 
 /** The words of all lanes, in every thread that has to do with them. */
@@ -58,13 +61,15 @@ export class LaneTable {
   readonly buffer: SharedArrayBuffer;
   readonly u32: Uint32Array;
   readonly i32: Int32Array;
+  readonly maps: MapPages;
   readonly #f64: Float64Array;
 
   constructor(buffer = new SharedArrayBuffer(TABLE_BYTES)) {
     this.buffer = buffer;
-    this.u32 = new Uint32Array(buffer);
-    this.i32 = new Int32Array(buffer);
-    this.#f64 = new Float64Array(buffer);
+    this.u32 = new Uint32Array(buffer, 0, MAPS_AT / 4);
+    this.i32 = new Int32Array(buffer, 0, MAPS_AT / 4);
+    this.#f64 = new Float64Array(buffer, 0, MAPS_AT / 8);
+    this.maps = new MapPages(buffer, MAPS_AT);
   }
 
   index(lane: number, word: keyof typeof WORD): number {
@@ -113,9 +118,8 @@ export class LaneTable {
 
   setLoan(lane: number, number: number, loan: Loan): void {
     this.set(lane, 'loan', number);
-    for (const name of ['position', 'fd', 'alignBytes', 'resets'] as const) this.set(lane, name, loan[name]);
-    this.set(lane, 'isReadOnly', Number(loan.isReadOnly));
-    this.set(lane, 'isLocal', Number(loan.isLocal));
+    for (const name of ['position', 'fd', 'chain', 'alignBytes', 'resets'] as const) this.set(lane, name, loan[name]);
+    for (const name of ['isReadOnly', 'isOwn', 'isLocal'] as const) this.set(lane, name, Number(loan[name]));
     this.set(lane, 'ringPages', loan.ringMfns.length);
     for (const [i, mfn] of loan.ringMfns.entries()) this.u32[this.index(lane, 'ringMfns') + i] = mfn;
     this.#f64[lane * LANE_BYTES / 8 + DOUBLES_AT] = loan.sizeBytes;
@@ -124,8 +128,9 @@ export class LaneTable {
     const first = this.index(lane, 'ringMfns');
     return {
       ringMfns: Array.from(this.u32.subarray(first, first + this.get(lane, 'ringPages'))), position: this.get(lane, 'position'),
-      resets: this.get(lane, 'resets'), fd: this.get(lane, 'fd'), alignBytes: this.get(lane, 'alignBytes'), sizeBytes: this.#f64[lane * LANE_BYTES / 8 + DOUBLES_AT]!,
-      isReadOnly: this.get(lane, 'isReadOnly') !== 0, isLocal: this.get(lane, 'isLocal') !== 0,
+      resets: this.get(lane, 'resets'), fd: this.get(lane, 'fd'), chain: this.get(lane, 'chain'), alignBytes: this.get(lane, 'alignBytes'),
+      sizeBytes: this.#f64[lane * LANE_BYTES / 8 + DOUBLES_AT]!,
+      isReadOnly: this.get(lane, 'isReadOnly') !== 0, isOwn: this.get(lane, 'isOwn') !== 0, isLocal: this.get(lane, 'isLocal') !== 0,
     };
   }
 
@@ -165,11 +170,17 @@ export interface Loan {
   readonly position: number;
   /** How often the guest has reset a virtio disk. */
   readonly resets: number;
+  /** That is written to. */
   readonly fd: number;
+  /** Page of the chain that the disk is (abi/layer-map.ts); 0: the file is the disk. */
+  readonly chain: number;
   /** What places and sizes in the file must be multiples of; 1: anything. */
   readonly alignBytes: number;
   readonly sizeBytes: number;
+  /** The host has to look at every write. */
   readonly isReadOnly: boolean;
+  /** Nobody but the guest writes to the disk. */
+  readonly isOwn: boolean;
   /** A file system, or a disk, of this machine: whoever waits for it does so for a short while. */
   readonly isLocal: boolean;
 }
@@ -187,6 +198,8 @@ export interface Lane {
   /** When the ring has come back: as in `Loan`, and the reason. */
   readonly position: number;
   readonly why: LaneReturn;
+  /** For what is lent. */
+  readonly maps: MapPages;
   counter(name: LaneCounter): number;
   /** Its ring is not lent; or has been revoked, and then it ends when that is back. */
   close(): void;
@@ -227,6 +240,9 @@ export class HostLane implements Lane {
   }
   get position(): number {
     return this.#table.get(this.#lane, 'position');
+  }
+  get maps(): MapPages {
+    return this.#table.maps;
   }
   get why(): LaneReturn {
     return this.#table.get(this.#lane, 'why') as LaneReturn;

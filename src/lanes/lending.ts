@@ -6,14 +6,19 @@
 import type { Clock } from '../base/clock.ts';
 import { LANE_COUNTERS, LANE_RETURN } from './lane.ts';
 import type { Lane, LaneCounter, LaneReturn, Loan } from './lane.ts';
+import type { MapPages } from './map-pages.ts';
 import type { BlockMetrics } from './metrics.ts';
 
-/** A file that is lent for reading and writing inside it, in multiples of `alignBytes`. */
+/** What is lent for reading and writing inside it, in multiples of `alignBytes`: a file, or a chain of them. */
 export interface LentFile {
+  /** That is written to. */
   readonly fd: number;
+  /** As in `Loan`. */
+  readonly chain: number;
   readonly alignBytes: number;
   readonly sizeBytes: number;
   readonly isWritable: boolean;
+  readonly isOwn: boolean;
   /** It is on a disk, or is one, and not on another machine. */
   readonly isLocal: boolean;
   /**
@@ -24,12 +29,20 @@ export interface LentFile {
   giveBack(wasWritten: boolean, isLost?: boolean): void;
 }
 
+/** Who gets a disk. */
+export interface Borrower {
+  /** For what is said of it. */
+  readonly maps: MapPages;
+  /** The disk is wanted: it is given back at once, or when a request that is under way has ended. */
+  takeBack(): void;
+}
+
 /** A disk that may be lent. */
 export interface Lendable {
   readonly sizeBytes: number;
   readonly isReadOnly: boolean;
-  /** The file that is the whole disk, while nothing else is asked of it; undefined: there is none such. */
-  lend?(): LentFile | undefined;
+  /** The whole disk, while nothing else is asked of it; undefined: it cannot be had now. */
+  lend?(borrower: Borrower): LentFile | undefined;
 }
 
 export interface LendingOptions {
@@ -76,14 +89,14 @@ export class Lending {
   lend(what: Pick<Loan, 'ringMfns' | 'position' | 'resets'>): void {
     const { lane, disk, clock } = this.#options;
     if (clock.monotonicNanos() < this.#lendFromNanos) return;
-    const file = disk.lend?.();
+    const file = disk.lend?.({ maps: lane.maps, takeBack: () => this.takeBack() });
     if (file === undefined) return;
-    // Not asked before: for a disk in layers, nobody need start the thread.
+    // Not asked before: for a disk that cannot be had, nobody need start the thread.
     if (!lane.isReady) return file.giveBack(false);
     const loan = { file, writesBefore: lane.counter('writes'), isAwaited: false };
     this.#loan = loan;
     lane.lend({
-      ...what, fd: file.fd, alignBytes: file.alignBytes, sizeBytes: Math.min(disk.sizeBytes, file.sizeBytes),
+      ...what, fd: file.fd, chain: file.chain, isOwn: file.isOwn, alignBytes: file.alignBytes, sizeBytes: Math.min(disk.sizeBytes, file.sizeBytes),
       isReadOnly: disk.isReadOnly || !file.isWritable, isLocal: file.isLocal,
     }, (why) => this.#back(loan, why));
   }

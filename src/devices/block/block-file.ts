@@ -53,6 +53,9 @@ export class BlockFile {
   #syncFailure: unknown;
   #puncher: HolePuncher | undefined;
   #inUse = 0;
+  #lent = 0;
+  /** Descriptors of before, that other threads may be using. */
+  readonly #retired: number[] = [];
   #isClosed = false;
   #idle: (() => void) | undefined;
 
@@ -208,6 +211,11 @@ export class BlockFile {
     return isDone;
   }
 
+  /** Another thread has written up to there. */
+  grown(sizeBytes: number): void {
+    this.#sizeBytes = Math.max(this.#sizeBytes, sizeBytes);
+  }
+
   truncate(sizeBytes: number): Promise<void> {
     return this.#using(async () => {
       await truncateFd(this.#fd, sizeBytes);
@@ -237,12 +245,14 @@ export class BlockFile {
     assert(!this.#isClosed, 'the file is open');
     if (this.#syncFailure !== undefined) return undefined;
     this.#inUse++;
+    this.#lent++;
     return {
-      fd: this.#fd, alignBytes: this.#alignBytes, sizeBytes: this.#sizeBytes, isWritable: this.isWritable,
+      fd: this.#fd, chain: 0, isOwn: this.isWritable, alignBytes: this.#alignBytes, sizeBytes: this.#sizeBytes, isWritable: this.isWritable,
       isLocal: this.#isLocal,
       giveBack: (wasWritten, isLost = false) => {
         this.#unsynced ||= wasWritten;
         if (isLost) this.#syncFailure ??= Object.assign(new Error('a write has failed after it was answered'), { code: 'EIO' });
+        this.#lent--;
         this.#unuse();
       },
     };
@@ -254,6 +264,7 @@ export class BlockFile {
     this.#isClosed = true;
     if (this.#inUse > 0) await new Promise<void>((resolve) => { this.#idle = resolve; });
     this.#puncher?.close();
+    for (const fd of this.#retired) await closeFd(fd);
     await closeFd(this.#fd);
   }
 
@@ -299,6 +310,7 @@ export class BlockFile {
     const old = this.#fd;
     this.#fd = openSync(`/proc/self/fd/${old}`, flags);
     this.#alignBytes = 1;
+    if (this.#lent > 0) return void this.#retired.push(old);
     // Requests under way have been handed to the system with the old descriptor; it must outlive them.
     setTimeout(() => close(old, () => {}), OLD_DESCRIPTOR_MILLIS).unref();
   }

@@ -14,12 +14,22 @@ import type { BlockStore } from './store.ts';
 /** The operator's file; one that a disk has made beside it, and that goes when it is of no use any more; one without a name. */
 export type NodeOrigin = 'given' | 'own' | 'nameless';
 
+/** A chain that other threads read, and write to at the top. */
+export interface ChainLoan {
+  /** Resolves when they do so no more. */
+  takeBack(): Promise<void>;
+}
+
 /** A store in a chain. Lives until nobody uses it. */
 export class DiskNode {
   #store: BlockStore;
   #below: DiskNode | undefined;
   #origin: NodeOrigin;
   #users = 0;
+  /** Of the disks that have it, those that are lent. */
+  readonly loans = new Set<ChainLoan>();
+  /** The chain is being changed here: it cannot be lent. */
+  isChanging = false;
 
   constructor(store: BlockStore, below: DiskNode | undefined, origin: NodeOrigin) {
     this.#store = store;
@@ -47,7 +57,7 @@ export class DiskNode {
     this.#origin = below.origin;
     this.#below = below.below;
     if (origin === 'own') await unlink(store.file.path).catch(() => {});
-    await store.file.close();
+    await store.abandon();
   }
 
   get users(): number {
@@ -63,7 +73,7 @@ export class DiskNode {
     if (this.#origin === 'own' && isObsolete) await unlink(this.store.file.path).catch(() => {});
     // What nobody will open again needs no map.
     const isLast = this.origin === 'nameless' || (this.origin === 'own' && isObsolete);
-    await (isLast ? this.store.file.close() : this.store.close());
+    await (isLast ? this.store.abandon() : this.store.close());
     await this.below?.leave(isObsolete);
   }
 }

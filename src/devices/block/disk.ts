@@ -16,13 +16,14 @@ import { dirname, join } from 'node:path';
 import { assert } from '../../base/assert.ts';
 import { ZazenError } from '../../base/errors.ts';
 import { takeBuffer } from '../../lanes/buffers.ts';
-import type { LentFile } from '../../lanes/lending.ts';
+import type { Borrower, LentFile } from '../../lanes/lending.ts';
 import { bytesOf, slicePieces } from '../../lanes/pieces.ts';
 import type { Pieces } from '../../lanes/pieces.ts';
 import type { BlockFile } from './block-file.ts';
 import { DiskNode, bottomOf, isNameless, readFrom, referenceTo } from './chain.ts';
 import { copyLayer } from './copying.ts';
 import type { DiskHome } from './disk-home.ts';
+import { DiskLoan } from './disk-loan.ts';
 import { asDiskError, diskError } from './errors.ts';
 import { Layer, settled } from './layer.ts';
 import { CLUSTER_BYTES, GRANULE_BYTES } from './layer-format.ts';
@@ -103,6 +104,10 @@ export class Disk {
   #gate: PromiseWithResolvers<void> | undefined;
   #closing: Promise<void> | undefined;
   #ended: Promise<void> | undefined;
+  /** To the threads that serve its ring. */
+  #loan: DiskLoan | undefined;
+  /** Those who need that it is not lent. */
+  #needed = 0;
   readonly #keeper: StateKeeper;
 
   constructor({ node, isTop, sizeBytes, isReadOnly, home, basis, mayDiscard = true }: DiskParts) {
@@ -145,6 +150,7 @@ export class Disk {
 
   /** Fills the pieces, a multiple of 512 bytes at a multiple of 512. */
   async read(pieces: Pieces, offset: number): Promise<void> {
+    if (this.#loan?.isPlain === false) await this.#takeBack();
     const reads: Promise<void>[] = [];
     readFrom(this.#node, pieces, offset, reads);
     await settled(reads);
@@ -153,6 +159,7 @@ export class Disk {
   /** As `read`. When it fails, some of it may have been written. */
   async write(pieces: Pieces, offset: number): Promise<void> {
     assert(!this.isReadOnly, 'the disk may be written');
+    if (this.#loan?.isPlain === false) await this.#takeBack();
     const sizeBytes = bytesOf(pieces);
     const { store } = this.#node;
     const unit = this.#top === undefined ? GRANULE_BYTES : Math.max(store.kind === 'layer' ? GRANULE_BYTES : 1, store.file.alignBytes);
@@ -198,6 +205,7 @@ export class Disk {
   /** Gives up the contents of a range, which reads as zero from then on; parts of granules keep theirs. */
   async discard(offset: number, sizeBytes: number): Promise<void> {
     assert(this.canDiscard, 'the disk can discard');
+    if (this.#loan?.isPlain === false) await this.#takeBack();
     const isToEnd = offset + sizeBytes >= this.#sizeBytes;
     const start = Math.ceil(offset / GRANULE_BYTES) * GRANULE_BYTES;
     const end = isToEnd ? Math.ceil(this.#sizeBytes / GRANULE_BYTES) * GRANULE_BYTES : offset + sizeBytes - (offset + sizeBytes) % GRANULE_BYTES;
@@ -225,10 +233,13 @@ export class Disk {
   }
 
   async #flush(): Promise<void> {
-    if (this.#home === undefined) return;
-    if (isNameless(this.#node)) await this.#adopt(this.#home);
-    await this.#saveChain(this.#node);
-    await this.#settleHead();
+    const home = this.#home;
+    if (home === undefined) return;
+    await this.#unlent(async () => {
+      if (isNameless(this.#node)) await this.#adopt(home);
+      await this.#saveChain(this.#node);
+      await this.#settleHead();
+    });
   }
 
   /** The disk was put back to a state of a fork: what only nameless layers have gets a layer with a name. */
@@ -313,14 +324,30 @@ export class Disk {
     return layer;
   }
 
-  /**
-   * The file that is the disk, byte for byte, for as long as nothing else is asked of the disk; undefined: there is none
-   * such, because layers are on top, or the next write makes one.
-   */
-  lend(): LentFile | undefined {
-    const { store } = this.#node;
-    const isPlain = store.kind === 'raw' && this.#sizeBytes <= store.sizeBytes && (this.isReadOnly || this.#top !== undefined);
-    return isPlain && this.#making === undefined ? store.file.lend() : undefined;
+  // ---- the threads that serve its ring ------------------------------------------------------------------------------
+
+  /** For as long as nothing else is asked of the disk. While the next write makes a layer, for reading only. */
+  lend(borrower: Borrower): LentFile | undefined {
+    if (this.#loan !== undefined || this.#needed > 0 || this.#making !== undefined || this.#closing !== undefined) return undefined;
+    this.#loan = DiskLoan.begin({
+      node: this.#node, isTop: this.#top !== undefined, sizeBytes: this.#sizeBytes, isReadOnly: this.isReadOnly, borrower,
+      ended: () => { this.#loan = undefined; },
+    });
+    return this.#loan?.file;
+  }
+
+  #takeBack(): Promise<void> {
+    return this.#unlent(() => Promise.resolve());
+  }
+  /** Does what nobody else may do anything with the disk's files for. */
+  async #unlent(work: () => Promise<void>): Promise<void> {
+    this.#needed++;
+    try {
+      if (this.#loan !== undefined) await this.#loan.takeBack();
+      await work();
+    } finally {
+      this.#needed--;
+    }
   }
 
   // ---- states -------------------------------------------------------------------------------------------------------
@@ -341,14 +368,14 @@ export class Disk {
    * @param isReadOnly whether disks that are made of the state are
    */
   freeze(isReadOnly = this.isReadOnly): DiskState {
-    assert(this.#making === undefined, 'nothing is being written');
+    assert(this.#making === undefined && this.#loan === undefined, 'nothing is being written');
     this.#top = undefined;
     return new DiskState(this.#node, { sizeBytes: this.#sizeBytes, isReadOnly }, this.#keeper);
   }
 
   /** Puts the disk back to a state of its own, or of a disk of the same family. As for `freeze`. */
   restore(state: DiskState): void {
-    assert(this.#making === undefined, 'nothing is being written');
+    assert(this.#making === undefined && this.#loan === undefined, 'nothing is being written');
     this.#sizeBytes = state.sizeBytes;
     this.#top = undefined;
     if (state.node === this.#node) return;
@@ -416,6 +443,17 @@ export class Disk {
   }
 
   async #merge(node: DiskNode, above: DiskNode | undefined): Promise<boolean> {
+    node.isChanging = true;
+    try {
+      // Forks have it in their chains as well.
+      await Promise.all([...node.loans].map((loan) => loan.takeBack()));
+      return await this.#mergeUnlent(node, above);
+    } finally {
+      node.isChanging = false;
+    }
+  }
+
+  async #mergeUnlent(node: DiskNode, above: DiskNode | undefined): Promise<boolean> {
     const held = node === this.#node ? this.#locks.lock(0, Infinity, true) : () => {};
     const release = typeof held === 'function' ? held : await held;
     try {
@@ -448,7 +486,7 @@ export class Disk {
     if (this.isReadOnly) throw diskError('SIZE', path, 'is read-only');
     if (!(sizeBytes > 0 && sizeBytes % 512 === 0)) throw diskError('SIZE', path, 'its size must be a multiple of 512 bytes');
     try {
-      await this.#keepHouse(() => this.#resize(sizeBytes));
+      await this.#keepHouse(() => this.#unlent(() => this.#resize(sizeBytes)));
     } catch (error) {
       throw asDiskError(path, error);
     }
@@ -481,6 +519,7 @@ export class Disk {
   async #close(): Promise<void> {
     this.resume();
     await this.#housekeeping;
+    await this.#loan?.takeBack();
     try {
       await (this.#states > 0 ? this.flush() : this.#end());
     } catch (error) {

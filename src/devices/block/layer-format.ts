@@ -14,20 +14,16 @@
 // The checksum begins with the layer's UUID: bytes that a guest has put into a cluster are never taken for a record.
 
 import { crc32 } from 'node:zlib';
+import { ENTRIES_PER_PAGE, MAP_PAGE_SPAN_BYTES, MAP_PAGE_WORD, SHARED_PAGE_WORDS, TABLES_MAX } from '../../abi/layer-map.ts';
 import { diskError } from './errors.ts';
+
+export { ALL_GRANULES, CLUSTER_BYTES, ENTRIES_PER_PAGE, GRANULES_PER_CLUSTER, GRANULE_BYTES, MAP_PAGE_SPAN_BYTES } from '../../abi/layer-map.ts';
 
 export const PAGE_BYTES = 4096;
 export const PAIR_BYTES = 2 * PAGE_BYTES;
-export const GRANULE_BYTES = 4096;
-export const CLUSTER_BYTES = 65536;
-export const GRANULES_PER_CLUSTER = CLUSTER_BYTES / GRANULE_BYTES;
-export const ALL_GRANULES = 2 ** GRANULES_PER_CLUSTER - 1;
-export const ENTRIES_PER_PAGE = 508;
-export const DIRECTORY_PAIRS = 512;
+export const DIRECTORY_PAIRS = TABLES_MAX;
 export const DIRECTORY_OFFSET = PAIR_BYTES;
 export const FIRST_CLUSTER = 65;
-/** Of the disk that a map page describes. */
-export const MAP_PAGE_SPAN_BYTES = ENTRIES_PER_PAGE * CLUSTER_BYTES;
 export const LAYER_SIZE_MAX_BYTES = DIRECTORY_PAIRS * ENTRIES_PER_PAGE * MAP_PAGE_SPAN_BYTES;
 
 const MAGIC = Buffer.from('ZAZENLYR', 'latin1');
@@ -157,19 +153,32 @@ export class EntryPage {
   /** Where in the file its two slots are; 0: it has no place yet. */
   offset: number;
   sequence: number;
-  isDirty = false;
-  /** Both views are of the same 508 entries: a directory entry is the number of a pair, a map entry a u32 and two u16. */
-  readonly #u32: Uint32Array;
-  readonly #u16: Uint16Array;
+  /** Both views are of the same page: a directory entry is the number of a pair, a map entry a u32 and two u16. */
+  #u32: Uint32Array;
+  #u16: Uint16Array;
 
   constructor(kind: PageKind, index: number, offset: number, sequence = 0, entries?: Uint8Array) {
     this.kind = kind;
     this.index = index;
     this.offset = offset;
     this.sequence = sequence;
-    this.#u32 = new Uint32Array(2 * ENTRIES_PER_PAGE);
+    this.#u32 = new Uint32Array(SHARED_PAGE_WORDS);
     this.#u16 = new Uint16Array(this.#u32.buffer);
     if (entries !== undefined) new Uint8Array(this.#u32.buffer).set(entries);
+  }
+
+  /** From now on it is there, for other threads as well. @param isThere what it says is there already */
+  moveTo(words: Uint32Array, isThere: boolean): void {
+    if (!isThere) words.set(this.#u32);
+    this.#u32 = words;
+    this.#u16 = new Uint16Array(words.buffer, words.byteOffset, 2 * words.length);
+  }
+
+  get isDirty(): boolean {
+    return this.#u32[MAP_PAGE_WORD.dirty] !== 0;
+  }
+  set isDirty(isDirty: boolean) {
+    this.#u32[MAP_PAGE_WORD.dirty] = Number(isDirty);
   }
 
   /** Those that say anything. Most pages have few, and a layer is opened by code that has not run often. */
@@ -215,7 +224,7 @@ export class EntryPage {
     view.setUint32(0, this.kind, true);
     view.setUint32(4, this.index, true);
     view.setBigUint64(8, BigInt(this.sequence), true);
-    page.set(new Uint8Array(this.#u32.buffer), ENTRIES_OFFSET);
+    page.set(new Uint8Array(this.#u32.buffer, this.#u32.byteOffset, 8 * ENTRIES_PER_PAGE), ENTRIES_OFFSET);
     // A cluster that is still being written to for the first time does not count.
     for (let entry = 0; this.kind === PAGE_KIND.map && entry < ENTRIES_PER_PAGE; entry++) {
       if (this.present(entry) === 0) view.setUint32(ENTRIES_OFFSET + 8 * entry, 0, true);

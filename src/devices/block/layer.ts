@@ -12,6 +12,7 @@ import { randomUUID } from 'node:crypto';
 import { unlink } from 'node:fs/promises';
 import { assert } from '../../base/assert.ts';
 import { takeBuffer } from '../../lanes/buffers.ts';
+import type { MapPages } from '../../lanes/map-pages.ts';
 import { bytesOf, slicePieces } from '../../lanes/pieces.ts';
 import type { Pieces } from '../../lanes/pieces.ts';
 import { BlockFile } from './block-file.ts';
@@ -23,6 +24,7 @@ import {
 import type { BackingReference, LayerHeader } from './layer-format.ts';
 import { loadLayer } from './layer-loader.ts';
 import type { LoadedLayer } from './layer-loader.ts';
+import { SharedMap } from './shared-map.ts';
 import { RUN, addRun } from './store.ts';
 import type { BlockStore, Run } from './store.ts';
 
@@ -51,8 +53,11 @@ export class Layer implements BlockStore {
   #dataClusters: number;
   /** The header says that the layer is being written to. */
   #begun: Promise<void> | undefined;
+  #hasBegun = false;
   #flushing: Promise<void> | undefined;
   #nextFlush: Promise<void> | undefined;
+  /** Since it was lent for the first time. */
+  #shared: SharedMap | undefined;
 
   private constructor(file: BlockFile, loaded: LoadedLayer) {
     this.file = file;
@@ -151,6 +156,7 @@ export class Layer implements BlockStore {
     const index = Math.floor(offset / MAP_PAGE_SPAN_BYTES);
     const made = new EntryPage(PAGE_KIND.map, index, 0);
     this.#map.set(index, made);
+    this.#shared?.add(made);
     return { page: made, entry };
   }
 
@@ -252,12 +258,42 @@ export class Layer implements BlockStore {
     await this.#writeHeader({ backing });
   }
 
+  // ---- the threads that serve a disk's ring -----------------------------------------------------------------------
+
+  /** Other threads may read the map. @returns the page where they find it; 0: there is no room for that */
+  share(maps: MapPages): number {
+    this.#shared ??= new SharedMap(maps, this.#map.values());
+    return this.#shared.headFor(maps, this.sizeBytes);
+  }
+
+  /** Whether what is written need not be announced in the file any more. */
+  get isBegun(): boolean {
+    return this.#hasBegun;
+  }
+
+  /** From now on another thread writes to the file and notes it in the map, which is shared; until `takeBack`. */
+  lendMap(): void {
+    this.#shared!.lend(this.#end, this.#free, this.file.sizeBytes);
+  }
+
+  takeBack(): void {
+    const { end, newClusters, fileBytes, pages } = this.#shared!.takeBack(this.#free);
+    this.#end = end;
+    this.#dataClusters += newClusters;
+    this.file.grown(fileBytes);
+    for (const page of pages) this.#map.set(page.index, page);
+  }
+
   // ---- making it last ---------------------------------------------------------------------------------------------
 
   /** Whoever knows the layer as it was must not take it for the same any more. */
   #begin(): Promise<void> {
     assert(this.file.isWritable, 'the layer is open for writing');
-    return this.#begun ??= this.#writeHeader({ isClean: false, generation: this.#header.generation + 1 });
+    return this.#begun ??= this.#announce();
+  }
+  async #announce(): Promise<void> {
+    await this.#writeHeader({ isClean: false, generation: this.#header.generation + 1 });
+    this.#hasBegun = true;
   }
 
   async #writeHeader(changes: Partial<LayerHeader>): Promise<void> {
@@ -343,8 +379,14 @@ export class Layer implements BlockStore {
         await this.#writeHeader({ isClean: true });
       }
     } finally {
-      await this.file.close();
+      await this.abandon();
     }
+  }
+
+  async abandon(): Promise<void> {
+    await this.file.close();
+    this.#shared?.end();
+    this.#shared = undefined;
   }
 
   /** Free clusters at the end of the file are cut off. */

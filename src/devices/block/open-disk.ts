@@ -111,7 +111,7 @@ class Chain {
         ? await this.#openBacking(path, store.header.backing) : undefined;
       return new DiskNode(store, below, origin);
     } catch (error) {
-      await store.file.close();
+      await store.abandon();
       throw error;
     }
   }

@@ -62,4 +62,7 @@ export class RawStore implements BlockStore {
   close(): Promise<void> {
     return this.file.close();
   }
+  abandon(): Promise<void> {
+    return this.file.close();
+  }
 }

@@ -36,6 +36,8 @@ export interface BlockStore {
   flush(): Promise<void>;
   resize(sizeBytes: number): Promise<void>;
   close(): Promise<void>;
+  /** Closes it as it is: nobody will open it again. */
+  abandon(): Promise<void>;
 }
 
 /** Appends a run, to the one before if it goes on from there. */

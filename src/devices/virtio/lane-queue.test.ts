@@ -73,7 +73,7 @@ test('what is not for it comes back, is answered, and the queue goes there again
   assert.equal(good.status(), 0);
 });
 
-test('a read-only disk is not written to; one in layers stays with the host', async (t) => {
+test('a read-only disk is not written to; one in layers is, when there is a layer to write to', async (t) => {
   const lent = await LentDisk.open(t, { isReadOnly: true });
   const status = lent.write(0, Buffer.alloc(4096, 1));
   await lent.answered(1);
@@ -86,10 +86,15 @@ test('a read-only disk is not written to; one in layers stays with the host', as
   const state = other.disk.freeze();
   other.model.resume();
   await turn();
-  assert.ok(!other.isLent);
+  assert.ok(other.isLent);
   const layered = other.write(0, Buffer.alloc(4096, 1));
   await other.answered(1);
   assert.deepEqual([layered(), other.disk.files().length, other.model.counts.byDiskThread], [0, 2, 0]);
+  const next = other.write(8, Buffer.alloc(4096, 2));
+  const both = other.read(0, 3 * 4096, 1);
+  await other.answered(2);
+  assert.deepEqual([next(), both.status(), other.model.counts.byDiskThread], [0, 0, 2]);
+  assert.deepEqual(both.bytes(), Buffer.concat([1, 2, 0].map((byte) => Buffer.alloc(4096, byte))));
   await state.release();
 });
 
