@@ -1,8 +1,8 @@
 // Rings that other threads look after in the host's stead, reading and writing with system calls that wait (lane-server.ts):
 // the disk thread, which the guest's events wake, and, for a small request that is alone, the thread of the vCPU that
-// has made it. They do what most requests are, reads and writes of a disk that is one file, and give the ring back for
-// everything else. Here is what the threads share, and the host's side. A ring is that of a paravirtual disk, or the queue
-// of a virtio disk (lane-queue.ts).
+// has made it. They do what most requests are, reads and writes of a disk that is one file or a chain of layers
+// (lent-chain.ts), and give the ring back for everything else. Here is what the threads share, and the host's side. A ring
+// is that of a paravirtual disk, or the queue of a virtio disk (lane-queue.ts).
 //
 //   host's thread    lend ──► served ◄────────────┐          one owner at a time; a request is taken from the ring by the
 //                               │  requests wait   │ none left  one who answers it, so that nothing is done twice

@@ -41,6 +41,7 @@ export interface Borrower {
 export interface Lendable {
   readonly sizeBytes: number;
   readonly isReadOnly: boolean;
+  readonly isInLayers?: boolean;
   /** The whole disk, while nothing else is asked of it; undefined: it cannot be had now. */
   lend?(borrower: Borrower): LentFile | undefined;
 }
@@ -87,8 +88,10 @@ export class Lending {
 
   /** When nothing is under way and nothing waits: lends it, if it can be lent. */
   lend(what: Pick<Loan, 'ringMfns' | 'position' | 'resets'>): void {
-    const { lane, disk, clock } = this.#options;
+    const { lane, disk, clock, metrics } = this.#options;
     if (clock.monotonicNanos() < this.#lendFromNanos) return;
+    // A guest that goes on from an image begins to run at this moment: nobody need start the thread for it before it asks for something.
+    if (disk.isInLayers === true && metrics.reads + metrics.writes === 0) return;
     const file = disk.lend?.({ maps: lane.maps, takeBack: () => this.takeBack() });
     if (file === undefined) return;
     // Not asked before: for a disk that cannot be had, nobody need start the thread.

@@ -7,8 +7,8 @@
 // its place on the disk are none, with EOPNOTSUPP when the host does not know it. While a request is under way its frames
 // are pinned, so that a guest that takes them back hurts itself only.
 //
-// Between requests the ring is lent to the disk thread, if there is one and the disk is one file (lane.ts). It comes back
-// with the first request that is not for that thread, and whenever the ring, or the disk, is to stand still or to change.
+// Between requests the ring is lent to the disk thread, if there is one (lanes/lane.ts). It comes back with the first request
+// that is not for that thread, and whenever the ring, or the disk, is to stand still or to change.
 
 import { FRAME_BYTES } from '../../abi/machine-memory.ts';
 import { BLKIF_OP, BLKIF_RSP, blkifRequest, blkifSegment } from '../../abi/xen-block.ts';

@@ -129,6 +129,9 @@ export class Disk {
   get sizeBytes(): number {
     return this.#sizeBytes;
   }
+  get isInLayers(): boolean {
+    return this.#node.below !== undefined;
+  }
   /** Whether what is written is to be found again after the process has ended. */
   get isLasting(): boolean {
     return this.#home !== undefined || this.isReadOnly;

@@ -2,8 +2,7 @@
 // host has opened. A request is copied out of guest memory before it is begun and into it when it is over, so that
 // nothing of the host's goes on in memory that the driver has taken back by a reset.
 //
-// While nothing is under way the queue is lent to the disk thread, if there is one and the disk is one file
-// (lanes/lane.ts); it comes back with the first request that is not for that thread, and for a reset.
+// While nothing is under way the queue is lent to the disk thread, if there is one (lanes/lane.ts); it comes back with the first request that is not for that thread, and for a reset.
 
 import { VIRTIO_ID } from '../../abi/emulated-devices.ts';
 import type { Clock } from '../../base/clock.ts';
