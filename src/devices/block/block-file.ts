@@ -181,8 +181,13 @@ export class BlockFile {
     return this.#using(() => this.#sync());
   }
 
-  async #sync(): Promise<void> {
+  /** @throws the system's error, if something that counted as written is lost */
+  checkNothingLost(): void {
     if (this.#syncFailure !== undefined) throw this.#syncFailure;
+  }
+
+  async #sync(): Promise<void> {
+    this.checkNothingLost();
     if (!this.#unsynced) return;
     this.#unsynced = false;
     this.stats.syncs++;

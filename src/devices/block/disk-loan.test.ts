@@ -166,3 +166,21 @@ test('a thread uses clusters that were discarded before the file grows', async (
   for (let i = 0; i < 2 * clusters; i++) assert.equal(await tagAt(disk, i * CLUSTER_BYTES), 9);
   await disk.close();
 });
+
+test('of a disk that loses a write after its answer every flush fails, also when nothing of it lasts', async (t) => {
+  const disk = await openDisk({ path: await rawFile(await testFolder(t), DISK_BYTES), format: 'raw' });
+  const state = await freeze(disk);
+  const fork = Disk.fork(state);
+  for (const one of [fork, disk]) {
+    await writePage(one, 0, 1);
+    await one.flush();
+    const lent = one.lend({ maps: mapPages(), takeBack: () => {} })!;
+    assert.ok(lent.chain !== 0 && lent.isWritable);
+    lent.giveBack(true, true);
+    await assert.rejects(one.flush(), { code: 'EIO' });
+    assert.equal(one.lend({ maps: mapPages(), takeBack: () => {} }), undefined);
+  }
+  await fork.close();
+  await state.release();
+  await assert.rejects(disk.close(), { code: 'ZAZEN_DISK_IO' });
+});

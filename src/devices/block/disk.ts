@@ -237,12 +237,17 @@ export class Disk {
 
   async #flush(): Promise<void> {
     const home = this.#home;
-    if (home === undefined) return;
+    if (home === undefined) return this.#checkNothingLost();
     await this.#unlent(async () => {
       if (isNameless(this.#node)) await this.#adopt(home);
       await this.#saveChain(this.#node);
       await this.#settleHead();
     });
+  }
+
+  /** Of a disk that does not last, a guest must hear of a write that was not done after it had been answered. */
+  #checkNothingLost(): void {
+    if (this.#closing === undefined) for (const file of this.files()) file.checkNothingLost();
   }
 
   /** The disk was put back to a state of a fork: what only nameless layers have gets a layer with a name. */
