@@ -23,7 +23,7 @@ test('a pCPU looks at a ring that its guest tells of, unless another vCPU waits 
   machine.u8[mfn * FRAME_BYTES + blkifSring.sizeBytes] = BLKIF_OP.flush_diskcache;
   table.open(5, { domid: 1, port: 1 });
   const lane = new HostLane(table, 5, { canTake: () => true, take: () => {}, takeBack: () => {}, closed: () => {} });
-  lane.lend({ ringMfns: [mfn], position: 0, resets: 0, fd: -1, chain: 0, isOwn: true, alignBytes: 1, sizeBytes: 4096, isReadOnly: false, isLocal: true }, () => {});
+  lane.lend({ ringMfns: [mfn], position: 0, resets: 0, fd: -1, chain: 0, isOwn: true, isVolatile: false, alignBytes: 1, sizeBytes: 4096, isReadOnly: false, isLocal: true }, () => {});
   const head = thread.scheduling.word('head');
   machine.u32[head] = 1;
   assert.ok(!serveLane!(5));

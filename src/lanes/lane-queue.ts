@@ -9,7 +9,7 @@
 import type { LaneEnd, Loan } from './lane.ts';
 import type { Pieces } from './pieces.ts';
 
-/** A plain read or write; bytes of the disk. */
+/** A plain read or write, bytes of the disk; none: a flush that has nothing to do. */
 export interface Transfer {
   readonly isWrite: boolean;
   readonly offset: number;

@@ -237,6 +237,7 @@ export class LaneServer {
     const start = this.#thread.nanos();
     const transfer = this.#check(job);
     if (transfer === undefined) return LANE_RETURN.request;
+    if (transfer.sizeBytes === 0) return this.#answerFlush(lane, job);
     if (aheadBytes > 0 && isReadOn(job) && job.ahead.isNext(transfer.offset)) this.#readOn(job, aheadBytes);
     const { offset, sizeBytes, isWrite } = transfer;
     const known = isWrite ? undefined : job.ahead.find(offset, sizeBytes);
@@ -245,11 +246,21 @@ export class LaneServer {
     const isBehind = this.#isBehind(job, transfer);
     if (!(isBehind ? this.#takeData(job, transfer) : this.#perform(job, transfer, places, known))) return LANE_RETURN.request;
     this.#countTransfer(lane, job, transfer, (this.#thread.nanos() - start) / 1000);
-    const told = job.queue.answer();
-    if (told === undefined) return LANE_RETURN.request;
-    if (told > 0) this.#count(lane, 'notifications', told);
+    if (!this.#answer(lane, job)) return LANE_RETURN.request;
     if (isBehind && !this.#writeData(job, transfer, places)) return LANE_RETURN.lost;
     return this.#judge(job, this.#thread.nanos() - start);
+  }
+
+  /** @returns false: it is still in the queue */
+  #answer(lane: number, { queue }: Job): boolean {
+    const told = queue.answer();
+    if (told !== undefined && told > 0) this.#count(lane, 'notifications', told);
+    return told !== undefined;
+  }
+
+  #answerFlush(lane: number, job: Job): LaneReturn | undefined {
+    this.#count(lane, 'flushes', 1);
+    return this.#answer(lane, job) ? undefined : LANE_RETURN.request;
   }
 
   #check({ loan, queue }: Job): Transfer | undefined {

@@ -37,10 +37,10 @@ export type LaneEnd = { readonly domid: number; readonly port: number } | { read
  */
 const WORD = {
   state: 0, lock: 1, loan: 2, position: 3, why: 4, returns: 5, isWanted: 6, domid: 7, isDevice: 8, place: 9, fd: 10, alignBytes: 11,
-  isReadOnly: 12, isLocal: 13, resets: 14, chain: 15, isOwn: 16, ringPages: 17, ringMfns: 18,
+  isReadOnly: 12, isLocal: 13, resets: 14, chain: 15, isOwn: 16, isVolatile: 17, ringPages: 18, ringMfns: 19,
 } as const;
 export const LANE_COUNTERS = [
-  'reads', 'writes', 'readBytes', 'writtenBytes', 'byVcpus', 'notifications', 'badIndices', 'latencyMicrosSum', 'latencyMicrosMax',
+  'reads', 'writes', 'flushes', 'readBytes', 'writtenBytes', 'byVcpus', 'notifications', 'badIndices', 'latencyMicrosSum', 'latencyMicrosMax',
 ] as const;
 export type LaneCounter = (typeof LANE_COUNTERS)[number];
 const DOUBLES_AT = 20;
@@ -119,7 +119,7 @@ export class LaneTable {
   setLoan(lane: number, number: number, loan: Loan): void {
     this.set(lane, 'loan', number);
     for (const name of ['position', 'fd', 'chain', 'alignBytes', 'resets'] as const) this.set(lane, name, loan[name]);
-    for (const name of ['isReadOnly', 'isOwn', 'isLocal'] as const) this.set(lane, name, Number(loan[name]));
+    for (const name of ['isReadOnly', 'isOwn', 'isVolatile', 'isLocal'] as const) this.set(lane, name, Number(loan[name]));
     this.set(lane, 'ringPages', loan.ringMfns.length);
     for (const [i, mfn] of loan.ringMfns.entries()) this.u32[this.index(lane, 'ringMfns') + i] = mfn;
     this.#f64[lane * LANE_BYTES / 8 + DOUBLES_AT] = loan.sizeBytes;
@@ -130,7 +130,8 @@ export class LaneTable {
       ringMfns: Array.from(this.u32.subarray(first, first + this.get(lane, 'ringPages'))), position: this.get(lane, 'position'),
       resets: this.get(lane, 'resets'), fd: this.get(lane, 'fd'), chain: this.get(lane, 'chain'), alignBytes: this.get(lane, 'alignBytes'),
       sizeBytes: this.#f64[lane * LANE_BYTES / 8 + DOUBLES_AT]!,
-      isReadOnly: this.get(lane, 'isReadOnly') !== 0, isOwn: this.get(lane, 'isOwn') !== 0, isLocal: this.get(lane, 'isLocal') !== 0,
+      isReadOnly: this.get(lane, 'isReadOnly') !== 0, isOwn: this.get(lane, 'isOwn') !== 0,
+      isVolatile: this.get(lane, 'isVolatile') !== 0, isLocal: this.get(lane, 'isLocal') !== 0,
     };
   }
 
@@ -181,6 +182,8 @@ export interface Loan {
   readonly isReadOnly: boolean;
   /** Nobody but the guest writes to the disk. */
   readonly isOwn: boolean;
+  /** Nothing of it is to last: a flush has nothing to do. */
+  readonly isVolatile: boolean;
   /** A file system, or a disk, of this machine: whoever waits for it does so for a short while. */
   readonly isLocal: boolean;
 }

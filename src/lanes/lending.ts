@@ -19,6 +19,7 @@ export interface LentFile {
   readonly sizeBytes: number;
   readonly isWritable: boolean;
   readonly isOwn: boolean;
+  readonly isVolatile: boolean;
   /** It is on a disk, or is one, and not on another machine. */
   readonly isLocal: boolean;
   /**
@@ -99,7 +100,7 @@ export class Lending {
     const loan = { file, writesBefore: lane.counter('writes'), isAwaited: false };
     this.#loan = loan;
     lane.lend({
-      ...what, fd: file.fd, chain: file.chain, isOwn: file.isOwn, alignBytes: file.alignBytes, sizeBytes: Math.min(disk.sizeBytes, file.sizeBytes),
+      ...what, fd: file.fd, chain: file.chain, isOwn: file.isOwn, isVolatile: file.isVolatile, alignBytes: file.alignBytes, sizeBytes: Math.min(disk.sizeBytes, file.sizeBytes),
       isReadOnly: disk.isReadOnly || !file.isWritable, isLocal: file.isLocal,
     }, (why) => this.#back(loan, why));
   }
@@ -146,7 +147,7 @@ export class Lending {
       const more = now - (this.#counted.get(name) ?? 0);
       if (name === 'latencyMicrosMax') metrics[name] = Math.max(metrics[name], now);
       else metrics[name] += more;
-      if (name === 'reads' || name === 'writes') metrics.byDiskThread += more;
+      if (name === 'reads' || name === 'writes' || name === 'flushes') metrics.byDiskThread += more;
       if (name === 'byVcpus') metrics.byDiskThread -= more;
       this.#counted.set(name, now);
     }

@@ -18,7 +18,7 @@ export interface BlockMetrics {
   badIndices: number;
   /** How often the limits made the guest wait. */
   throttled: number;
-  /** Of the reads and writes, those that the disk thread has answered, and those that the vCPU's own thread has. */
+  /** Of the reads, writes and flushes, those that the disk thread has answered, and those that the vCPU's own thread has. */
   byDiskThread: number;
   byVcpus: number;
 }

@@ -252,7 +252,7 @@ export class BlockFile {
     this.#inUse++;
     this.#lent++;
     return {
-      fd: this.#fd, chain: 0, isOwn: this.isWritable, alignBytes: this.#alignBytes, sizeBytes: this.#sizeBytes, isWritable: this.isWritable,
+      fd: this.#fd, chain: 0, isOwn: this.isWritable, isVolatile: false, alignBytes: this.#alignBytes, sizeBytes: this.#sizeBytes, isWritable: this.isWritable,
       isLocal: this.#isLocal,
       giveBack: (wasWritten, isLost = false) => {
         this.#unsynced ||= wasWritten;

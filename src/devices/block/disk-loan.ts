@@ -15,6 +15,8 @@ export interface LoanParts {
   readonly isTop: boolean;
   readonly sizeBytes: number;
   readonly isReadOnly: boolean;
+  /** Nothing of it is to last. */
+  readonly isVolatile: boolean;
   readonly borrower: Borrower;
   readonly ended: () => void;
 }
@@ -26,11 +28,11 @@ export class DiskLoan implements ChainLoan {
   readonly #borrower: Borrower;
   readonly #end = Promise.withResolvers<void>();
 
-  private constructor({ borrower, isTop, isReadOnly, ended }: LoanParts, nodes: readonly DiskNode[], file: LentFile) {
+  private constructor({ borrower, isTop, isReadOnly, isVolatile, ended }: LoanParts, nodes: readonly DiskNode[], file: LentFile) {
     this.#borrower = borrower;
     this.isPlain = file.chain === 0 && (isTop || isReadOnly);
     this.file = {
-      ...file, isOwn: !isReadOnly,
+      ...file, isOwn: !isReadOnly, isVolatile,
       giveBack: (wasWritten, isLost) => {
         file.giveBack(wasWritten, isLost);
         for (const node of nodes) node.loans.delete(this);

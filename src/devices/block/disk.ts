@@ -338,7 +338,8 @@ export class Disk {
   lend(borrower: Borrower): LentFile | undefined {
     if (this.#loan !== undefined || this.#needed > 0 || this.#making !== undefined || this.#closing !== undefined) return undefined;
     this.#loan = DiskLoan.begin({
-      node: this.#node, isTop: this.#top !== undefined, sizeBytes: this.#sizeBytes, isReadOnly: this.isReadOnly, borrower,
+      node: this.#node, isTop: this.#top !== undefined, sizeBytes: this.#sizeBytes, isReadOnly: this.isReadOnly,
+      isVolatile: this.#home === undefined, borrower,
       ended: () => { this.#loan = undefined; },
     });
     return this.#loan?.file;
@@ -468,8 +469,10 @@ export class Disk {
       const below = node.below!;
       // A write that came before has put a new top on it.
       if ((above === undefined && node !== this.#node) || !this.#mayWrite(below)) return false;
-      await this.#home?.point(() => this.#node.store.file.path, true);
       const layer = node.store as Layer;
+      // Its flushes fail, and the store below would know nothing of that.
+      layer.file.checkNothingLost();
+      await this.#home?.point(() => this.#node.store.file.path, true);
       await copyLayer(layer, below);
       if (below.store.sizeBytes !== layer.sizeBytes) await below.store.resize(layer.sizeBytes);
       if (this.#home !== undefined) {

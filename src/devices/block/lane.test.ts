@@ -5,7 +5,9 @@ import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { BLKIF_OP, BLKIF_RSP, blkifRequest } from '../../abi/xen-block.ts';
 import { HostLane, LANE_STATE, LaneWatch } from '../../lanes/lane.ts';
-import { seed } from './test-disks.ts';
+import { Disk } from './disk.ts';
+import { openDisk } from './open-disk.ts';
+import { rawFile, seed, testFolder } from './test-disks.ts';
 import { TestRing } from './test-front-end.ts';
 import { GOOD, SECTORS, setUp } from './test-lane.ts';
 
@@ -118,6 +120,27 @@ test('after a checkpoint the ring is lent, and comes back for the write that mak
   await state.release();
 });
 
+test('a flush of a disk of which nothing lasts has nothing to do, in any thread', async (t) => {
+  const original = await openDisk({ path: await rawFile(await testFolder(t), SECTORS * 512), format: 'raw' });
+  const state = original.freeze();
+  t.after(async () => {
+    await state.release();
+    await original.close();
+  });
+  const { ring, thread, backend } = await setUp(t, { disk: Disk.fork(state) });
+  const ids = [ring.request(BLKIF_OP.flush_diskcache, 0, []), ring.request(BLKIF_OP.read, 0, [GOOD])];
+  assert.ok(thread.serve());
+  ids.push(ring.request(BLKIF_OP.flush_diskcache, 0, []));
+  assert.ok(thread.serveAtOnce());
+  assert.deepEqual(ring.responses().map(({ id, status }) => [id, status]), ids.map((id) => [id, 0]));
+  const { reads, flushes, byDiskThread, byVcpus } = backend.metrics;
+  assert.deepEqual({ reads, flushes, byDiskThread, byVcpus }, { reads: 1, flushes: 2, byDiskThread: 2, byVcpus: 1 });
+  // One with data is a write before it.
+  ring.request(BLKIF_OP.flush_diskcache, 0, [GOOD]);
+  assert.ok(!thread.serve());
+  assert.equal(thread.state, LANE_STATE.free);
+});
+
 test('pausing waits for the request under way, and takes the ring back', async (t) => {
   const { guest, ring, thread, backend } = await setUp(t);
   let isPaused = false;
@@ -219,7 +242,7 @@ test('while a request does not come back, the other rings do', async (t) => {
   const returned: number[] = [];
   const idle = new HostLane(stuck.thread.table, 4, { canTake: () => true, take: () => {}, takeBack: () => {}, closed: () => {} });
   lanes.set(4, idle);
-  idle.lend({ ringMfns: [1], position: 7, resets: 0, fd: 0, chain: 0, isOwn: false, alignBytes: 1, sizeBytes: 0, isReadOnly: true, isLocal: true }, () => {
+  idle.lend({ ringMfns: [1], position: 7, resets: 0, fd: 0, chain: 0, isOwn: false, isVolatile: false, alignBytes: 1, sizeBytes: 0, isReadOnly: true, isLocal: true }, () => {
     assert.ok(watch.isStuck, 'nobody lends it again at once');
     returned.push(idle.position);
   });

@@ -175,7 +175,7 @@ test('whatever the records say with a right checksum, nothing outside the file i
       const opened = await Layer.open(path, 'read');
       for (const run of opened.runs(0, Math.min(sizeBytes, DISK_BYTES))) assert.ok(run.at + run.sizeBytes <= bytes.length);
       const node = new DiskNode(opened, undefined, 'nameless');
-      const borrower = new TestBorrower((to) => DiskLoan.begin({ node, isTop: false, sizeBytes, isReadOnly: true, borrower: to, ended: () => {} })?.file, maps);
+      const borrower = new TestBorrower((to) => DiskLoan.begin({ node, isTop: false, sizeBytes, isReadOnly: true, isVolatile: true, borrower: to, ended: () => {} })?.file, maps);
       const part = memory.subarray(0, Math.min(sizeBytes - sizeBytes % 4096, DISK_BYTES));
       if (part.length > 0 && borrower.read(part, 0)) {
         const seen = part.slice();
@@ -219,7 +219,7 @@ test('when the power fails, what was flushed is there, and nothing that was neve
   const node = new DiskNode(layer, undefined, 'nameless');
   // Some of it is written by another thread, to which the layer is lent meanwhile.
   const borrower = new TestBorrower((to) => DiskLoan.begin({
-    node, isTop: true, sizeBytes: DISK_BYTES, isReadOnly: false, borrower: to, ended: () => {},
+    node, isTop: true, sizeBytes: DISK_BYTES, isReadOnly: false, isVolatile: true, borrower: to, ended: () => {},
   })?.file);
   borrower.onWrite = (bytes, at) => log.push({ kind: 'write', at, bytes: Buffer.from(bytes) });
   const tags = Array.from({ length: DISK_BYTES / 4096 }, () => 0);

@@ -85,6 +85,10 @@ export class RingQueue implements LaneQueue {
   check(loan: Loan): Transfer | undefined {
     const request = readRequest(this.#slot.slice());
     const isWrite = request.kind === BLKIF_OP.write;
+    if (request.kind === BLKIF_OP.flush_diskcache && request.segmentCount === 0 && loan.isVolatile) {
+      this.#transfer = { request, segments: [], sizeBytes: 0, isWrite, offset: 0 };
+      return this.#transfer;
+    }
     const { segmentCount: count, indirectRefs, offset } = request;
     if ((!isWrite && request.kind !== BLKIF_OP.read) || count === undefined || (isWrite && loan.isReadOnly)) return undefined;
     const segments = indirectRefs === undefined ? readSegments(request.slot, blkifRequest.at.seg, count)

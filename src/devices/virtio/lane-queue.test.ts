@@ -10,6 +10,7 @@ import fc from 'fast-check';
 import { VIRTIO_F, VIRTIO_MMIO as R } from '../../abi/emulated-devices.ts';
 import { SeededRandom } from '../../base/random.ts';
 import { LANE_STATE } from '../../lanes/lane.ts';
+import { Disk } from '../block/disk.ts';
 import type { TestBuffer } from './test-driver.ts';
 import { LentDisk, SECTORS } from './test-lent-disk.ts';
 
@@ -95,6 +96,23 @@ test('a read-only disk is not written to; one in layers is, when there is a laye
   await other.answered(2);
   assert.deepEqual([next(), both.status(), other.model.counts.byDiskThread], [0, 0, 2]);
   assert.deepEqual(both.bytes(), Buffer.concat([1, 2, 0].map((byte) => Buffer.alloc(4096, byte))));
+  await state.release();
+});
+
+test('a flush of a disk of which nothing lasts has nothing to do; of others it is the host\'s', async (t) => {
+  const lent = await LentDisk.open(t);
+  const lasting = lent.ask(4, 0, []);
+  await lent.answered(1);
+  assert.deepEqual([lasting(), lent.model.counts.flushes, lent.model.counts.byDiskThread], [0, 1, 0]);
+  await lent.model.pause();
+  const state = lent.disk.freeze();
+  lent.model.resume();
+  const fork = new LentDisk(lent.path, Disk.fork(state));
+  fork.start();
+  const flush = fork.ask(4, 0, []);
+  assert.ok(fork.serve());
+  assert.deepEqual([flush(), fork.model.counts.flushes, fork.model.counts.byDiskThread], [0, 1, 1]);
+  await fork.close();
   await state.release();
 });
 

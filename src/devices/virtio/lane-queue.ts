@@ -97,13 +97,18 @@ export class VirtqueueOfLane implements LaneQueue {
     return 0;
   }
 
-  check({ sizeBytes: diskBytes, isReadOnly }: Loan): Transfer | undefined {
+  check({ sizeBytes: diskBytes, isReadOnly, isVolatile }: Loan): Transfer | undefined {
     const chain = this.#chain;
     if (chain === undefined) return undefined;
     const header = this.#within(() => this.#queue.read(chain, 0, BLOCK_HEADER_BYTES));
     if (header === undefined || chain.readableBytes < BLOCK_HEADER_BYTES) return undefined;
     const type = typeOf(header);
     const isWrite = type === BLOCK_TYPE.out;
+    this.#data = NOTHING;
+    if (type === BLOCK_TYPE.flush && isVolatile && chain.readableBytes === BLOCK_HEADER_BYTES && chain.writableBytes === DONE.length) {
+      this.#transfer = { isWrite, offset: 0, sizeBytes: 0 };
+      return this.#transfer;
+    }
     if ((!isWrite && type !== BLOCK_TYPE.in) || (isWrite && isReadOnly)) return undefined;
     const written = chain.readableBytes - BLOCK_HEADER_BYTES;
     const read = chain.writableBytes - DONE.length;
@@ -111,7 +116,6 @@ export class VirtqueueOfLane implements LaneQueue {
     const isPlain = (isWrite ? read : written) === 0 && sizeBytes > 0 && sizeBytes % SECTOR_BYTES === 0 && sizeBytes <= TRANSFER_MAX_BYTES;
     const offset = sectorOf(header) * SECTOR_BYTES;
     if (!isPlain || !(offset + sizeBytes <= diskBytes)) return undefined;
-    this.#data = NOTHING;
     this.#transfer = { isWrite, offset, sizeBytes };
     return this.#transfer;
   }
