@@ -55,7 +55,8 @@ class Writer {
       const result = await work();
       const now = this.domain.stats().disks![0]!;
       const lent = now.byDiskThread + now.byVcpus - before.byDiskThread - before.byVcpus;
-      if (lent > 0.6 * (now.reads + now.writes - before.reads - before.writes)) return result;
+      const asked = now.reads + now.writes + now.flushes - before.reads - before.writes - before.flushes;
+      if (lent > 0.6 * asked) return result;
     }
   }
 }
