@@ -116,7 +116,7 @@ export interface DiskStats {
   readonly notifications: number;
   readonly badIndices: number;
   readonly throttled: number;
-  /** Of the reads and writes, those that the disk thread has answered, and those that the vCPU's own thread has. */
+  /** Of the reads, writes and flushes, those that the disk thread has answered, and those that the vCPU's own thread has. */
   readonly byDiskThread: number;
   readonly byVcpus: number;
   readonly latencyMicrosMean: number;

@@ -167,6 +167,21 @@ test('a thread uses clusters that were discarded before the file grows', async (
   await disk.close();
 });
 
+test('a layer that a thread has written much to is not put into the file while the guest waits', async (t) => {
+  const sizeBytes = 20 * 2 ** 20;
+  for (const writtenBytes of [2 ** 20, sizeBytes]) {
+    const disk = await openDisk({ path: await rawFile(await testFolder(t), sizeBytes), format: 'raw' });
+    const state = await freeze(disk);
+    await writePage(disk, 0, 1);
+    const borrower = new TestBorrower((to) => disk.lend(to));
+    memory.fill(5);
+    for (let at = 0; at < writtenBytes; at += DISK_BYTES) assert.ok(borrower.write(memory, at));
+    await state.release();
+    assert.equal(disk.files().length, writtenBytes === sizeBytes ? 2 : 1);
+    await disk.close();
+  }
+});
+
 test('of a disk that loses a write after its answer every flush fails, also when nothing of it lasts', async (t) => {
   const disk = await openDisk({ path: await rawFile(await testFolder(t), DISK_BYTES), format: 'raw' });
   const state = await freeze(disk);

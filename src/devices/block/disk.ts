@@ -426,6 +426,8 @@ export class Disk {
 
   /** Where nobody else needs what lies under a layer, the two become one. @returns whether anything has changed */
   async #shorten(): Promise<boolean> {
+    // How much a layer has is known when it is not lent.
+    if (this.#loan !== undefined) await this.#takeBack();
     if (this.isReadOnly || this.#making !== undefined) return false;
     if (this.#top === undefined && this.#mayWrite(this.#node)) {
       // Nothing was written since the state: the store is written to again.
