@@ -163,11 +163,11 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
     setWallClock(core, record);
     tellGuest(core, ends);
     const identity = { ...origin, uuid, name: name ?? core.freeName(`domain-${record.domid}`) };
-    const hosted = core.makeHosted({ identity, ends, vcpuAddresses: vcpuAddresses!, family, devices });
+    const hosted = core.makeHosted({ identity, ends, vcpuAddresses: vcpuAddresses!, family, devices, memoryReady });
     core.domains.set(record.domid, hosted);
     if (share !== undefined) thread.scheduling.shares.set(record.domid, share);
     thread.timers.startTime(record.domid);
-    hosted.start(paused, wasSuspended, memoryReady);
+    hosted.start(paused, wasSuspended);
     return hosted;
   }
 

@@ -55,8 +55,9 @@ export interface HostedDomainParts {
   readonly family: Family;
   readonly exec?: DomainPlan['exec'];
   readonly nics?: DomainPlan['nics'];
-  /** Of the checkpoint that it is a fork of. */
+  /** Of the checkpoint that it is a fork of; and when that one's memory is there, if it is not yet: it does not run before. */
   readonly devices?: DeviceState;
+  readonly memoryReady?: Promise<unknown> | undefined;
   /** Of a new domain. */
   readonly disks?: readonly OpenedDisk[];
 }
@@ -75,6 +76,7 @@ export class HostedDomain implements Domain, ImageUser {
   readonly #events = new EventLog<DomainEvent>();
   readonly #suspension: Suspension;
   readonly #devices: GuestDevices;
+  readonly #memoryReady: Promise<unknown> | undefined;
   #stopped = Promise.withResolvers<ShutdownReason | 'destroyed'>();
   #paused = true;
   /** It will be let go as soon as it can run, and nobody has said otherwise. */
@@ -102,7 +104,9 @@ export class HostedDomain implements Domain, ImageUser {
     this.#vcpuAddresses = parts.vcpuAddresses;
     // What a fork's original has said was heard there.
     this.#logCursor = consoleLogEnd(ends.domain);
-    this.#devices = new GuestDevices(core, ends, this.#identity, parts.devices, parts.disks, parts.nics);
+    this.#memoryReady = parts.memoryReady;
+    const { devices: state, memoryReady, disks, nics } = parts;
+    this.#devices = new GuestDevices(core, ends, this.#identity, { state, memoryReady, disks, nics });
     this.#suspension = new Suspension(core, {
       name: this.name, record: ends.domain,
       isPaused: () => this.#paused, assertRunnable: () => this.#assertRunnable(), emit: (event) => this.#emit(event),
@@ -118,15 +122,14 @@ export class HostedDomain implements Domain, ImageUser {
   /**
    * To be called once, when vCPU 0 is ready to run.
    * @param wasSuspended in the state that it goes on from
-   * @param ready when it may run; at once if there is nothing to wait for
    */
-  start(paused: boolean, wasSuspended = false, ready?: Promise<unknown>): void {
+  start(paused: boolean, wasSuspended = false): void {
     this.#emit({ type: 'started' });
     if (wasSuspended) this.#emit({ type: 'resumed', reason: 'new-place' });
     if (paused) return this.#emit({ type: 'paused' });
     this.#isStarting = true;
-    if (ready === undefined) this.#letGo();
-    else void this.#letGoWhen(ready);
+    if (this.#memoryReady === undefined) this.#letGo();
+    else void this.#letGoWhen(this.#memoryReady);
   }
   async #letGoWhen(ready: Promise<unknown>): Promise<void> {
     await ready;

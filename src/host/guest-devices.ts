@@ -58,6 +58,15 @@ export interface DeviceState {
   readonly owesEvents: boolean;
 }
 
+/** What a domain begins with. */
+export interface FirstDevices {
+  /** Of the domain that it is a fork of; and when that one's memory is there, if it is not yet. */
+  readonly state?: DeviceState | undefined;
+  readonly memoryReady?: Promise<unknown> | undefined;
+  readonly disks?: readonly OpenedDisk[] | undefined;
+  readonly nics?: readonly NicSpec[] | undefined;
+}
+
 export class GuestDevices {
   readonly disks: GuestDisks;
   readonly nics: GuestNics;
@@ -71,11 +80,8 @@ export class GuestDevices {
   #isConsoleClosed = false;
   #isClosed = false;
 
-  /** @param state of the domain that this one is a fork of; it is introduced to the store here */
-  constructor(
-    core: HostCore, ends: DomainEnds, identity: DomainIdentity, state?: DeviceState, disks: readonly OpenedDisk[] = [],
-    nics: readonly NicSpec[] = [],
-  ) {
+  /** The domain is introduced to the store here. */
+  constructor(core: HostCore, ends: DomainEnds, identity: DomainIdentity, { state, disks = [], nics = [], memoryReady }: FirstDevices) {
     this.#core = core;
     this.#ends = ends;
     this.#identity = identity;
@@ -87,7 +93,7 @@ export class GuestDevices {
     if (ends.domain.get(DOMAIN.at.emulated) !== 0) {
       this.emulated = new EmulatedMachine(core, ends.domain, () => this.#console.service(), state?.emulated);
     }
-    this.disks = new GuestDisks(core, ends.domain.domid, disks, state?.disks ?? [], this.emulated);
+    this.disks = new GuestDisks(core, ends.domain.domid, { opened: disks, saved: state?.disks ?? [], memoryReady }, this.emulated);
     this.nics = new GuestNics(core, { ...identity, domainId: ends.domain.domid }, this.emulated);
     this.nics.takeOver(state?.nics ?? []);
     for (const nic of nics) this.nics.add(nic);

@@ -81,6 +81,14 @@ export function hvmFixed(devices: string): ZazenError {
     { hint: 'name them when the guest is created, or create it with type pvh' });
 }
 
+/** That a domain begins with. */
+interface FirstDisks {
+  readonly opened: readonly OpenedDisk[];
+  /** Of the domain that it is a fork of; and when that one's memory is there, if it is not yet. */
+  readonly saved: readonly SavedDisk[];
+  readonly memoryReady?: Promise<unknown> | undefined;
+}
+
 interface Attached {
   readonly device: DiskDevice;
   readonly spec: DiskSpec;
@@ -94,21 +102,16 @@ export class GuestDisks {
   #turn: Promise<unknown> = Promise.resolve();
   #isClosed = false;
 
-  /**
-   * @param saved of the domain that this one is a fork of
-   * @param machine of a domain of type hvm
-   */
-  constructor(
-    core: HostCore, domainId: number, opened: readonly OpenedDisk[], saved: readonly SavedDisk[], machine?: EmulatedMachine,
-  ) {
+  /** @param machine of a domain of type hvm */
+  constructor(core: HostCore, domainId: number, { opened, saved, memoryReady }: FirstDisks, machine?: EmulatedMachine) {
     this.#core = core;
     this.#machine = machine;
     this.#bus = new DomainBus(core.thread, core.ports, domainId);
     for (const disk of opened) this.#add(disk, undefined);
-    for (const disk of saved) this.#add({ ...disk, disk: Disk.fork(disk.disk) }, disk.state);
+    for (const disk of saved) this.#add({ ...disk, disk: Disk.fork(disk.disk) }, disk.state, memoryReady);
   }
 
-  #add({ device, spec, disk }: OpenedDisk, state: BlockDeviceState | undefined): void {
+  #add({ device, spec, disk }: OpenedDisk, state: BlockDeviceState | undefined, memoryReady?: Promise<unknown>): void {
     const { store, thread: { clock } } = this.#core;
     const machine = this.#machine;
     const { domainId: domid } = this.#bus;
@@ -120,7 +123,7 @@ export class GuestDisks {
         machine, disk, device, path: spec.path, limits, clock, openLane: (slot) => openLane({ slot }),
       })
         : new BlockDevice({
-          bus: this.#bus, store, disk, device, path: spec.path, state, persistent: spec.persistentGrants, limits,
+          bus: this.#bus, store, disk, device, path: spec.path, state, memoryReady, persistent: spec.persistentGrants, limits,
           openLane: (port) => openLane({ port }),
         }),
     });

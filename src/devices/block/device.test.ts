@@ -148,7 +148,7 @@ test('paused, frozen, rolled back and forked', async (t) => {
   assert.equal(guest.inUse, 0);
   const state: BlockDeviceState = structuredClone(device.save());
   const frozen: DiskState = disk.freeze();
-  const memory = guest.memory.slice();
+  const frozenMemory = guest.memory.slice();
   // This one is in the ring, and not taken yet.
   device.resume();
   guest.page(20).fill(2);
@@ -156,7 +156,7 @@ test('paused, frozen, rolled back and forked', async (t) => {
 
   const twin = new TestGuest(64);
   twin.grantAll(20, 20);
-  twin.memory.set(memory);
+  twin.memory.set(frozenMemory);
   const twinRing = new TestRing(twin, [1], 1);
   const twinStore = new Store();
   twinStore.write('/local/domain/7', '');
@@ -165,8 +165,8 @@ test('paused, frozen, rolled back and forked', async (t) => {
     twinStore.mkdir(root);
     twinStore.restoreSnapshot(root, twinStore.snapshotOf(store.dump(root)!)!);
   }
-  const forked = (): BlockDevice => new BlockDevice({
-    bus: twin, store: twinStore, disk: Disk.fork(frozen), device: virtualDevice('xvda'), path, state,
+  const forked = (memoryReady?: Promise<unknown>): BlockDevice => new BlockDevice({
+    bus: twin, store: twinStore, disk: Disk.fork(frozen), device: virtualDevice('xvda'), path, state, memoryReady,
   });
   const shortLived = forked();
   await shortLived.pause();
@@ -176,6 +176,16 @@ test('paused, frozen, rolled back and forked', async (t) => {
   await unborn.close('keep');
   await turn();
   assert.equal(twin.inUse, 0, 'one that is closed before does not connect');
+  twin.notifications = 0;
+  const memory = Promise.withResolvers<void>();
+  const early = forked(memory.promise);
+  await turn();
+  await turn();
+  assert.equal(twin.inUse + twin.notifications, 0, 'while its memory is being read, its ring is left alone');
+  memory.resolve();
+  while (twin.inUse === 0) await turn();
+  assert.equal(twin.notifications, 1, 'then it connects');
+  await early.close('keep');
   twin.notifications = 0;
   const fork = forked();
   await turn();

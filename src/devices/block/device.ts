@@ -43,6 +43,8 @@ export interface BlockDeviceOptions {
   readonly openLane?: ((port: number) => Lane | undefined) | undefined;
   /** Of the guest that this one is a fork of, or of before the rollback. */
   readonly state?: BlockDeviceState | undefined;
+  /** Resolves when that guest's memory is there; until then it does not run. Default: it is. */
+  readonly memoryReady?: Promise<unknown> | undefined;
 }
 
 /** Of a paused device, beside the disk's. */
@@ -85,15 +87,18 @@ export class BlockDevice {
         notify: () => { if (this.#port > 0) bus.notify(this.#port); },
       },
     });
-    if (options.state === undefined) this.#introduce();
-    else {
-      // A fork's entries are its original's, with that one's number in them.
-      this.#store.write(`${this.#backPath}/frontend`, this.#frontPath);
-      this.#store.write(`${this.#backPath}/frontend-id`, String(bus.domainId));
-      // Its ring may have to be read from an image: the guest can run meanwhile.
+    if (options.state === undefined) {
+      this.#introduce();
+      this.#watchFront();
+    } else {
+      // Its ring may have to be read from an image: the guest can run meanwhile, and who waits for it goes on.
       this.#deferred = options.state;
-      setImmediate(() => this.#settle());
+      const settleSoon = (): void => void setImmediate(() => this.#settle());
+      if (options.memoryReady === undefined) settleSoon();
+      else void options.memoryReady.then(settleSoon);
     }
+  }
+  #watchFront(): void {
     this.#unwatch = this.#store.watch(`${this.#frontPath}/state`, () => this.#frontChanged(), { depth: 0 });
   }
 
@@ -163,8 +168,8 @@ export class BlockDevice {
   }
 
   #frontChanged(): void {
-    // While paused the store may be being put back; `resume` looks again, as does `settle`.
-    if (this.#isPaused || this.#isClosed || this.#deferred !== undefined) return;
+    // While paused the store may be being put back; `resume` looks again.
+    if (this.#isPaused || this.#isClosed) return;
     // A device whose nodes the guest has removed has been given up by it.
     const state = this.#readNumber('state') ?? XENBUS.closed;
     if (state === XENBUS.initialised || (state === XENBUS.connected && this.#port === 0)) this.#connect();
@@ -318,8 +323,12 @@ export class BlockDevice {
     const state = this.#deferred;
     if (state === undefined || this.#isClosed) return;
     this.#deferred = undefined;
+    // A fork's entries are its original's, with that one's number in them.
+    this.#store.write(`${this.#backPath}/frontend`, this.#frontPath);
+    this.#store.write(`${this.#backPath}/frontend-id`, String(this.#bus.domainId));
     this.#goOn(state);
-    this.#frontChanged();
+    // Which looks at once.
+    this.#watchFront();
   }
 
   #goOn({ connection }: BlockDeviceState): void {
