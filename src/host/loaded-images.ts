@@ -23,7 +23,7 @@ import type { LoadOptions } from '../lifecycle/restore.ts';
 import { decodeWorkingSet } from '../lifecycle/working-set.ts';
 import { HOST_ACCOUNT } from '../memory/heap.ts';
 import { resolveImageLeaves } from '../memory/image-leaves.ts';
-import type { ImagePages, ImageSource } from '../memory/image-pages.ts';
+import type { ImagePages, ImageSource, PageStretch } from '../memory/image-pages.ts';
 import { entryKind, entryValue } from '../memory/p2m.ts';
 import type { FrameCache } from './frame-caches.ts';
 import type { HostCore } from './host-core.ts';
@@ -66,7 +66,9 @@ export class LoadedImage implements FrameCache {
   readonly #users = new Set<ImageUser>();
   readonly #loader: TemplateLoader;
   readonly #counters = newCounters();
-  readonly #workingSetPages: number;
+  /** Found when it is needed: the guest does not wait for it. */
+  #foundWorkingSet: readonly PageStretch[] | undefined;
+  #workingSetPages: number | undefined;
   readonly #hotPages: HotPages;
   readonly #forget: () => void;
   #source: TouchedImage;
@@ -86,14 +88,12 @@ export class LoadedImage implements FrameCache {
     this.number = number;
     this.#forget = forget;
     const { thread } = core;
-    const workingSet = decodeWorkingSet(image);
     this.root = makeTemplate(thread, image, number);
     const code = core.cores >= DECODE_AHEAD_CORES ? decodeCode(image) : undefined;
     if (code !== undefined) core.decodeAhead.offer(this, code);
     hotPages.placeIn({ image, root: this.root, onPlaced: code && ((first, count) => this.#decodeAhead(first, count)) });
     this.#hotPages = hotPages;
-    this.#workingSetPages = workingSet.reduce((sum, { count }) => sum + count, 0);
-    this.#loader = new TemplateLoader(thread, () => this.image, this.root, workingSet,
+    this.#loader = new TemplateLoader(thread, () => this.image, this.root, () => this.#workingSet,
       () => Atomics.load(this.#counters, TOUCH_COUNT.requests));
     this.#source = this.#makeSource();
     core.caches.touch(this);
@@ -116,6 +116,7 @@ export class LoadedImage implements FrameCache {
     if (decodeAhead.arrived(this, first, mfns)) scheduling.wakeIdlePcpu();
   }
 
+  get #workingSet(): readonly PageStretch[] { return this.#foundWorkingSet ??= decodeWorkingSet(this.image); }
   get source(): ImageSource { return this.#source; }
   get isComplete(): boolean { return this.#loader.isComplete; }
   get isGone(): boolean { return this.#gone !== undefined; }
@@ -269,7 +270,7 @@ export class LoadedImage implements FrameCache {
     return {
       path: this.path, pageCount, isComplete,
       pagesDone: isComplete ? pageCount : Math.min(pageCount, pagesRead + touchedPages),
-      workingSetPages: this.#workingSetPages,
+      workingSetPages: this.#workingSetPages ??= this.#workingSet.reduce((sum, { count }) => sum + count, 0),
       touchedPages, touchRequests: Atomics.load(this.#counters, TOUCH_COUNT.requests),
       bytesRead: (pagesRead + touchedPages) * FRAME_BYTES,
       direct: this.image.direct,

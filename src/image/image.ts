@@ -90,8 +90,7 @@ export class Image {
     this.#file = file;
     this.parent = parent;
     const { path, banks, map, content } = file;
-    this.pages = new StoredPages({ path, banks, pageMap: map.bytes, checksums: content.checksums },
-      () => file.file.handle.fd, parent?.pages);
+    this.pages = new StoredPages({ path, banks, map, checksums: content.checksums }, () => file.file.handle.fd, parent?.pages);
   }
 
   get path(): string { return this.#file.path; }

@@ -2,7 +2,8 @@
 // a page, from the low bits of each byte up, banks one after the other; bits behind the last page are zero.
 //
 // The checksums of stored pages lie packed in the same order, so a page's checksum is found by its rank: the number of
-// stored pages before it, which is known for every 1024th page and counted from there.
+// stored pages before it, which is known for every 256th page and counted from there. What goes through all of the map goes by
+// words of sixteen pages: most of them are all zero, or all stored.
 
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { assert } from '../base/assert.ts';
@@ -10,25 +11,32 @@ import { PAGE_STATE } from './format.ts';
 import type { Bank, PageState, PageStretch } from './format.ts';
 
 const PAGES_PER_BYTE = 4;
-const RANK_BYTES = 256;
+const PAGES_PER_WORD = 16;
+/** The rank is known of the first page of each so many words. */
+const RANK_WORDS = 16;
+/** The low bits of all pages of a word: so it is when all are stored. */
+const LOW_BITS = 0x5555_5555;
 const STATES: readonly (PageState | undefined)[] = ['zero', 'stored', 'parent', undefined];
 const { stored: STORED, parent: PARENT } = PAGE_STATE;
 
-/** By byte: how many of its pages are stored, and whether all four states are valid. */
-const storedIn = new Uint8Array(256);
-const isValid = new Uint8Array(256);
-for (let byte = 0; byte < 256; byte++) {
-  const states = [0, 2, 4, 6].map((shift) => (byte >>> shift) & 3);
-  storedIn[byte] = states.filter((state) => state === STORED).length;
-  isValid[byte] = states.includes(3) ? 0 : 1;
+/** How many pages of a word are stored. */
+function storedIn(word: number): number {
+  if (word === 0) return 0;
+  if (word === LOW_BITS) return PAGES_PER_WORD;
+  let bits = word & ~(word >>> 1) & LOW_BITS;
+  bits = (bits & 0x3333_3333) + ((bits >>> 2) & 0x3333_3333);
+  bits = (bits + (bits >>> 4)) & 0x0f0f_0f0f;
+  return Math.imul(bits, 0x0101_0101) >>> 24;
 }
 
 export class PageMap {
   readonly bytes: Uint8Array;
   readonly pageCount: number;
   readonly #banks: readonly { readonly firstGfn: number; readonly endGfn: number; readonly firstPage: number }[];
+  readonly #words: Uint32Array;
   #ranks: Uint32Array | undefined;
 
+  /** @param bytes that stay as they are; default: all zero, to be marked */
   constructor(banks: readonly Bank[], bytes?: Uint8Array) {
     let page = 0;
     this.#banks = banks.map(({ guestAddress, sizeBytes }) => {
@@ -39,8 +47,12 @@ export class PageMap {
       return bank;
     });
     this.pageCount = page;
-    this.bytes = bytes ?? new Uint8Array(PageMap.sizeBytes(page));
-    assert(this.bytes.length === PageMap.sizeBytes(page), 'page map of another size');
+    const sizeBytes = PageMap.sizeBytes(page);
+    assert(bytes === undefined || bytes.length === sizeBytes, 'page map of another size');
+    // Whole words; what is behind the last page in them is zero.
+    this.#words = new Uint32Array(Math.ceil(page / PAGES_PER_WORD));
+    this.bytes = new Uint8Array(this.#words.buffer, 0, sizeBytes);
+    if (bytes !== undefined) this.bytes.set(bytes);
   }
 
   static sizeBytes(pageCount: number): number {
@@ -51,7 +63,7 @@ export class PageMap {
   isWellFormed(): boolean {
     const used = this.pageCount % PAGES_PER_BYTE;
     if (used !== 0 && this.bytes.at(-1)! >>> (2 * used) !== 0) return false;
-    for (const byte of this.bytes) if (isValid[byte] !== 1) return false;
+    for (const word of this.#words) if ((word & (word >>> 1) & LOW_BITS) !== 0) return false;
     return true;
   }
 
@@ -81,22 +93,23 @@ export class PageMap {
   /** The number of stored pages before this page of all pages; with `pageCount`, of all. */
   rank(page: number): number {
     this.#ranks ??= this.#countRanks();
-    const byte = page >>> 2;
-    const block = Math.floor(byte / RANK_BYTES);
+    const last = Math.floor(page / PAGES_PER_WORD);
+    const block = Math.floor(last / RANK_WORDS);
     let rank = this.#ranks[block]!;
-    for (let i = block * RANK_BYTES; i < byte; i++) rank += storedIn[this.bytes[i]!]!;
-    for (let p = byte * PAGES_PER_BYTE; p < page; p++) if (this.#stateAt(p) === STORED) rank++;
-    return rank;
+    for (let i = block * RANK_WORDS; i < last; i++) rank += storedIn(this.#words[i]!);
+    const rest = page % PAGES_PER_WORD;
+    return rest === 0 ? rank : rank + storedIn(this.#words[last]! & (2 ** (2 * rest) - 1));
   }
 
   #countRanks(): Uint32Array {
-    const ranks = new Uint32Array(Math.floor(this.bytes.length / RANK_BYTES) + 1);
+    const words = this.#words;
+    const ranks = new Uint32Array(Math.floor(words.length / RANK_WORDS) + 1);
     let rank = 0;
-    for (let i = 0; i < this.bytes.length; i++) {
-      if (i % RANK_BYTES === 0) ranks[i / RANK_BYTES] = rank;
-      rank += storedIn[this.bytes[i]!]!;
+    for (let i = 0; i < words.length; i++) {
+      if (i % RANK_WORDS === 0) ranks[i / RANK_WORDS] = rank;
+      rank += storedIn(words[i]!);
     }
-    if (this.bytes.length % RANK_BYTES === 0) ranks[this.bytes.length / RANK_BYTES] = rank;
+    if (words.length % RANK_WORDS === 0) ranks[words.length / RANK_WORDS] = rank;
     return ranks;
   }
 
@@ -115,9 +128,9 @@ export class PageMap {
   }
 
   #endOfStretch(page: number, end: number, state: number): number {
-    const whole = state * 0x55; // the state in all four places
+    const whole = state * LOW_BITS; // the state in all places
     while (page < end) {
-      if ((page & 3) === 0 && page + 4 <= end && this.bytes[page >>> 2] === whole) page += 4;
+      if (page % PAGES_PER_WORD === 0 && page + PAGES_PER_WORD <= end && this.#words[page / PAGES_PER_WORD] === whole) page += PAGES_PER_WORD;
       else if (this.#stateAt(page) === state) page++;
       else break;
     }

@@ -67,11 +67,11 @@ export class StoredPages {
 
   /** @param fd asked anew for each request: a file may be opened again */
   constructor(
-    { path, banks, pageMap, checksums }: Pick<PagesDescription, 'path' | 'banks' | 'pageMap' | 'checksums'>,
+    { path, banks, map, checksums }: Pick<PagesDescription, 'path' | 'banks' | 'checksums'> & { readonly map: PageMap },
     fd: () => number, parent: StoredPages | undefined,
   ) {
     this.path = path;
-    this.map = new PageMap(banks, pageMap);
+    this.map = map;
     this.parent = parent;
     this.#fd = fd;
     this.#banks = banks;
@@ -82,7 +82,8 @@ export class StoredPages {
   /** In a thread that was posted the description. */
   static attach(description: PagesDescription): StoredPages {
     const parent = description.parent === undefined ? undefined : StoredPages.attach(description.parent);
-    return new StoredPages(description, () => description.fd, parent);
+    const map = new PageMap(description.banks, description.pageMap);
+    return new StoredPages({ ...description, map }, () => description.fd, parent);
   }
 
   describe(): PagesDescription {

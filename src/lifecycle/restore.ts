@@ -154,7 +154,7 @@ export class TemplateLoader {
   readonly #thread: HypervisorThread;
   readonly #image: () => Image;
   readonly #root: number;
-  readonly #first: readonly PageStretch[];
+  readonly #first: () => readonly PageStretch[];
   #foundRuns: readonly PageStretch[] | undefined;
   #pageCount: number | undefined;
   /** Counts reads by guests. */
@@ -175,11 +175,11 @@ export class TemplateLoader {
 
   /**
    * @param image asked anew for each request: it may be opened again
-   * @param first what to read before everything else
+   * @param first what to read before everything else; asked when reading begins
    * @param touches counts the reads of guests that touch pages
    */
   constructor(
-    thread: HypervisorThread, image: () => Image, root: number, first: readonly PageStretch[], touches: () => number,
+    thread: HypervisorThread, image: () => Image, root: number, first: () => readonly PageStretch[], touches: () => number,
   ) {
     this.#thread = thread;
     this.#image = image;
@@ -300,7 +300,7 @@ export class TemplateLoader {
   /** Stretches that are not in memory, as they are asked for. */
   *#missing(): Generator<PageStretch> {
     this.#isPastFirst = false;
-    for (const stretch of this.#first) yield* this.#missingIn(stretch);
+    for (const stretch of this.#first()) yield* this.#missingIn(stretch);
     this.#isPastFirst = true;
     for (const stretch of this.#runs) yield* this.#missingIn(stretch);
   }
