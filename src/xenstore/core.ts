@@ -130,7 +130,7 @@ export class StoreCore implements Surface {
   /** Nodes that came with one above them are announced to the watches on themselves. */
   #fireBelow(path: string, node: Node): void {
     for (const [at] of walk(node, path)) {
-      if (at !== path) this.watches.fireExact(at, (actor) => this.#canSee(at, undefined)(actor));
+      if (at !== path && this.watches.isWatched(at)) this.watches.fireExact(at, this.#canSee(at, undefined));
     }
   }
 

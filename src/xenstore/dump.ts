@@ -17,9 +17,15 @@ export interface DumpedNode {
 }
 export type TreeDump = readonly DumpedNode[];
 
+/** Below a root, names in a row; nothing is wrong with that if it is not very long. */
+const PLAIN_PATH = /^[A-Za-z0-9\-_@]+(?:\/[A-Za-z0-9\-_@]+)*$/;
+const PLAIN_CHARACTERS_MAX = 256;
+const BYTE_MAX = 0xff;
+
 /** Strings of a saved state come from a file: EINVAL if this is none, or no string of bytes. */
 export function savedBytes(value: unknown): Uint8Array {
-  if (typeof value !== 'string' || !/^[\0-\xff]*$/.test(value)) throw new XsError('EINVAL');
+  if (typeof value !== 'string') throw new XsError('EINVAL');
+  for (let i = 0; i < value.length; i++) if (value.charCodeAt(i) > BYTE_MAX) throw new XsError('EINVAL');
   return stringToBytes(value);
 }
 
@@ -47,15 +53,16 @@ export function dumpedNodes(dump: TreeDump, root: string, canonical: (path: stri
   // Nearly all nodes have one of a few lists.
   const known = new Map<string, Permissions>();
   const permissionsOf = (given: readonly string[]): Permissions => {
-    const words = savedArray(given).map(savedString);
-    const key = words.join();
-    const permissions = known.get(key) ?? parsePermissions(words);
-    known.set(key, permissions);
+    for (const word of savedArray(given)) savedString(word);
+    const key = given.join();
+    let permissions = known.get(key);
+    if (permissions === undefined) known.set(key, permissions = parsePermissions(given));
     return permissions;
   };
   return savedArray(dump).map((node) => {
     const path = savedString(node.path);
-    if (path !== '') canonical(childPath(root, path));
+    const isPlain = path.length <= PLAIN_CHARACTERS_MAX && PLAIN_PATH.test(path);
+    if (!isPlain && path !== '') canonical(childPath(root, path));
     return { path, value: savedBytes(node.value), permissions: permissionsOf(node.permissions) };
   });
 }

@@ -99,8 +99,12 @@ export class Tree {
   static frozen(nodes: Iterable<PlainNode>, counter: GenerationCounter): Node | undefined {
     const owner = {};
     const made = new Map<string, OwnedNode>();
+    // Most nodes have the parent that the one before them has.
+    let parentAt: string | undefined;
+    let parent: OwnedNode | undefined;
     for (const { path, value, permissions } of nodes) {
-      const parent = made.get(path.slice(0, Math.max(0, path.lastIndexOf('/'))));
+      const above = path.slice(0, Math.max(0, path.lastIndexOf('/')));
+      if (above !== parentAt || parent === undefined) parent = made.get(parentAt = above);
       if (made.has(path) || (parent === undefined) !== (path === '')) return undefined;
       const generation = ++counter.last;
       const node: OwnedNode = {
@@ -170,22 +174,22 @@ export class Tree {
     if (parent.children === NO_CHILDREN) parent.children = new Map();
     parent.childListBytes += name.length + 1;
     parent.childrenGeneration = ++this.#counter.last;
-    const pending: { at: string; name: string; node: Node; siblings: Map<string, OwnedNode> }[] =
-      [{ at: path, name, node: frozen, siblings: parent.children }];
-    for (let next = pending.pop(); next !== undefined; next = pending.pop()) {
-      const { at, node } = next;
-      const permissions = permissionsOf(node);
+    // Only nodes with children wait here: nearly all are leaves.
+    const pending: { at: string; node: Node; copy: OwnedNode }[] = [];
+    const copy = (at: string, node: Node): OwnedNode => {
       const generation = ++this.#counter.last;
-      const children = node.children.size === 0 ? NO_CHILDREN : new Map<string, OwnedNode>();
-      next.siblings.set(next.name, {
-        owner: this.#owner, value: node.value, permissions, children, childListBytes: node.childListBytes,
-        dataGeneration: generation, childrenGeneration: generation,
-      });
-      this.#observe(at, undefined, permissions);
-      const below = [...node.children].reverse();
-      for (const [child, grandchild] of below) {
-        pending.push({ at: childPath(at, child), name: child, node: grandchild, siblings: children });
-      }
+      const made: OwnedNode = {
+        owner: this.#owner, value: node.value, permissions: permissionsOf(node), children: NO_CHILDREN,
+        childListBytes: node.childListBytes, dataGeneration: generation, childrenGeneration: generation,
+      };
+      this.#observe(at, undefined, made.permissions);
+      if (node.children.size > 0) pending.push({ at, node, copy: made });
+      return made;
+    };
+    parent.children.set(name, copy(path, frozen));
+    for (let next = pending.pop(); next !== undefined; next = pending.pop()) {
+      const children = next.copy.children = new Map<string, OwnedNode>();
+      for (const [child, node] of next.node.children) children.set(child, copy(childPath(next.at, child), node));
     }
   }
 

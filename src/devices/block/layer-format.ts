@@ -107,7 +107,7 @@ export function isLayer(start: Uint8Array): boolean {
 /** @param slots the first 8 KiB @throws ZazenError ZAZEN_DISK_FORMAT, _DAMAGED */
 export function decodeHeader(slots: Uint8Array, path: string): SequencedHeader {
   if (!isLayer(slots)) throw diskError('FORMAT', path, 'is not a layer', { hint: 'give its format as raw' });
-  const found = [0, 1].map((slot) => decodeSlot(Buffer.from(slots.slice(slot * PAGE_BYTES, (slot + 1) * PAGE_BYTES))));
+  const found = [0, 1].map((slot) => decodeSlot(Buffer.from(slots.buffer, slots.byteOffset + slot * PAGE_BYTES, PAGE_BYTES)));
   const versions = found.flatMap((slot) => typeof slot === 'number' ? [slot] : []);
   const headers = found.flatMap((slot) => typeof slot === 'object' ? [slot] : []);
   const newest = headers.toSorted((a, b) => b.sequence - a.sequence)[0];
