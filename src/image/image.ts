@@ -136,6 +136,11 @@ export class Image {
     return counts;
   }
 
+  /** Whether this very file stores all of some pages, at least one. */
+  areStored(gfn: number, count: number): boolean {
+    return this.#file.map.areStored(gfn, count);
+  }
+
   /** See StoredPages.runs. */
   runs(gfn = 0, count = Infinity): Generator<StoredRun> {
     return this.pages.runs(gfn, count);

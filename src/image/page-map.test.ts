@@ -34,6 +34,13 @@ test('states, ranks and stretches of maps of one and of two banks', () => {
         if (state === 'stored') rank++;
       });
       assert.equal(map.rank(size), rank);
+      for (let i = 0; i < 50; i++) {
+        const page = numberBelow(size);
+        const count = 1 + numberBelow(Math.min(size - page, longest));
+        const isOneBank = gfns[page + count - 1] === gfns[page]! + count - 1;
+        const areStored = isOneBank && states.slice(page, page + count).every((state) => state === 'stored');
+        assert.equal(map.areStored(gfns[page]!, count), areStored, `${count} pages from ${page} of ${size}`);
+      }
       const listed = Array.from(map.stretches()).flatMap(({ gfn, count, state }) => Array.from({ length: count }, (_, i) => [gfn + i, state]));
       assert.deepEqual(listed, gfns.map((gfn, page) => [gfn, states[page]]));
     }

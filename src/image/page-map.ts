@@ -84,6 +84,12 @@ export class PageMap {
     return page < 0 ? undefined : STATES[this.#stateAt(page)];
   }
 
+  /** Whether all of some pages, at least one, are stored in this file. */
+  areStored(gfn: number, count: number): boolean {
+    const page = this.pageOf(gfn);
+    return page >= 0 && this.pageOf(gfn + count - 1) === page + count - 1 && this.#endOfStretch(page, page + count, STORED) === page + count;
+  }
+
   /** Only from zero, while an image is written. */
   mark(gfn: number, state: 'stored' | 'parent'): void {
     const page = this.pageOf(gfn);

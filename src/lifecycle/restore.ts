@@ -192,7 +192,11 @@ export class TemplateLoader {
   get #runs(): readonly PageStretch[] {
     return this.#foundRuns ??= Array.from(this.#image().runs(), ({ gfn, count }) => ({ gfn, count }));
   }
-  get pageCount(): number { return this.#pageCount ??= this.#runs.reduce((sum, { count }) => sum + count, 0); }
+  get pageCount(): number { return this.#pageCount ??= this.#countPages(); }
+  #countPages(): number {
+    const image = this.#image();
+    return image.parent === undefined ? image.storedPages : this.#runs.reduce((sum, { count }) => sum + count, 0);
+  }
 
   get isComplete(): boolean { return this.#isComplete; }
   /** Pages that this loader has read; others come by being touched. */

@@ -185,8 +185,15 @@ export function decodeWorkingSet(image: Image): PageStretch[] {
   const stretches: PageStretch[] = [];
   let pages = 0;
   for (let at = 0; at < bytes.length && pages < PAGES_MAX; at += STRETCH_BYTES) {
+    const gfn = view.getUint32(at, true);
     const count = Math.min(view.getUint32(at + 4, true), PAGES_MAX - pages);
-    for (const run of image.runs(view.getUint32(at, true), count)) {
+    // As nearly all are.
+    if (count > 0 && image.areStored(gfn, count)) {
+      stretches.push({ gfn, count });
+      pages += count;
+      continue;
+    }
+    for (const run of image.runs(gfn, count)) {
       stretches.push({ gfn: run.gfn, count: run.count });
       pages += run.count;
     }
