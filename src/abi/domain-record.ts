@@ -8,7 +8,8 @@
 //                   ├─ activeFrames ► 512 entries each      which grants are in use, and which frame they hold
 //                   ├─ consoleLog ──► a ring of text        what the guest wrote with console_io
 //                   ├─ emulated ────► EMULATED              type hvm only: registers of its devices (abi/emulated-devices.ts)
-//                   └─ hostEvents ──► HOST_EVENTS           domain 0 only: how guests reach the host's main thread
+//                   └─ hostEvents ──► HOST_EVENTS           domain 0 only: how guests reach the host's main thread, and from
+//                                     └─ network ► another   there such a frame again for the network thread
 //
 // `lock` covers every table; pending and mask bits change with Atomics. Locks of two domains are taken in the order
 // of their ids. Nobody waits for another vCPU (a TLB flush, say) while holding one.
@@ -145,16 +146,21 @@ export const CONSOLE_LOG = struct('consoleLog', { written: u32, data: array(u8, 
 
 export const HOST_DOMAINS_MAX = 2048;
 /**
- * The host's end of all event channels. The main thread sleeps on `doorbell`, which every event adds to; but those of ports
- * whose `vcpu` is HOST_LISTENER.firstLane or more, for the ring of that number behind it, add to the disk thread's, and leave
- * no bit.
+ * The host's end of all event channels. The main thread sleeps on `doorbell`, which every event adds to. Ports whose `vcpu` is
+ * HOST_LISTENER.network are the network thread's: it has a frame like this of its own. Those of HOST_LISTENER.firstLane or
+ * more, for the ring of that number behind it, add to the disk thread's bell, and leave no bit.
  */
-export const HOST_LISTENER = { main: 0, firstLane: 1 } as const;
+export const HOST_LISTENER = { main: 0, network: 1, firstLane: 2 } as const;
+/** Who has such a frame. */
+export type EventListener = typeof HOST_LISTENER.main | typeof HOST_LISTENER.network;
 export const HOST_EVENTS = struct('hostEvents', {
   doorbell: u32,
+  /** In the main thread's only, as the next two. */
   diskDoorbell: u32,
   nextDomid: u32,
-  /** A bit for each domain whose state or log changed. */
+  /** The network thread's frame. */
+  network: u32,
+  /** A bit for each domain whose state or log changed; for the network thread, whose virtio cards have something to do. */
   domains: array(u32, HOST_DOMAINS_MAX / 32),
   /** A bit for each word of `pending` that is not zero. */
   selector: array(u32, PORT_LIMIT / 32 / 32),

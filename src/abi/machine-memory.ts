@@ -35,7 +35,7 @@ const WASM_PAGE_BYTES = 65536;
 
 export const PCPU_MAX = 64;
 /** pCPUs, and behind them the host's own threads: those that others may have to wait for have a record like a pCPU's. */
-export const THREAD_MAX = PCPU_MAX + 2;
+export const THREAD_MAX = PCPU_MAX + 3;
 export const PCPU_STRIDE_BYTES = 4096;
 
 export type AddressType = 'i32' | 'i64';

@@ -115,6 +115,7 @@ export class HeldCheckpoint implements Checkpoint, ImageUser {
   async fork(wanted: number | readonly ForkSpec[] = 1): Promise<Domain[]> {
     const specs = typeof wanted === 'number' ? Array.from({ length: wanted }, (): ForkSpec => ({})) : wanted;
     this.#checkSpecs(specs);
+    if (this.#parts.devices.nics.length > 0) await this.#core.networks.begin();
     const forks: Domain[] = [];
     try {
       for (const spec of specs) {

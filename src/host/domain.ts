@@ -357,6 +357,8 @@ export class HostedDomain implements Domain, ImageUser {
     this.#assertAlive();
     checkNics([spec]);
     this.#assertPluggable();
+    await this.#core.networks.begin();
+    this.#assertAlive();
     const { nics } = this.#devices;
     const handle = nics.add(spec);
     try {
@@ -404,13 +406,16 @@ export class HostedDomain implements Domain, ImageUser {
     this.#assertRunnable();
     this.#takeLog();
     const parts = { origin: this.#identity, family: this.#family, ...more };
-    this.#devices.nics.letGo();
+    const { nics } = this.#devices;
     let devices: DeviceState | undefined;
+    nics.hold(true);
     try {
       return takeCheckpoint(this.#core, this.#ends.domain, parts, () => devices = this.#devices.save());
     } catch (error) {
       void releaseDisks(devices?.disks ?? []);
       throw error;
+    } finally {
+      nics.release();
     }
   }
 
@@ -454,7 +459,16 @@ export class HostedDomain implements Domain, ImageUser {
   #rollBack(parts: CheckpointParts): RollbackStats {
     const start = performance.now();
     this.#takeLog();
-    this.#devices.nics.letGo();
+    const { nics } = this.#devices;
+    nics.hold(false);
+    try {
+      return this.#rollBackHeld(parts, start);
+    } finally {
+      nics.release();
+    }
+  }
+  /** With the network cards held as well. */
+  #rollBackHeld(parts: CheckpointParts, start: number): RollbackStats {
     const stats = rollBackMemory(this.#core, this.#ends, parts, this.name);
     this.#logCursor = consoleLogEnd(this.#ends.domain);
     if (this.#shutdownReason !== undefined) {

@@ -8,7 +8,7 @@
 //   0      virtio console       a console back end of its own
 //   1      virtio entropy       the host's random numbers
 //   2 …    virtio block         the domain's disks, in the order in which the guest has them (virtio-disk.ts)
-//   … 10   virtio net           the domain's network cards, the first one in the last slot (virtio-nic.ts)
+//   … 10   virtio net           the domain's network cards, the first one in the last slot; served by the network thread (virtio-nic.ts)
 //   11     virtio input         the buttons that turn it off or start it again
 
 import type { Duplex } from 'node:stream';
@@ -44,8 +44,12 @@ const DEVICE_SLOTS = ALL_SLOTS.slice(ENTROPY_SLOT + 1, BUTTONS_SLOT);
 export const MACHINE_DEVICES_MAX = DEVICE_SLOTS.length;
 const ALARM_MAX_MILLIS = 2 ** 31 - 1;
 
+/** What the machine has of a device, whose queues another thread may serve. */
+export type MachineSlot = Pick<VirtioSlot, 'service' | 'save' | 'restore' | 'close'>;
+
 export class EmulatedMachine {
   readonly #domid: number;
+  readonly #record: DomainRecord;
   readonly #frame: DeviceFrame;
   readonly #serviceSerial: () => void;
   readonly #pl011 = new Pl011();
@@ -55,7 +59,8 @@ export class EmulatedMachine {
   #console: ConsoleBackend;
   #isConsoleClosed = false;
   /** By slot. */
-  readonly #slots = new Map<number, VirtioSlot>();
+  readonly #slots = new Map<number, MachineSlot>();
+  readonly #buttonsSlot: VirtioSlot;
   readonly #ram: GuestRam;
   /** While the domain is being made. */
   #state: EmulatedState | undefined;
@@ -64,6 +69,7 @@ export class EmulatedMachine {
   /** @param serviceSerial looks after the back end of the domain's console */
   constructor({ thread, random }: HostCore, record: DomainRecord, serviceSerial: () => void, state?: EmulatedState) {
     this.#domid = record.domid;
+    this.#record = record;
     this.#frame = new DeviceFrame(thread.gic, thread.hypercalls.domains);
     this.#serviceSerial = serviceSerial;
     this.#pl031 = new Pl031(thread.clock);
@@ -74,16 +80,19 @@ export class EmulatedMachine {
     this.#state = state;
     this.#attach(CONSOLE_SLOT, this.#transport);
     this.#attach(ENTROPY_SLOT, new VirtioEntropy(random));
-    this.#attach(BUTTONS_SLOT, this.#buttons);
+    this.#buttonsSlot = this.#attach(BUTTONS_SLOT, this.#buttons);
   }
 
   /** In the first free slot; no more than MACHINE_DEVICES_MAX of both kinds. */
   attachDisk(model: VirtioModel): VirtioSlot {
     return this.#attach(this.#free(DEVICE_SLOTS), model);
   }
-  /** In the last free slot. */
-  attachNic(model: VirtioModel): VirtioSlot {
-    return this.#attach(this.#free(DEVICE_SLOTS.toReversed()), model);
+  /** In the last free slot. @param open makes it, with what it goes on from while the domain is being made */
+  attachNic<T extends { readonly inSlot: MachineSlot }>(open: (slot: number, record: DomainRecord, state?: SlotState) => T): T {
+    const slot = this.#free(DEVICE_SLOTS.toReversed());
+    const nic = open(slot, this.#record, this.#state?.slots[slot]);
+    this.#slots.set(slot, nic.inSlot);
+    return nic;
   }
 
   #attach(slot: number, model: VirtioModel): VirtioSlot {
@@ -122,7 +131,7 @@ export class EmulatedMachine {
 
   /** Presses the button for it. @returns false if the guest has no driver for the buttons, or does not look at them */
   press(button: 'poweroff' | 'reboot'): boolean {
-    return this.#buttons.press(this.#slots.get(BUTTONS_SLOT)!, button === 'poweroff' ? 'POWER' : 'RESTART');
+    return this.#buttons.press(this.#buttonsSlot, button === 'poweroff' ? 'POWER' : 'RESTART');
   }
 
   /** The serial port's back end has taken output or given input. */

@@ -1,4 +1,5 @@
-// The network cards of one guest: each a back end (devices/net) with a place on one of the host's networks.
+// The network cards of one guest: each a device that the guest finds in its store or its registers, and a card in the network
+// thread (networks.ts), which moves its frames.
 //
 //   created    MAC address from the spec, or from the guest's UUID; address from the network
 //   forked     its own MAC and IPv4 address; the guest goes on with those in its memory, which are translated
@@ -11,19 +12,17 @@ import { ZazenError } from '../base/errors.ts';
 import { NetDevice } from '../devices/net/device.ts';
 import type { NetDeviceState } from '../devices/net/device.ts';
 import { parseNetDeviceState } from '../devices/net/state.ts';
-import { DomainBus } from '../hypervisor/guest-bus.ts';
 import { parseMac } from '../network/addresses.ts';
 import { parseCardState } from '../network/card-state.ts';
 import type { CardState } from '../network/card-state.ts';
-import type { GuestLink } from '../network/frame-port.ts';
-import type { Network } from '../network/network.ts';
-import type { NetworkPort } from '../network/network-port.ts';
 import { formatForward, parsePortForward } from '../network/port-forward.ts';
 import type { ActiveForward } from '../network/port-forward.ts';
 import type { EmulatedMachine } from './emulated-machine.ts';
 import type { HostCore } from './host-core.ts';
 import { DEFAULT_NETWORK } from './network-name.ts';
+import type { CardRequest } from './network-service.ts';
 import { checkNetworkName } from './networks.ts';
+import type { HostCard } from './networks.ts';
 import type { NicSpec, NicStats } from './types.ts';
 import { VirtioNic } from './virtio-nic.ts';
 
@@ -44,8 +43,9 @@ export interface NicState {
 interface Nic {
   readonly spec: NicSpec;
   /** A paravirtual one, or the like for a machine with emulated devices. */
-  readonly device: Pick<NetDevice, 'metrics' | 'isConnected' | 'askToDetach' | 'close' | 'letGo' | 'save' | 'beginRestore' | 'restore'>;
-  readonly port: NetworkPort;
+  readonly device: Pick<NetDevice, 'askToDetach' | 'close' | 'save' | 'beginRestore' | 'restore'>;
+  readonly card: HostCard;
+  isConnected(): boolean;
   readonly networkName: string;
   /** As the operator wrote them; undefined: those which the host's port could not be had for. */
   readonly forwards: Map<string, ActiveForward | undefined>;
@@ -61,7 +61,6 @@ export class GuestNics {
   readonly #core: HostCore;
   readonly #owner: Owner;
   readonly #machine: EmulatedMachine | undefined;
-  readonly #bus: DomainBus;
   readonly #nics = new Map<number, Nic>();
   /** Came back by a rollback; their forwards are yet to. */
   #broughtBack: Nic[] = [];
@@ -73,7 +72,6 @@ export class GuestNics {
     this.#core = core;
     this.#machine = machine;
     this.#owner = owner;
-    this.#bus = new DomainBus(core.thread, core.ports, owner.domainId);
   }
 
   /** @throws ZazenError ZAZEN_NETWORK_*, ZAZEN_SPEC_NIC; nothing has happened then */
@@ -93,37 +91,52 @@ export class GuestNics {
 
   #open(handle: number, spec: NicSpec, state?: NicState): Nic {
     const networkName = spec.network ?? DEFAULT_NETWORK;
-    const network = this.#core.networks.get(networkName);
-    const mac = state === undefined ? spec.mac ?? this.#freeMac(network, handle) : this.#freeMac(network, handle);
-    let port: NetworkPort | undefined;
-    const attach = (link: GuestLink): NetworkPort => {
-      const { address, rateBytesPerSecond } = spec;
-      port = network.attach(link, { mac, name: this.#owner.name, address, rateBytesPerSecond, state: state?.card });
-      return port;
-    };
-    const { mtuBytes } = network;
-    const machine = this.#machine;
-    const device = machine !== undefined ? new VirtioNic({ machine, mac, mtuBytes, attach })
-      : new NetDevice({
-        bus: this.#bus, store: this.#core.store, handle, mac, mtuBytes, network: networkName, attach, state: state?.device,
-      });
-    const nic: Nic = { spec, device, port: port!, networkName, forwards: new Map() };
+    const nic: Nic = { ...this.#openDevice(handle, networkName, spec, state), spec, networkName, forwards: new Map() };
     this.#nics.set(handle, nic);
     this.#nextHandle = Math.max(this.#nextHandle, handle + 1);
     if (state === undefined) return nic;
-    port!.restore(state.card);
+    nic.card.restoreCard(state.card);
     // For a front end that asks again; the guest goes on with what it has.
-    this.#core.store.write(`/local/domain/${this.#owner.domainId}/device/vif/${handle}/mac`, port!.mac);
+    this.#core.store.write(`/local/domain/${this.#owner.domainId}/device/vif/${handle}/mac`, nic.card.mac);
     return nic;
   }
 
-  /** Of the guest's own, the same each time as far as nobody has it. */
-  #freeMac(network: Network, handle: number): string {
-    for (let attempt = 0; ; attempt++) {
-      const digest = createHash('sha256').update(`${this.#owner.uuid} ${handle} ${attempt}`).digest('hex');
-      const mac = `${XEN_OUI}:${digest.slice(0, 2)}:${digest.slice(2, 4)}:${digest.slice(4, 6)}`;
-      if (network.isFree(mac)) return mac;
+  #openDevice(handle: number, networkName: string, spec: NicSpec, state?: NicState): Pick<Nic, 'device' | 'card' | 'isConnected'> {
+    const { store, thread: { hypercalls: { domains } } } = this.#core;
+    const { domainId } = this.#owner;
+    const attach = (slot?: CardRequest['slot']): HostCard => this.#attach(handle, networkName, spec, state, slot);
+    if (this.#machine === undefined) {
+      const card = attach();
+      const { mac, mtuBytes } = card;
+      const device = new NetDevice({ domainId, store, card, handle, mac, mtuBytes, network: networkName, state: state?.device });
+      return { device, card, isConnected: () => card.isConnected };
     }
+    return this.#machine.attachNic((slot, record, slotState) => {
+      const card = attach({ number: slot, state: slotState });
+      const device = new VirtioNic({ card, slot, record, host: domains.record(0) });
+      return { device, card, inSlot: device.inSlot, isConnected: () => device.isConnected };
+    });
+  }
+
+  #attach(handle: number, network: string, spec: NicSpec, state: NicState | undefined, slot: CardRequest['slot']): HostCard {
+    const { address, rateBytesPerSecond } = spec;
+    const { domainId: domid, name } = this.#owner;
+    const wantedMac = state === undefined ? spec.mac : undefined;
+    for (let attempt = 0; ; attempt++) {
+      const mac = wantedMac ?? this.#ownMac(handle, attempt);
+      try {
+        return this.#core.networks.attach({ domid, network, mac, name, address, rateBytesPerSecond, state: state?.card, slot });
+      } catch (error) {
+        const isTaken = error instanceof ZazenError && error.code === 'ZAZEN_NETWORK_MAC_IN_USE';
+        if (wantedMac !== undefined || !isTaken) throw error;
+      }
+    }
+  }
+
+  /** Of the guest's own, the same each time; the first one that nobody has. */
+  #ownMac(handle: number, attempt: number): string {
+    const digest = createHash('sha256').update(`${this.#owner.uuid} ${handle} ${attempt}`).digest('hex');
+    return `${XEN_OUI}:${digest.slice(0, 2)}:${digest.slice(2, 4)}:${digest.slice(4, 6)}`;
   }
 
   /** Those of the specs. @throws ZazenError ZAZEN_PORT_IN_USE, ZAZEN_PORT_FORWARD */
@@ -207,14 +220,24 @@ export class GuestNics {
     });
   }
 
-  /** Gives back the guest's pages, so that its memory can be frozen or put back. */
-  letGo(): void {
-    for (const { device } of this.#nics.values()) device.letGo();
+  get #cards(): HostCard[] {
+    return Array.from(this.#nics.values(), ({ card }) => card);
+  }
+  /**
+   * The cards use none of the guest's pages until `release`, so that its memory can be frozen or put back.
+   * @param isSaved `save` will be called
+   */
+  hold(isSaved: boolean): void {
+    this.#core.networks.hold(this.#cards, isSaved);
+  }
+  release(): void {
+    this.#core.networks.release(this.#cards);
   }
 
+  /** With the cards held. */
   save(): NicState[] {
-    return [...this.#nics].map(([handle, { spec, device, port, forwards }]) =>
-      ({ handle, spec: { ...spec, forwards: [...forwards.keys()] }, device: device.save(), card: port.save() }));
+    return [...this.#nics].map(([handle, { spec, device, card, forwards }]) =>
+      ({ handle, spec: { ...spec, forwards: [...forwards.keys()] }, device: device.save(), card: card.held!.card }));
   }
 
   /** The guest is about to be as it was: whatever the store says meanwhile is not looked at. */
@@ -242,19 +265,21 @@ export class GuestNics {
         if (isOwn) this.#broughtBack.push(back);
       } else {
         nic.device.restore(state.device);
-        nic.port.restore(state.card);
+        nic.card.restoreCard(state.card);
       }
     }
   }
 
   stats(): NicStats[] {
-    return [...this.#nics].map(([handle, { device, port, networkName, forwards }]) => {
-      const { mac, address, txFrames, txBytes, rxFrames, rxBytes, rxDropped, txSpoofed, txMalformed } = port.metrics();
-      const { txErrors, rxErrors, notifications } = device.metrics;
+    const all = this.#core.networks.cardMetrics(this.#cards);
+    return [...this.#nics].map(([handle, { networkName, forwards, isConnected }], i) => {
+      const { mac, address, txFrames, txBytes, rxFrames, rxBytes, rxDropped, txSpoofed, txMalformed } = all[i]!.port;
+      const { txErrors, rxErrors, notifications } = all[i]!.device;
       return {
-        handle, network: networkName, mac, address, isConnected: device.isConnected,
+        handle, network: networkName, mac, address, isConnected: isConnected(),
         txFrames, txBytes, rxFrames, rxBytes, rxDropped, rxErrors, notifications,
-        txErrors: txErrors + txSpoofed + txMalformed, forwards: port.forwards,
+        txErrors: txErrors + txSpoofed + txMalformed,
+        forwards: [...forwards.values()].flatMap((active) => active === undefined ? [] : [formatForward(active)]),
         missingForwards: [...forwards].flatMap(([asked, active]) => active === undefined ? [asked] : []),
       };
     });
@@ -267,9 +292,9 @@ export class GuestNics {
 }
 
 /** @returns it as it is in force @throws ZazenError ZAZEN_PORT_IN_USE, ZAZEN_PORT_FORWARD */
-async function openForwardOf({ port, forwards }: Nic, forward: string): Promise<string> {
+async function openForwardOf({ card, forwards }: Nic, forward: string): Promise<string> {
   // One that is there already keeps its name: the next restored guest is to have both.
-  const active = await port.forward(parsePortForward(forward));
+  const active = await card.forward(parsePortForward(forward));
   const asked = forwards.get(forward) === undefined ? forward : formatForward(active);
   forwards.set(asked, active);
   return formatForward(active);

@@ -36,6 +36,7 @@ import type { PostedImage } from './image-source.ts';
 import { ActivitySampler } from './activity.ts';
 import { DiskThread } from './disk-thread.ts';
 import { HostNetworks } from './networks.ts';
+import { NetworkThread } from './network-thread.ts';
 import { interpreterFor } from './kept-interpreter.ts';
 import { LoadedImages } from './loaded-images.ts';
 import { takePcpuThread } from './pcpu-ahead.ts';
@@ -67,7 +68,6 @@ export interface CoreOptions {
   readonly clock: Clock;
   readonly random: Random;
   readonly log: (line: string) => void;
-  readonly networks?: HostNetworks;
 }
 
 export class HostCore {
@@ -104,6 +104,7 @@ export class HostCore {
   /** What the host can do without when memory is short. */
   readonly caches = new FrameCaches();
   readonly diskThread: DiskThread;
+  readonly #networkThread: NetworkThread;
   /** What domains were restored from. */
   readonly images = new LoadedImages(this);
   /** Resolves when a guest that is let go runs at once; where somebody else runs the pCPUs, it has. */
@@ -130,7 +131,7 @@ export class HostCore {
   readonly #workersEnded: Promise<void>[] = [];
 
   constructor({
-    memoryBytes, pcpus, cores = availableParallelism(), clock, random, log, networks = new HostNetworks(),
+    memoryBytes, pcpus, cores = availableParallelism(), clock, random, log,
   }: CoreOptions) {
     this.cores = cores;
     const machine = MachineMemory.create({
@@ -139,7 +140,6 @@ export class HostCore {
     Heap.initialize(machine);
     this.random = random;
     this.log = log;
-    this.networks = networks;
     this.thread = new HypervisorThread(machine, MAIN_THREAD, clock);
     this.activity = new ActivitySampler(machine);
     this.decodeCache = new DecodeCache(machine);
@@ -156,6 +156,8 @@ export class HostCore {
     for (const path of ['/local/domain', '/vm']) this.store.mkdir(path);
     this.ports = new HostPorts(channels, domid => this.domains.get(domid)?.notice());
     this.diskThread = new DiskThread(machine, this.ports);
+    this.#networkThread = new NetworkThread(machine, () => { this.releaseStep(); });
+    this.networks = new HostNetworks(this.#networkThread);
     for (let number = machine.parameters.vcpuCount - 1; number >= 0; number--) this.#freeVcpus.push(number);
   }
 
@@ -277,6 +279,7 @@ export class HostCore {
 
   postToWorkers(image: PostedImage): void {
     for (const worker of this.#workers) worker.postMessage(image);
+    this.#networkThread.postImage(image);
     if (this.#spares.length > 0) this.#postedBefore.push(image);
   }
 

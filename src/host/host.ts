@@ -22,7 +22,6 @@ import { closeDisks, openDisks } from './guest-disks.ts';
 import type { OpenedDisk } from './guest-disks.ts';
 import { HostCore } from './host-core.ts';
 import { loadCheckpoint } from './image-files.ts';
-import { HostNetworks } from './networks.ts';
 import { parseSize } from './size.ts';
 import { isWarmingUp, warmUpForCheckpoints, warmUpLater } from './warm-up.ts';
 import type {
@@ -61,6 +60,8 @@ class RunningHost implements HostInterface {
     this.#assertOpen();
     const core = this.#core;
     if (spec.name !== undefined) core.assertNameFree(spec.name);
+    // Beside all that comes before the guest is made.
+    const hasNetworks = (spec.nics ?? []).length > 0 ? core.networks.begin() : undefined;
     using files = new BootFiles(this.#bootImages);
     const plan = await planDomain(spec, {
       log: core.log, ...options, random: core.random, cacheDir: this.#cacheDir, files,
@@ -68,6 +69,7 @@ class RunningHost implements HostInterface {
     const disks = await openDisks(spec.disks ?? []);
     let domain: HostedDomain;
     try {
+      await hasNetworks;
       options.signal?.throwIfAborted();
       this.#assertOpen();
       if (plan.name !== undefined) core.assertNameFree(plan.name);
@@ -254,12 +256,16 @@ async function start(options: HostOptions = {}): Promise<HostInterface> {
   if (!Number.isInteger(pcpus) || pcpus < 1 || pcpus > PCPU_MAX) {
     throw new ZazenError('ZAZEN_SPEC_PCPUS', `a host cannot have ${pcpus} pCPUs`, { hint: `give 1 to ${PCPU_MAX}` });
   }
-  const networks = await HostNetworks.create(options.networks);
   const core = new HostCore({
     memoryBytes: Math.ceil(memoryBytes / WASM_PAGE_BYTES) * WASM_PAGE_BYTES, pcpus,
     clock: options.clock ?? systemClock, random: options.random ?? systemRandom, log: options.log ?? (() => {}),
-    networks,
   });
+  try {
+    await core.networks.create(options.networks ?? {});
+  } catch (error) {
+    await core.close();
+    throw error;
+  }
   core.onSettled = warmUpLater;
   core.onCheckpoint = warmUpForCheckpoints;
   core.startWorkers();

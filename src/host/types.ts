@@ -12,7 +12,7 @@ import type { Duplex, Readable, Writable } from 'node:stream';
 import type { Clock } from '../base/clock.ts';
 import type { Random } from '../base/random.ts';
 import type { AuditReport } from '../memory/audit.ts';
-import type { NetworkOptions } from '../network/network.ts';
+import type { NetworkSettings } from '../network/network.ts';
 import type { Store } from '../xenstore/store.ts';
 import type {
   DomainEvent, DomainState, EventSubscription, HostEvent, ShutdownReason, SubscribeOptions, SuspendOptions, SuspendStats,
@@ -40,7 +40,7 @@ export interface HostOptions {
    * Networks with other options than the usual ones, by name; a guest's card that names none comes to `default`, and any
    * other name is a private network of its own, made when it is first named. Errors: ZAZEN_NETWORK_*.
    */
-  networks?: Readonly<Record<string, NetworkOptions>>;
+  networks?: Readonly<Record<string, NetworkSettings>>;
   /** Where guest files are kept; default: `$ZAZEN_CACHE_DIR`, else `zazen` in `$XDG_CACHE_HOME` or `~/.cache`. */
   cacheDir?: string;
 }

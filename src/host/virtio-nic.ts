@@ -1,38 +1,65 @@
-// A network card of a guest of type hvm: a virtio network device in a slot of its machine, with a place on a network as
-// any guest's card has it. It is there from the start of the guest, because the transport knows no coming and going.
+// A network card of a guest of type hvm, as the host's main thread has it: a slot of the machine whose queues the network
+// thread serves (network-service.ts). It is there from the start of the guest, because the transport knows no coming and going.
+// Notifications go to that thread straight away; what else the driver does in the slot's registers it is told from here.
 
-import type { NetMetrics } from '../devices/net/backend.ts';
+import { DOMAIN, HOST_LISTENER } from '../abi/domain-record.ts';
+import { VIRTIO_SLOT, VIRTIO_STATUS, virtioSlotAt } from '../abi/emulated-devices.ts';
+import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import type { NetDeviceState } from '../devices/net/device.ts';
-import { VirtioNet } from '../devices/virtio/net.ts';
-import type { VirtioSlot } from '../devices/virtio/slot.ts';
-import type { FramePort, GuestLink } from '../network/frame-port.ts';
-import type { EmulatedMachine } from './emulated-machine.ts';
+import type { DomainRecord } from '../hypervisor/domain-record.ts';
+import { notifyHostOf } from '../hypervisor/event-delivery.ts';
+import type { MachineSlot } from './emulated-machine.ts';
+import type { HostCard } from './networks.ts';
+
+const S = VIRTIO_SLOT.at;
 
 export interface VirtioNicOptions {
-  readonly machine: EmulatedMachine;
-  /** `00:16:3e:12:34:56`. */
-  readonly mac: string;
-  readonly mtuBytes: number;
-  readonly attach: (link: GuestLink) => FramePort;
+  readonly card: HostCard;
+  readonly slot: number;
+  readonly record: DomainRecord;
+  /** Of domain 0. */
+  readonly host: DomainRecord;
 }
 
 export class VirtioNic {
-  readonly #model: VirtioNet;
-  readonly #slot: VirtioSlot;
-  readonly #port: FramePort;
+  readonly #card: HostCard;
+  readonly #slot: number;
+  readonly #record: DomainRecord;
+  readonly #host: DomainRecord;
+  /** What the driver had done when the network thread was last told. */
+  #seen = '';
 
-  constructor({ machine, mac, mtuBytes, attach }: VirtioNicOptions) {
-    const bytes = Uint8Array.from(mac.split(':'), (byte) => Number.parseInt(byte, 16));
-    this.#model = new VirtioNet({ mac: bytes, mtuBytes, port: () => this.#port });
-    this.#port = attach(this.#model.link);
-    this.#slot = machine.attachNic(this.#model);
+  constructor({ card, slot, record, host }: VirtioNicOptions) {
+    this.#card = card;
+    this.#slot = slot;
+    this.#record = record;
+    this.#host = host;
   }
 
-  get metrics(): NetMetrics {
-    return { ...this.#model.counts, notifications: this.#slot.interrupts, badIndices: 0 };
+  #register(field: number): number {
+    const { u32 } = this.#record.memory;
+    return u32[(this.#record.get(DOMAIN.at.emulated) * FRAME_BYTES + virtioSlotAt(this.#slot) + field) / 4]!;
   }
   get isConnected(): boolean {
-    return this.#model.isConnected;
+    return (this.#register(S.status) & VIRTIO_STATUS.driverOk) !== 0;
+  }
+
+  /** What the machine has of it. */
+  get inSlot(): MachineSlot {
+    return {
+      service: (always) => this.#service(always === true),
+      save: () => this.#card.held!.slot!,
+      restore: (state) => this.#card.restoreSlot(state),
+      // It goes with its place on the network.
+      close: () => {},
+    };
+  }
+  #service(always: boolean): void {
+    if (always) return this.#card.serveSlots(this.#record.domid);
+    const now = `${this.#register(S.status)} ${this.#register(S.resets)}`;
+    if (now === this.#seen) return;
+    this.#seen = now;
+    notifyHostOf(this.#host, this.#record.domid, HOST_LISTENER.network);
   }
 
   /** Nothing in the guest can be asked. */
@@ -40,8 +67,6 @@ export class VirtioNic {
     return new Promise(() => {});
   }
 
-  /** It holds no pages of the guest's between frames. */
-  letGo(): void {}
   /** Its registers and queues are in the state of the domain. */
   save(): NetDeviceState {
     return { connection: undefined };
@@ -50,7 +75,6 @@ export class VirtioNic {
   restore(): void {}
 
   close(): void {
-    this.#slot.close();
-    this.#port.close();
+    this.#card.close();
   }
 }

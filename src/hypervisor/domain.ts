@@ -6,7 +6,7 @@
 
 import {
   ACTIVE_GRANT, CONSOLE_LOG, DOMAIN, DOMAIN_STATE, FIFO_PAGES_MAX, HELD_FRAME, HOST_DOMAINS_MAX, HOST_EVENTS,
-  EVENT_MODE, PORT_FRAMES_MAX, VCPUS_PER_FRAME, VCPU_ENTRY,
+  HOST_LISTENER, EVENT_MODE, PORT_FRAMES_MAX, VCPUS_PER_FRAME, VCPU_ENTRY,
 } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { sharedInfo, RUNSTATE } from '../abi/xen-shared-info.ts';
@@ -20,6 +20,7 @@ import type { AuditClaims } from '../memory/audit.ts';
 import type { DomainRecord } from './domain-record.ts';
 import type { Environment } from './environment.ts';
 import type { EventChannels } from './event-channels.ts';
+import { hostEventsAddress } from './event-delivery.ts';
 import type { GrantTables } from './grant-table.ts';
 import { dropHeldFrame, heldMfn, holdNewFrame, mapHeldFrame } from './held-frames.ts';
 import { setHvmParam } from './hvm-params.ts';
@@ -60,8 +61,10 @@ export class DomainBuilder {
   initializeHost(): boolean {
     const host = this.#channels.domains.record(0);
     assert(host.get(DOMAIN.at.state) === DOMAIN_STATE.free, 'domain 0 exists already');
-    const events = this.#environment.heap.allocate(0);
-    if (events === 0) return false;
+    const { heap, memory } = this.#environment;
+    const [events, network] = [heap.allocate(0), heap.allocate(0)];
+    if (events === 0 || network === 0) return false;
+    memory.u32[(events * FRAME_BYTES + HOST_EVENTS.at.network) / 4] = network;
     host.set(DOMAIN.at.hostEvents, events);
     host.set(DOMAIN.at.eventMode, EVENT_MODE.host);
     host.set(DOMAIN.at.state, DOMAIN_STATE.live);
@@ -159,7 +162,10 @@ export class DomainBuilder {
   claims(domain: DomainRecord): Required<Pick<AuditClaims, 'roots' | 'held' | 'pins'>> {
     const { at } = DOMAIN;
     const root = domain.get(at.p2mRoot);
-    const held = [domain.get(at.consoleLog), domain.get(at.emulated), domain.get(at.hostEvents)];
+    const held = [domain.get(at.consoleLog), domain.get(at.emulated)];
+    if (domain.get(at.hostEvents) !== 0) {
+      for (const listener of [HOST_LISTENER.main, HOST_LISTENER.network]) held.push(hostEventsAddress(domain, listener) / FRAME_BYTES);
+    }
     const pins: number[] = [];
     const addHeld = (address: number) => pins.push(heldMfn(this.#environment, address));
     for (let i = 0; i < PORT_FRAMES_MAX; i++) held.push(domain.get(at.portFrames + 4 * i));

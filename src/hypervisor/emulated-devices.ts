@@ -3,7 +3,7 @@
 // (abi/emulated-devices.ts). What a device has for the host's thread to do, it says by the domain's bit in HOST_EVENTS,
 // as the emergency console does. Models of devices are in devices/*; the host wires them.
 
-import { DOMAIN } from '../abi/domain-record.ts';
+import { DOMAIN, HOST_LISTENER } from '../abi/domain-record.ts';
 import { EMULATED } from '../abi/emulated-devices.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { scratchOffset } from '../abi/vcpu.ts';
@@ -73,6 +73,10 @@ export class DeviceFrame {
     this.#gic.setSpiLevel(this.#record!.domid, intid, level);
   }
 
+  /** The network thread looks soon at the domain's virtio cards. */
+  callNetwork(): void {
+    notifyHostOf(this.#domains.record(0), this.#record!.domid, HOST_LISTENER.network);
+  }
   /** The host's thread looks at the domain soon, and at all its devices. */
   callHost(): void {
     this.count(EMULATED.at.hostCalls);

@@ -49,15 +49,18 @@ export class EventChannels {
     return domain.locked(() => this.#allocate(domain, EVTCHNSTAT.unbound, 0, remote));
   }
 
-  /** Connects to a port of `remoteDomid` that waits for this domain. The new port starts pending, as Xen's do. */
-  bindInterdomain(domain: DomainRecord, remoteDomid: number, remotePort: number): number {
+  /**
+   * Connects to a port of `remoteDomid` that waits for this domain. The new port starts pending, as Xen's do.
+   * @param vcpuId who is notified; of domain 0, a HOST_LISTENER
+   */
+  bindInterdomain(domain: DomainRecord, remoteDomid: number, remotePort: number, vcpuId = 0): number {
     const remote = this.domains.live(remoteDomid);
     if (remote === undefined) return -ERRNO.ESRCH;
     return lockedBoth(domain, remote, () => {
       const remoteAt = remote.port(remotePort);
       if (remoteAt === 0 || remote.portState(remotePort) !== EVTCHNSTAT.unbound ||
         this.#field(remoteAt, PORT.at.remote) !== domain.domid) return -ERRNO.EINVAL;
-      const port = this.#allocate(domain, EVTCHNSTAT.interdomain, 0, remoteDomid);
+      const port = this.#allocate(domain, EVTCHNSTAT.interdomain, vcpuId, remoteDomid);
       if (port < 0) return port;
       this.#setField(domain.port(port), PORT.at.remotePort, remotePort);
       this.#setField(remoteAt, PORT.at.remotePort, port);

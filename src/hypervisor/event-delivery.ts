@@ -2,6 +2,7 @@
 // of the vCPU, interrupt PPI 31, and waking a vCPU that sleeps. For domain 0, the host itself, a bit and a doorbell.
 
 import { DOMAIN, EVENT_MODE, HELD_FRAME, HOST_EVENTS, HOST_LISTENER, PORT, VCPU_ENTRY } from '../abi/domain-record.ts';
+import type { EventListener } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { EVTCHN_2L_NR_CHANNELS, EVTCHN_FIFO_PENDING } from '../abi/xen-event-channel.ts';
 import { sharedInfo, vcpuInfo } from '../abi/xen-shared-info.ts';
@@ -81,11 +82,11 @@ export class EventDelivery {
   clearPending(record: DomainRecord, port: number): void {
     const { u8, u32 } = record.memory;
     const mode = record.get(DOMAIN.at.eventMode);
-    const address = mode === EVENT_MODE.host ?
-      record.get(DOMAIN.at.hostEvents) * FRAME_BYTES + HOST_EVENTS.at.pending :
-      sharedInfoAddress(record) + sharedInfo.at.evtchn_pending;
     u8[record.port(port) + PORT.at.deferred] = 0;
-    if (mode !== EVENT_MODE.fifo) Atomics.and(u32, address / 4 + (port >>> 5), ~(1 << (port & 31)));
+    const clear = (bitmap: number): void => { Atomics.and(u32, bitmap / 4 + (port >>> 5), ~(1 << (port & 31))); };
+    if (mode === EVENT_MODE.host) {
+      for (const listener of EVENT_LISTENERS) clear(hostEventsAddress(record, listener) + HOST_EVENTS.at.pending);
+    } else if (mode === EVENT_MODE.twoLevel) clear(sharedInfoAddress(record) + sharedInfo.at.evtchn_pending);
     else {
       const word = fifoWord(record, port);
       if (word !== 0) Atomics.and(u32, word, ~EVTCHN_FIFO_PENDING);
@@ -161,6 +162,14 @@ export class EventDelivery {
   }
 }
 
+const EVENT_LISTENERS: readonly EventListener[] = [HOST_LISTENER.main, HOST_LISTENER.network];
+
+/** Byte address of the frame with the events that a thread listens to. */
+export function hostEventsAddress(host: DomainRecord, listener: EventListener): number {
+  const main = host.get(DOMAIN.at.hostEvents) * FRAME_BYTES;
+  return listener === HOST_LISTENER.main ? main : host.memory.u32[(main + HOST_EVENTS.at.network) / 4]! * FRAME_BYTES;
+}
+
 function ringDoorbell(record: DomainRecord, events: number): void {
   ringBell(record.memory.i32, (events + HOST_EVENTS.at.doorbell) / 4);
 }
@@ -178,16 +187,17 @@ export function ringDiskThread(host: DomainRecord): void {
 }
 
 function raiseHost(host: DomainRecord, port: number): void {
-  const { u32 } = host.memory;
-  const events = host.get(DOMAIN.at.hostEvents) * FRAME_BYTES;
-  if (laneOf(host, port) !== undefined) return ringDiskThread(host);
+  const { u16, u32 } = host.memory;
+  const listener = u16[(host.port(port) + PORT.at.vcpu) / 2]!;
+  if (listener >= HOST_LISTENER.firstLane) return ringDiskThread(host);
+  const events = hostEventsAddress(host, listener as EventListener);
   if (setBit(u32, events + HOST_EVENTS.at.pending, port)) return;
   setBit(u32, events + HOST_EVENTS.at.selector, port >>> 5);
   ringDoorbell(host, events);
 }
 
-/** Tells the host's main thread that a domain's state or log has changed. */
-export function notifyHostOf(host: DomainRecord, domid: number): void {
-  const events = host.get(DOMAIN.at.hostEvents) * FRAME_BYTES;
+/** Tells the host's main thread that a domain's state or log has changed, or the network thread to look at its virtio cards. */
+export function notifyHostOf(host: DomainRecord, domid: number, listener: EventListener = HOST_LISTENER.main): void {
+  const events = hostEventsAddress(host, listener);
   if (!setBit(host.memory.u32, events + HOST_EVENTS.at.domains, domid)) ringDoorbell(host, events);
 }

@@ -25,33 +25,38 @@ export interface GuestBus {
   close(port: number): void;
 }
 
+type AtWork = <T>(body: () => T) => T;
+
 export class DomainBus implements GuestBus {
   readonly domainId: number;
   readonly memory: Uint8Array;
   readonly #thread: HypervisorThread;
   readonly #ports: HostPorts;
+  readonly #atWork: AtWork;
 
-  constructor(thread: HypervisorThread, ports: HostPorts, domainId: number) {
+  /** @param atWork around what is done with the machine's memory; in the main thread that needs nothing */
+  constructor(thread: HypervisorThread, ports: HostPorts, domainId: number, atWork: AtWork = (body) => body()) {
     this.#thread = thread;
     this.#ports = ports;
+    this.#atWork = atWork;
     this.domainId = domainId;
     this.memory = thread.machine.u8;
     assert(this.memory.length % FRAME_BYTES === 0, 'the machine has whole frames');
   }
 
   map(ref: number, write: boolean): GrantMapping | number {
-    return this.#thread.hypercalls.grants.map(this.domainId, ref, write);
+    return this.#atWork(() => this.#thread.hypercalls.grants.map(this.domainId, ref, write));
   }
   unmap(page: GuestPage): void {
-    this.#thread.hypercalls.grants.unmap(page as GrantMapping);
+    this.#atWork(() => this.#thread.hypercalls.grants.unmap(page as GrantMapping));
   }
   bind(remotePort: number, callback: () => void): number {
-    return this.#ports.bind(this.domainId, remotePort, callback);
+    return this.#atWork(() => this.#ports.bind(this.domainId, remotePort, callback));
   }
   notify(port: number): void {
-    this.#ports.notify(port);
+    this.#atWork(() => this.#ports.notify(port));
   }
   close(port: number): void {
-    this.#ports.close(port);
+    this.#atWork(() => this.#ports.close(port));
   }
 }

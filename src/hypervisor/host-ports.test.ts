@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { HOST_LISTENER } from '../abi/domain-record.ts';
+import { HostPorts } from './host-ports.ts';
 import { TestMachine } from './test-domain.ts';
 import { notifyHostOf } from './event-delivery.ts';
 
@@ -62,4 +64,37 @@ test('events of a port are for the main thread or for who has a ring, whichever 
   machine.ports.deliver();
   heard = 0;
   assert.deepEqual(counts(), [1, 2], 'a port that is used again is the main thread\'s');
+});
+
+test('what the network thread has bound and what it is told wakes it, and nobody else', () => {
+  const machine = new TestMachine();
+  const guest = machine.createGuest();
+  const { channels, domains } = machine.hypercalls;
+  const heard: string[] = [];
+  const network = new HostPorts(channels, (domid) => heard.push(`domain ${domid}`), HOST_LISTENER.network);
+  const [ours, theirs] = [channels.allocUnbound(guest.made.domain, 0), channels.allocUnbound(guest.made.domain, 0)];
+  machine.ports.deliver();
+  const [before, mainBefore] = [network.doorbell, machine.ports.doorbell];
+  const port = network.bind(guest.domid, ours, () => heard.push('ours'));
+  assert(network.doorbell !== before, 'a new port is pending, as Xen has it');
+  network.deliver();
+  channels.send(guest.made.domain, ours);
+  notifyHostOf(domains.record(0), guest.domid, HOST_LISTENER.network);
+  assert.equal(machine.ports.doorbell, mainBefore);
+  network.deliver();
+  assert.deepEqual(heard, ['ours', `domain ${guest.domid}`, 'ours']);
+  machine.ports.bind(guest.domid, theirs, () => heard.push('theirs'));
+  assert(machine.ports.doorbell !== mainBefore);
+  machine.ports.deliver();
+  network.deliver();
+  assert.deepEqual(heard.splice(0), ['ours', `domain ${guest.domid}`, 'ours', 'theirs']);
+  assert.deepEqual(machine.changedDomains, []);
+  // An event of a port that is closed is none of its next user's.
+  channels.send(guest.made.domain, ours);
+  network.close(port);
+  const again = machine.ports.bind(guest.domid, ours, () => heard.push('again'));
+  assert.equal(again, port);
+  network.deliver();
+  machine.ports.deliver();
+  assert.deepEqual(heard, ['again']);
 });

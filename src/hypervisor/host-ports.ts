@@ -1,13 +1,15 @@
-// The host's end of event channels: backends in the main thread bind a callback to a port of domain 0 and notify the
-// guest at the other end. Guests' events are bits in HOST_EVENTS; the main thread sleeps on its doorbell.
+// The host's end of event channels: backends bind a callback to a port of domain 0 and notify the guest at the other end.
+// Guests' events are bits in HOST_EVENTS of the thread that has bound the port, the main thread or the network thread, which
+// sleeps on its doorbell there.
 
 import { DOMAIN, HOST_EVENTS, HOST_DOMAINS_MAX, HOST_LISTENER, PORT } from '../abi/domain-record.ts';
+import type { EventListener } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { assert } from '../base/assert.ts';
 import { canSleep, ringBell } from '../memory/spin.ts';
 import type { DomainRecord } from './domain-record.ts';
 import type { EventChannels } from './event-channels.ts';
-import { ringDiskThread } from './event-delivery.ts';
+import { hostEventsAddress, ringDiskThread } from './event-delivery.ts';
 
 export type PortCallback = () => void;
 
@@ -16,18 +18,23 @@ export class HostPorts {
   readonly #host: DomainRecord;
   readonly #callbacks = new Map<number, PortCallback>();
   readonly #onDomain: (domid: number) => void;
+  readonly #listener: EventListener;
 
-  /** @param onDomain called with the id of a domain whose shutdown state or console_io log has changed */
-  constructor(channels: EventChannels, onDomain: (domid: number) => void) {
+  /**
+   * @param onDomain called with the id of a domain whose shutdown state or console_io log has changed; in the network
+   *     thread, of one whose virtio cards have something to do
+   */
+  constructor(channels: EventChannels, onDomain: (domid: number) => void, listener: EventListener = HOST_LISTENER.main) {
     this.#channels = channels;
     this.#host = channels.domains.record(0);
+    this.#listener = listener;
     assert(this.#host.get(DOMAIN.at.hostEvents) !== 0, 'domain 0 is not initialized');
     this.#onDomain = onDomain;
   }
 
   /** Binds to a port that a guest has allocated for the host. @returns the host's port, or a negative errno */
   bind(domid: number, remotePort: number, callback: PortCallback): number {
-    const port = this.#channels.bindInterdomain(this.#host, domid, remotePort);
+    const port = this.#channels.bindInterdomain(this.#host, domid, remotePort, this.#listener);
     if (port > 0) this.#callbacks.set(port, callback);
     return port;
   }
@@ -64,7 +71,7 @@ export class HostPorts {
   /** Calls back for everything that has happened since the last time. */
   deliver(): void {
     const { u32 } = this.#host.memory;
-    const events = this.#host.get(DOMAIN.at.hostEvents) * FRAME_BYTES / 4;
+    const events = this.#eventsAddress / 4;
     const pending = events + HOST_EVENTS.at.pending / 4;
     forEachBit(u32, events + HOST_EVENTS.at.domains / 4, HOST_DOMAINS_MAX / 32, this.#onDomain);
     forEachBit(u32, events + HOST_EVENTS.at.selector / 4, (HOST_EVENTS.at.pending - HOST_EVENTS.at.selector) / 4,
@@ -104,7 +111,10 @@ export class HostPorts {
   }
 
   get #doorbellIndex(): number {
-    return (this.#host.get(DOMAIN.at.hostEvents) * FRAME_BYTES + HOST_EVENTS.at.doorbell) / 4;
+    return (this.#eventsAddress + HOST_EVENTS.at.doorbell) / 4;
+  }
+  get #eventsAddress(): number {
+    return hostEventsAddress(this.#host, this.#listener);
   }
 }
 

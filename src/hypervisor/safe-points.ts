@@ -71,7 +71,7 @@ export class SafePoints {
 
   /**
    * Idle work counts as code, so that nothing changes under the eyes of who has stopped the world; so does what the disk
-   * thread does with the machine's memory.
+   * thread and the network thread do with the machine's memory.
    */
   enterIdleWork(): void {
     this.enter(0);

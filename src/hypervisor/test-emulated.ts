@@ -2,7 +2,8 @@
 // accesses as a vCPU would, and whose memory it writes as a driver would. No vCPU runs.
 
 import assert from 'node:assert/strict';
-import { DOMAIN, HOST_EVENTS } from '../abi/domain-record.ts';
+import { HOST_EVENTS, HOST_LISTENER } from '../abi/domain-record.ts';
+import type { EventListener } from '../abi/domain-record.ts';
 import { FRAME_BYTES } from '../abi/machine-memory.ts';
 import { GIC_DOMAIN } from '../abi/gic.ts';
 import { VCPU_BYTES, scratchOffset } from '../abi/vcpu.ts';
@@ -14,6 +15,7 @@ import { MachineMemory } from '../memory/machine-memory.ts';
 import { DomainBuilder } from './domain.ts';
 import type { DomainRecord } from './domain-record.ts';
 import { DeviceFrame, EmulatedDevices } from './emulated-devices.ts';
+import { hostEventsAddress } from './event-delivery.ts';
 import type { RegisterModel } from './emulated-devices.ts';
 import { GuestRam } from './guest-ram.ts';
 import { HypervisorThread, MAIN_THREAD } from './thread.ts';
@@ -80,8 +82,15 @@ export class EmulatedRig {
 
   /** Whether a device has called the host since the last time. */
   hostWasCalled(): boolean {
+    return this.#wasCalled(HOST_LISTENER.main);
+  }
+  /** Whether a network card has called the network thread. */
+  networkWasCalled(): boolean {
+    return this.#wasCalled(HOST_LISTENER.network);
+  }
+  #wasCalled(listener: EventListener): boolean {
     const host = this.thread.hypercalls.domains.record(0);
-    const word = (host.get(DOMAIN.at.hostEvents) * FRAME_BYTES + HOST_EVENTS.at.domains) / 4 + (this.domain.domid >>> 5);
+    const word = (hostEventsAddress(host, listener) + HOST_EVENTS.at.domains) / 4 + (this.domain.domid >>> 5);
     return (Atomics.exchange(this.machine.u32, word, 0) & (1 << this.domain.domid)) !== 0;
   }
 

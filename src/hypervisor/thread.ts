@@ -22,7 +22,9 @@ import { Timers } from './timer.ts';
 /** Number of the main thread among those that use the heap and stop the world: the first that is no pCPU. */
 export const MAIN_THREAD = PCPU_MAX;
 /** Number of the thread that looks after disks' rings (lanes/lane-server.ts). */
-export const DISK_THREAD = THREAD_MAX - 1;
+export const DISK_THREAD = PCPU_MAX + 1;
+/** Number of the thread that networks live in, with their cards' rings and queues (host/network-loop.ts). */
+export const NETWORK_THREAD = THREAD_MAX - 1;
 
 const noGuestAccess: GuestAccess = {
   copyFromGuest: () => unreachable('a hypercall outside a pCPU'),
@@ -43,7 +45,7 @@ export class HypervisorThread {
   readonly hypercalls: Hypercalls;
 
   /**
-   * @param thread number of the pCPU, MAIN_THREAD or DISK_THREAD. The heap is initialized.
+   * @param thread number of the pCPU, MAIN_THREAD, DISK_THREAD or NETWORK_THREAD. The heap is initialized.
    * @param guest how hypercalls reach guest memory; left out where none are made
    */
   constructor(machine: MachineMemory, thread: number, clock: Clock, guest: GuestAccess = noGuestAccess) {

@@ -38,7 +38,8 @@ import type { SwitchPort } from './switch.ts';
 import { TcpStack } from './tcp-stack.ts';
 import type { TcpMetrics } from './tcp-stack.ts';
 
-export interface NetworkOptions {
+/** What an operator chooses. */
+export interface NetworkSettings {
   /** Default 10.0.2.0/24. */
   readonly subnet?: string;
   /** Default 1500. Super-frames go beyond it. */
@@ -54,6 +55,9 @@ export interface NetworkOptions {
   readonly hostsFile?: string;
   /** Writes every frame to this file. */
   readonly capturePath?: string;
+}
+
+export interface NetworkOptions extends NetworkSettings {
   readonly scheduler?: Scheduler;
   readonly clock?: Clock;
   readonly random?: Random;

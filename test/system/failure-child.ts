@@ -2,18 +2,20 @@
 //
 //   lock   a pCPU's thread fails in the middle of the run queue, which it has locked; this one goes there, too
 //   vcpu   the same, and it leaves a vCPU as if that ran; this one waits for it to stop
+//   network  the network thread fails while this one waits for its answer
 //   main   this thread fails where it holds a lock, and whoever it did that for catches the error
 
 import { VCPU_STATE } from '../../src/abi/scheduler.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { SeededRandom } from '../../src/base/random.ts';
 import { HostCore } from '../../src/host/host-core.ts';
+import type { HostCard } from '../../src/host/networks.ts';
 
 const core = new HostCore({
   memoryBytes: 256 * 2 ** 20, pcpus: 1, clock: systemClock, random: new SeededRandom(1), log: () => {},
 });
 core.startWorkers();
-await core.firstPcpuRuns;
+await Promise.all([core.firstPcpuRuns, core.networks.begin()]);
 const { scheduling, machine } = core.thread;
 
 /** There is no vCPU of that number, so the pCPU's thread, when it takes it, fails with the queue's lock. */
@@ -42,6 +44,7 @@ const acts: Readonly<Record<string, () => void>> = {
     spoilQueue();
     scheduling.waitUntilStopped(domid);
   },
+  network: () => { core.networks.cardMetrics([{ number: 99 } as HostCard]); },
   main: () => {
     scheduling.lockQueue();
     throw new Error('caught');

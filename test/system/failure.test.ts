@@ -10,6 +10,7 @@ import { PATIENCE_MILLIS } from '../patience.ts';
 const CASES: Readonly<Record<string, readonly [told: string, end: RegExp]>> = {
   lock: ['another thread of this process has failed: RangeError: Invalid atomic access index', /RangeError[^]*at \S*\.take /],
   vcpu: ['another thread of this process has failed: RangeError: Invalid atomic access index', /RangeError[^]*at \S*\.take /],
+  network: ['another thread of this process has failed: AssertionError: there is no such card', /there is no such card[^]*at /],
   main: ['caught', /AssertionError: an error has left a lock held\n/],
 };
 

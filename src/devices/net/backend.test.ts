@@ -166,6 +166,45 @@ test('a guest that is to be frozen is told before; later nothing is told and no 
   assert.deepEqual([guest.notified.length, guest.inUse], [1, 0]);
 });
 
+test('while it is held no page of the guest is used; what comes meanwhile is seen to afterwards', async () => {
+  const card = rig();
+  const { guest, network, tx, rx, backend, post } = card;
+  const send = sender(card);
+  send(60);
+  assert.equal(backend.receive(new Uint8Array(64), NO_OFFLOAD), false);
+  backend.hold();
+  assert.deepEqual([guest.inUse, guest.notified.length], [0, 1]);
+  const { shortage } = guest;
+  // Whatever would have it look at the rings does not.
+  const granted = new Map(guest.granted);
+  guest.granted.clear();
+  send(70);
+  post(10, 2);
+  backend.writable();
+  backend.wake();
+  assert.equal(backend.receive(new Uint8Array(80), NO_OFFLOAD), false);
+  await millis(10);
+  assert.deepEqual([guest.inUse, guest.shortage, network.frames.length, backend.metrics.badIndices], [0, shortage, 1, 0]);
+  assert.deepEqual(backend.save()!.queues[0], { ...connection().queues[0], txPosition: 1, rxPosition: 0 });
+  for (const [ref, mayWrite] of granted) guest.granted.set(ref, mayWrite);
+  const before = network.readies;
+  backend.release();
+  assert.deepEqual(network.frames.map(({ bytes }) => bytes.length), [60, 70]);
+  assert(network.readies > before);
+  assert(backend.receive(new Uint8Array(80), NO_OFFLOAD));
+  assert.deepEqual([tx.responses().length, rx.responses().length], [2, 1]);
+  backend.disconnect();
+});
+
+test('a card that nothing has come for does not look at its rings when it is released', () => {
+  const { guest, backend } = rig();
+  backend.hold();
+  backend.release();
+  backend.release();
+  assert.equal(guest.inUse, 0);
+  backend.disconnect();
+});
+
 test('back-pressure: what is not taken stays in the ring; the network is told of buffers only when it waits', async () => {
   const { guest, network, backend, tx, fill, post } = rig(0, true);
   fill(1, 1);
@@ -376,7 +415,7 @@ test('hostile guests: random slots, indices and grants, changed at any time, hur
     fc.record({ do: does('grant'), ref: fc.nat(63), how: fc.constantFrom(true, false, undefined) }),
     fc.record({ do: does('receive'), size: fc.integer({ min: 14, max: 65549 }), gso: fc.boolean() }),
     fc.record({ do: does('scribble'), at: fc.nat(8191), value: fc.nat(255) }),
-    fc.record({ do: does('kick', 'letGo', 'writable', 'full', 'reconnect') }),
+    fc.record({ do: does('kick', 'letGo', 'hold', 'release', 'writable', 'full', 'reconnect') }),
   );
   const gso: Offload = { checksumPartial: true, gsoSize: 1460, gsoType: 'tcpv4' };
   const numRuns = Number(process.env['ZAZEN_FUZZ_RUNS'] ?? 2000);
@@ -384,6 +423,7 @@ test('hostile guests: random slots, indices and grants, changed at any time, hur
   fc.assert(fc.property(fc.nat(0xffff_ffff), fc.array(step, { maxLength: 60 }), (position, steps) => {
     const { guest, network, tx, rx, backend } = rig(position);
     for (let page = 0; page < 40; page++) guest.granted.set(page, page % 3 !== 0);
+    let isHeld = false;
     for (const one of steps) {
       if (one.do === 'slots') for (const slot of one.slots) tx.put(...slot);
       else if (one.do === 'chain') {
@@ -399,15 +439,18 @@ test('hostile guests: random slots, indices and grants, changed at any time, hur
       } else if (one.do === 'scribble') guest.memory[TX_PAGE * 4096 + one.at] = one.value;
       else if (one.do === 'full') network.isFull = !network.isFull;
       else if (one.do === 'letGo') backend.letGo();
+      else if (one.do === 'hold') { backend.hold(); isHeld = true; }
+      else if (one.do === 'release') { backend.release(); isHeld = false; }
       else if (one.do === 'writable') backend.writable();
-      else if (one.do === 'reconnect') { backend.disconnect(); backend.connect(connection(position)); }
+      // The front end's state is not looked at meanwhile.
+      else if (one.do === 'reconnect' && !isHeld) { backend.disconnect(); backend.connect(connection(position)); }
       else if (one.do === 'receive') {
         backend.receive(new Uint8Array(one.size), one.gso ? gso : NO_OFFLOAD);
       }
       if (one.do === 'slots' || one.do === 'chain') tx.push();
       if (one.do === 'buffers') rx.push();
       guest.kick();
-      assert(guest.inUse <= 2, `${guest.inUse} pages in use`);
+      assert(guest.inUse <= (isHeld ? 0 : 2), `${guest.inUse} pages in use`);
     }
     for (const { bytes, offload } of network.frames) {
       assert(bytes.length >= 14 && bytes.length <= 65535);

@@ -8,7 +8,8 @@
 //
 // Nothing is under way between two calls: what was taken from a ring has been answered, and what was not is still in
 // it. So the state of a card is the positions of its rings, and its pages can be given back at any moment (`letGo`);
-// they are mapped again when they are needed.
+// they are mapped again when they are needed. Between `hold` and `release` they are not: the guest's memory is somebody
+// else's then, and what the guest and the network ask for meanwhile is seen to afterwards.
 
 import { netifRxRequest, netifTxRequest } from '../../abi/xen-net.ts';
 import type { GuestBus } from '../../hypervisor/guest-bus.ts';
@@ -70,6 +71,8 @@ interface Queue {
   readonly rxPort: number;
   isScheduled: boolean;
   isStalled: boolean;
+  /** It was to be looked at while the card was held. */
+  isMissed: boolean;
   /** Set while the guest is yet to be told of sent frames, with the rings' pages in use: not longer than that. */
   telling: NodeJS.Timeout | undefined;
   /** Set while there is no frame for a ring that is needed. */
@@ -82,6 +85,9 @@ export class NetBackend implements GuestLink {
   readonly #networkPort: () => FramePort;
   #queues: Queue[] = [];
   #connection: NetConnection | undefined;
+  #isHeld = false;
+  /** A frame was refused while the card was held. */
+  #isWaitedFor = false;
 
   /** @param networkPort its place on the network; asked for while a front end is connected */
   constructor(bus: GuestBus, networkPort: () => FramePort) {
@@ -142,7 +148,7 @@ export class NetBackend implements GuestLink {
     const hostTx = this.#bus.bind(txPort, isSplit ? serveTx : serveBoth);
     const hostRx = isSplit && hostTx > 0 ? this.#bus.bind(rxPort, serveRx) : hostTx;
     const queue: Queue = {
-      connection, txPort: hostTx, rxPort: hostRx, isScheduled: false, isStalled: false,
+      connection, txPort: hostTx, rxPort: hostRx, isScheduled: false, isStalled: false, isMissed: false,
       telling: undefined, retrying: undefined,
       transmitter: new Transmitter(this.#bus, txRing, this.#counts, send),
       receiver: new Receiver(this.#bus, rxRing, this.#counts),
@@ -176,6 +182,26 @@ export class NetBackend implements GuestLink {
     }
   }
 
+  /** Gives back all pages of the guest and uses none until `release`. */
+  hold(): void {
+    this.letGo();
+    this.#isHeld = true;
+  }
+  /** Goes on with what has come meanwhile. */
+  release(): void {
+    if (!this.#isHeld) return;
+    this.#isHeld = false;
+    for (const queue of this.#queues) {
+      if (!queue.isMissed) continue;
+      queue.isMissed = false;
+      this.#serveRx(queue);
+      this.#serveTx(queue);
+    }
+    if (!this.#isWaitedFor) return;
+    this.#isWaitedFor = false;
+    this.#networkPort().ready();
+  }
+
   save(): NetConnection | undefined {
     return this.#connection && {
       ...this.#connection,
@@ -198,6 +224,8 @@ export class NetBackend implements GuestLink {
   /** If there is no frame for it, both rings are looked at again later. */
   #canOpen(queue: Queue, ring: NetRing): boolean {
     if (!this.#queues.includes(queue)) return false;
+    if (this.#isHeld) queue.isMissed = true;
+    if (this.#isHeld) return false;
     if (ring.open()) return true;
     if (ring.isStarved) this.#retry(queue);
     return false;
@@ -254,6 +282,8 @@ export class NetBackend implements GuestLink {
 
   receive(frame: Uint8Array, offload: Offload): boolean {
     if (this.#connection === undefined) return false;
+    if (this.#isHeld) this.#isWaitedFor = true;
+    if (this.#isHeld) return false;
     const queue = this.#queues[this.#queues.length === 1 ? 0 : flowHash(frame) % this.#queues.length]!;
     const { receiver } = queue;
     if (frame.length > PAGE_BYTES && !this.#connection.scatterGather) {

@@ -9,16 +9,31 @@
 //   front end  Initialising ─► Connected ──────────────► Closing ─► Closed ─► (Initialising)
 
 import { XENBUS } from '../../abi/xenbus.ts';
-import type { GuestBus } from '../../hypervisor/guest-bus.ts';
-import type { FramePort, GuestLink } from '../../network/frame-port.ts';
 import type { Store } from '../../xenstore/store.ts';
-import { NET_QUEUES_MAX, NetBackend } from './backend.ts';
-import type { NetConnection, NetMetrics } from './backend.ts';
+import { NET_QUEUES_MAX } from './backend.ts';
+import type { NetConnection } from './backend.ts';
 import { readFrontEnd } from './front-end-entries.ts';
 
+/** A card's rings (backend.ts) and its place on a network, which may be another thread's to serve. */
+export interface NetCard {
+  readonly isConnected: boolean;
+  connect(connection: NetConnection): boolean;
+  /** Instead of what it was connected to, if it was. */
+  goOn(connection: NetConnection): boolean;
+  /** Soon. */
+  wake(): void;
+  /** When it returns, no page of the guest's is in use. */
+  disconnect(): void;
+  /** Of a card that is held. */
+  save(): NetConnection | undefined;
+  /** It has no page of the guest's any more, and no place on the network. */
+  close(): void;
+}
+
 export interface NetDeviceOptions {
-  readonly bus: GuestBus;
+  readonly domainId: number;
   readonly store: Store;
+  readonly card: NetCard;
   /** Of this card among those that the guest has and had. */
   readonly handle: number;
   /** `00:16:3e:12:34:56`; what the guest is told. */
@@ -26,7 +41,6 @@ export interface NetDeviceOptions {
   readonly mtuBytes: number;
   /** Name of the network, for who looks into the store. */
   readonly network: string;
-  readonly attach: (link: GuestLink) => FramePort;
   /** Of the guest that this one is a fork of; its entries are in the store. */
   readonly state?: NetDeviceState | undefined;
 }
@@ -38,10 +52,9 @@ export interface NetDeviceState {
 export class NetDevice {
   readonly handle: number;
   readonly #options: NetDeviceOptions;
-  readonly #bus: GuestBus;
+  readonly #domainId: number;
   readonly #store: Store;
-  readonly #backend: NetBackend;
-  readonly #port: FramePort;
+  readonly #card: NetCard;
   readonly #gone = Promise.withResolvers<void>();
   readonly #unwatch: () => void;
   #isDetaching = false;
@@ -51,35 +64,28 @@ export class NetDevice {
   constructor(options: NetDeviceOptions) {
     this.#options = options;
     this.handle = options.handle;
-    this.#bus = options.bus;
+    this.#domainId = options.domainId;
     this.#store = options.store;
-    this.#backend = new NetBackend(options.bus, () => this.#port);
-    this.#port = options.attach(this.#backend);
+    this.#card = options.card;
     if (options.state === undefined) this.#introduce();
     else this.#goOn(options.state);
     this.#unwatch = this.#store.watch(`${this.#frontPath}/state`, () => this.#frontChanged(), { depth: 0 });
   }
 
-  get metrics(): NetMetrics {
-    return this.#backend.metrics;
-  }
-  get isConnected(): boolean {
-    return this.#backend.isConnected;
-  }
   get #frontPath(): string {
-    return `/local/domain/${this.#bus.domainId}/device/vif/${this.handle}`;
+    return `/local/domain/${this.#domainId}/device/vif/${this.handle}`;
   }
   get #relativeBackPath(): string {
     return `backends/vif/${this.handle}`;
   }
   get #backPath(): string {
-    return `/local/domain/${this.#bus.domainId}/${this.#relativeBackPath}`;
+    return `/local/domain/${this.#domainId}/${this.#relativeBackPath}`;
   }
 
   // ---- the store ----------------------------------------------------------------------------------------------------
 
   #introduce(): void {
-    const { domainId } = this.#bus;
+    const domainId = this.#domainId;
     const { mac, mtuBytes, network } = this.#options;
     const front = {
       backend: this.#relativeBackPath, 'backend-id': 0, state: XENBUS.initialising, handle: this.handle, mac,
@@ -122,12 +128,12 @@ export class NetDevice {
   }
 
   #connect(): void {
-    if (this.#backend.isConnected || this.#isDetaching) return;
+    if (this.#card.isConnected || this.#isDetaching) return;
     const connection = readFrontEnd((name) => this.#store.read(`${this.#frontPath}/${name}`));
     if (typeof connection === 'string') return this.#refuse(connection);
-    if (!this.#backend.connect(connection)) return this.#refuse('its rings or event channels cannot be used');
+    if (!this.#card.connect(connection)) return this.#refuse('its rings or event channels cannot be used');
     this.#setState(XENBUS.connected);
-    this.#backend.wake();
+    this.#card.wake();
   }
 
   #refuse(why: string): void {
@@ -136,7 +142,7 @@ export class NetDevice {
   }
 
   #drop(state: number): void {
-    this.#backend.disconnect();
+    this.#card.disconnect();
     this.#setState(state);
   }
 
@@ -146,7 +152,7 @@ export class NetDevice {
   askToDetach(): Promise<void> {
     this.#isDetaching = true;
     this.#store.write(`${this.#backPath}/online`, '0');
-    if (this.#backend.isConnected) this.#setState(XENBUS.closing);
+    if (this.#card.isConnected) this.#setState(XENBUS.closing);
     else this.#gone.resolve();
     return this.#gone.promise;
   }
@@ -155,8 +161,7 @@ export class NetDevice {
   close(entries: 'keep' | 'remove'): void {
     this.#unwatch();
     this.#isDetaching = true;
-    this.#backend.disconnect();
-    this.#port.close();
+    this.#card.close();
     this.#gone.resolve();
     if (entries === 'keep') return;
     for (const path of [this.#frontPath, this.#backPath]) if (this.#store.exists(path)) this.#store.rm(path);
@@ -164,19 +169,14 @@ export class NetDevice {
 
   // ---- checkpoints --------------------------------------------------------------------------------------------------
 
-  /** Gives back all pages of the guest, so that its memory can be frozen or put back; taken again when needed. */
-  letGo(): void {
-    this.#backend.letGo();
-  }
-
+  /** With the card held. */
   save(): NetDeviceState {
-    return { connection: this.#backend.save() };
+    return { connection: this.#card.save() };
   }
 
-  /** Memory and store of the guest are about to be put back: until `restore`, nothing is made of what they say. */
+  /** Memory and store of the guest, whose card is held, are about to be put back: until `restore`, nothing is made of what they say. */
   beginRestore(): void {
     this.#isHeld = true;
-    this.#backend.disconnect();
   }
 
   /** The guest's memory and store are as they were when `state` was taken, and its ports wait for the host. */
@@ -187,9 +187,9 @@ export class NetDevice {
   }
 
   #goOn({ connection }: NetDeviceState): void {
-    if (connection === undefined) return;
-    if (!this.#backend.goOn(connection)) return this.#refuse('its event channels cannot be used any more');
+    if (connection === undefined) return this.#card.disconnect();
+    if (!this.#card.goOn(connection)) return this.#refuse('its event channels cannot be used any more');
     // An event of before may have been on its way, in either direction.
-    this.#backend.wake();
+    this.#card.wake();
   }
 }

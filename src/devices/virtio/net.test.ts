@@ -77,6 +77,42 @@ test('a network that is full keeps the frame in the ring', async () => {
   driver.close();
 });
 
+test('while it is held queues are not touched; what comes meanwhile is seen to afterwards', async () => {
+  const { sent, state, model, driver, header } = open();
+  driver.start(2, PLAIN_FEATURES);
+  driver.slot.hold();
+  driver.offer(1, [header(0, 0, 0), driver.bytes(Buffer.alloc(60))]);
+  driver.offer(0, [driver.buffer(1526, true)]);
+  assert.equal(model.link.receive(Buffer.alloc(60), NO_OFFLOAD), false);
+  model.link.writable();
+  await turn();
+  assert.deepEqual([sent.length, state.ready, driver.takeUsed(0).length, driver.takeUsed(1).length], [0, 0, 0, 0]);
+  assert.deepEqual(driver.slot.save(), { inFlight: [[], []] });
+  driver.slot.release();
+  assert.deepEqual([sent.length, state.ready, driver.takeUsed(1).length], [1, 1, 1]);
+  assert.equal(model.link.receive(Buffer.alloc(60), NO_OFFLOAD), true);
+  assert.equal(driver.takeUsed(0).length, 1);
+  // One that nothing has come for but a frame: it looks whether there are buffers.
+  driver.slot.hold();
+  assert.equal(model.link.receive(Buffer.alloc(60), NO_OFFLOAD), false);
+  driver.slot.release();
+  assert.equal(state.ready, 1);
+  driver.offer(0, [driver.buffer(1526, true)]);
+  assert.equal(state.ready, 2);
+  driver.close();
+});
+
+test('a notification is for the network thread, everything else for the host\'s', () => {
+  const { driver } = open();
+  driver.start(2, PLAIN_FEATURES);
+  assert.deepEqual([driver.rig.hostWasCalled(), driver.rig.networkWasCalled()], [true, false]);
+  driver.notify(1);
+  assert.deepEqual([driver.rig.hostWasCalled(), driver.rig.networkWasCalled()], [false, true]);
+  driver.set(R.Status, 0);
+  assert.deepEqual([driver.rig.hostWasCalled(), driver.rig.networkWasCalled()], [true, false]);
+  driver.close();
+});
+
 test('receives frames when the driver has given buffers', () => {
   const { state, model, driver } = open();
   assert.equal(model.link.receive(Buffer.alloc(60), NO_OFFLOAD), false);

@@ -28,7 +28,7 @@ const ETHERNET_HEADER_BYTES = 14;
 const FRAMES_PER_TURN = 256;
 
 export interface VirtioNetOptions {
-  /** Six bytes. */
+  /** Six bytes, when the driver is told them. */
   readonly mac: Uint8Array;
   readonly mtuBytes: number;
   readonly port: () => FramePort;
@@ -153,7 +153,9 @@ export class VirtioNet implements VirtioModel {
 
   #receive(frame: Uint8Array, offload: Offload): boolean {
     const slot = this.#slot;
-    if (slot === undefined || this.#receiving !== undefined) return this.#letWait();
+    // Afterwards it looks whether there are buffers.
+    if (slot?.isHeld === true) slot.service(true);
+    if (slot === undefined || slot.isHeld || this.#receiving !== undefined) return this.#letWait();
     const buffersMax = slot.hasFeature(F.MRG_RXBUF) ? Infinity : 1;
     const queue = slot.queues[RECEIVE_QUEUE]!;
     let roomBytes = this.#buffers.reduce((sum, { writableBytes }) => sum + writableBytes, -HEADER.sizeBytes);

@@ -1,7 +1,7 @@
 // The registers of virtio devices on the memory-mapped transport, version 2 (OASIS Virtual I/O Device 1.2, 4.2.2), for
 // all slots of a domain. What a device is, the host says in its slot (slot.ts); the driver's side of the negotiation,
 // the queues' addresses and interrupts are done here, in the thread of the pCPU. A notification sets a bit and tells
-// the host.
+// the host; of a network card, the network thread.
 //
 // A reset takes the slot's lock, under which the host writes into queues: when the register has been written, the
 // device writes to none of the driver's memory any more.
@@ -95,8 +95,11 @@ export class VirtioMmio implements RegisterModel {
     const isForHost = this.#store(frame, slot, at, register, value);
     frame.unlock(at + S.lock);
     if (!isForHost) return;
-    const isServed = register === R.QueueNotify && this.serveSlot?.(frame.record.domid, slot) === true;
-    if (!isServed) frame.callHost();
+    if (register === R.QueueNotify) {
+      if (frame.get(at + S.deviceId) === VIRTIO_ID.net) return frame.callNetwork();
+      if (this.serveSlot?.(frame.record.domid, slot) === true) return;
+    }
+    frame.callHost();
   }
 
   /** @returns whether the host has something to do */

@@ -1,6 +1,6 @@
 // One virtio device of a domain, the host's end: what it is, in its slot of the domain's frame of devices, and its
-// queues. What it does is its model's affair (entropy.ts, console.ts …). Lives in the host's thread, as long as the
-// domain.
+// queues. What it does is its model's affair (entropy.ts, console.ts …). Lives in the host's thread, of a network card in the
+// network thread, as long as the domain.
 
 import {
   VIRTIO_CONFIG_BYTES, VIRTIO_F, VIRTIO_INTERRUPT, VIRTIO_QUEUES_MAX, VIRTIO_SLOT, VIRTIO_STATUS, virtioQueueAt,
@@ -36,6 +36,16 @@ export interface SlotState {
   readonly inFlight: readonly (readonly number[])[];
 }
 
+export interface VirtioSlotParts {
+  /** Of this device, or of this thread; of nobody else. */
+  readonly frame: DeviceFrame;
+  readonly ram: GuestRam;
+  readonly domid: number;
+  readonly slot: number;
+  /** What is done with the machine's memory; in the main thread that needs nothing around it. */
+  readonly atWork?: (body: () => void) => void;
+}
+
 export class VirtioSlot extends QueueSlot {
   readonly queues: readonly VirtQueue[];
   readonly #domid: number;
@@ -43,16 +53,18 @@ export class VirtioSlot extends QueueSlot {
   #timer: NodeJS.Timeout | undefined;
   #isScheduled = false;
   #isClosed = false;
+  #isHeld = false;
+  /** It was to be looked at while it was held. */
+  #isMissed = false;
+  readonly #atWork: (body: () => void) => void;
 
-  /** @param frame of this thread, of nobody else; the slot is empty, or holds the registers of such a device */
-  constructor(
-    { frame, ram, domid, slot }: { frame: DeviceFrame; ram: GuestRam; domid: number; slot: number }, model: VirtioModel,
-    state?: SlotState,
-  ) {
+  /** The slot is empty, or holds the registers of such a device. */
+  constructor({ frame, ram, domid, slot, atWork = (body) => body() }: VirtioSlotParts, model: VirtioModel, state?: SlotState) {
     assert(model.queueCount <= VIRTIO_QUEUES_MAX, 'more queues than a slot has');
     super(frame, ram, slot);
     this.#domid = domid;
     this.#model = model;
+    this.#atWork = atWork;
     this.queues = Array.from({ length: model.queueCount }, (_, i) => new VirtQueue(this, this.at + virtioQueueAt(i)));
     this.restore(state);
   }
@@ -89,7 +101,10 @@ export class VirtioSlot extends QueueSlot {
 
   /** The driver may have done something. @param always whether or not it has notified of a queue */
   service(always = false): void {
-    if (this.#isClosed) return;
+    if (this.#isHeld) this.#isMissed = true;
+    else if (!this.#isClosed) this.#atWork(() => this.#service(always));
+  }
+  #service(always: boolean): void {
     this.#select();
     const { frame } = this;
     if (this.isReset) {
@@ -99,6 +114,21 @@ export class VirtioSlot extends QueueSlot {
     }
     const kicks = Atomics.exchange(frame.machine.u32, (frame.address + this.at + S.kicks) / 4, 0);
     if (kicks !== 0 || always) this.#model.serve(this);
+  }
+
+  /** Until `release` the guest's memory and the registers are somebody else's: nothing of them is used. */
+  hold(): void {
+    this.#isHeld = true;
+  }
+  get isHeld(): boolean {
+    return this.#isHeld;
+  }
+  /** Goes on with what has come meanwhile. */
+  release(): void {
+    this.#isHeld = false;
+    if (!this.#isMissed) return;
+    this.#isMissed = false;
+    this.service(true);
   }
 
   /** The device has changed its configuration. */
@@ -117,6 +147,9 @@ export class VirtioSlot extends QueueSlot {
 
   /** The registers are those that go with the state, or were never used; says in them again what the device is. */
   restore(state?: SlotState): void {
+    this.#atWork(() => this.#restore(state));
+  }
+  #restore(state?: SlotState): void {
     this.#select();
     const { frame } = this;
     const { deviceId, queueCount, features } = this.#model;
