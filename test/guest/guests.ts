@@ -182,3 +182,13 @@ export function complaints(kernelLog: string): string[] {
   // What it was told by the command line, as `PATIENT` does, it repeats.
   return kernelLog.split('\n').filter((line) => bad.test(line) && !/\] (Kernel command line: |\tRCU CPU stall warnings timeout set to )/.test(line));
 }
+
+/** Keeps this thread from its event loop until the guest's first card has received so many frames more. */
+export function blockUntilReceived(domain: Domain, count: number): void {
+  const received = (): number => domain.stats().nics[0]!.rxFrames;
+  let hasTurned = false;
+  setImmediate(() => { hasTurned = true; });
+  const [before, start] = [received(), performance.now()];
+  while (received() < before + count) assert(performance.now() - start < PATIENCE_MILLIS, 'frames wait for the main thread');
+  assert.equal(hasTurned, false);
+}

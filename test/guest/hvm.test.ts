@@ -10,7 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { Checkpoint, Domain } from '../../src/host/index.ts';
-import { assertTime, FAST_BOOT, HOST_SIZES, collect, complaints, limited, runSections, testHost } from './guests.ts';
+import { FAST_BOOT, HOST_SIZES, assertTime, blockUntilReceived, collect, complaints, limited, runSections, testHost } from './guests.ts';
 import { Shell, SHELL } from './shell.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'zazen-hvm-'));
@@ -207,6 +207,9 @@ test('disk and network card across checkpoint, rollback, fork and image', async 
     assert(address !== undefined, lease);
     const gateway = address.replace(/\.\d+$/, '.2');
     await shell.ask(`ip addr add ${address}/24 dev eth0; ip route add default via ${gateway}`);
+    await shell.ask(`(while ping -c 1 -W 200 ${gateway}; do true; done >/dev/null 2>&1) & true`);
+    blockUntilReceived(domain, 20);
+    await shell.ask('kill %1');
     assert.match(await shell.ask(`${put('one')}; ${get}`), /one/);
     await using checkpoint = await domain.checkpoint();
     assert.match(await shell.ask(`${put('two')}; ${get}`), /two/);

@@ -17,7 +17,7 @@ import { ZazenError } from '../../src/base/errors.ts';
 import type { Checkpoint, Domain } from '../../src/host/index.ts';
 import { freePort } from '../free-port.ts';
 import { PATIENCE_MILLIS } from '../patience.ts';
-import { FAST_BOOT, limited, testHost } from './guests.ts';
+import { FAST_BOOT, blockUntilReceived, limited, testHost } from './guests.ts';
 import { Shell, SHELL } from './shell.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'zazen-network-'));
@@ -146,6 +146,13 @@ test('a web server in the guest, reached through a port forward, and a card atta
     assert.equal(host.store.exists(`/local/domain/${domain.id}/backends/vif/1`), false);
   });
 });
+
+test('frames between guests, and of the gateway, do not wait for the main thread', () => withForks(['left', 'right'], async (left, right) => {
+  const rights = right.domain.stats().nics[0]!.address;
+  await left.ask(`(while ping -c 1 -W 200 ${rights} && ping -c 1 -W 200 10.0.2.2; do true; done >/dev/null 2>&1) & true`);
+  blockUntilReceived(left.domain, 50);
+  blockUntilReceived(right.domain, 20);
+}));
 
 test('guests on one network reach each other, guests on another do not; its capture has the frames', async () => {
   await withForks(['left', 'right'], async (left, right) => {
