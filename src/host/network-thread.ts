@@ -26,6 +26,16 @@ export interface NetworkWorkerData {
 /** What the thread says by itself: it is there; there is no frame for a guest's page. */
 export type NetworkNotice = 'ready' | 'shortOfFrames';
 
+/**
+ * Sleeps until the word is another one. The bell alone says nothing: it may be that of the answer before, which was found without.
+ * @param sleep until the bell rings, or for a while
+ */
+export function untilChanged(
+  word: Int32Array, before: number, sleep = (): string => Atomics.wait(word, 0, before, LOOK_MILLIS),
+): void {
+  while (Atomics.load(word, 0) === before) if (sleep() === 'timed-out') assertNoneFailed();
+}
+
 export class NetworkThread {
   readonly #machine: MachineMemory;
   readonly #onShortage: () => void;
@@ -98,7 +108,7 @@ export class NetworkThread {
   call<Name extends CallName>(name: Name, ...args: CallArguments<Name>): CallResult<Name> {
     const before = Atomics.load(this.#answered, 0);
     this.#send({ name, args, answer: 'wait' });
-    while (Atomics.wait(this.#answered, 0, before, LOOK_MILLIS) === 'timed-out') assertNoneFailed();
+    untilChanged(this.#answered, before);
     return valueOf(receiveMessageOnPort(this.#answers!)!.message as Answer) as CallResult<Name>;
   }
 

@@ -9,6 +9,7 @@ import { systemClock } from '../base/clock.ts';
 import { SeededRandom } from '../base/random.ts';
 import { parsePortForward } from '../network/port-forward.ts';
 import { HostCore } from './host-core.ts';
+import { untilChanged } from './network-thread.ts';
 import type { HostCard } from './networks.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'zazen-networks-'));
@@ -84,6 +85,29 @@ test('forwards are opened and closed by the thread, and a port that somebody has
   const other = attach(core);
   assert.equal((await other.forward(parsePortForward(`${active.hostPort}:82`))).hostPort, again.hostPort);
   await again.close();
+});
+
+test('a bell of before is no answer', () => {
+  const word = new Int32Array(new SharedArrayBuffer(4));
+  const bells = ['ok', 'timed-out', 'ok'];
+  untilChanged(word, 0, () => {
+    if (bells.length === 1) word[0] = 1;
+    return bells.shift()!;
+  });
+  assert.deepEqual(bells, []);
+});
+
+test('calls, one right after the other, each get their own answer', async (t) => {
+  const core = makeCore();
+  t.after(() => core.close());
+  await core.networks.begin();
+  const cards = Array.from({ length: 20 }, (_, i) => attach(core, { mac: `00:16:3e:00:00:${(i + 16).toString(16)}` }));
+  for (let round = 0; round < 100; round++) {
+    for (const card of cards) {
+      assert.equal(core.networks.cardMetrics([card])[0]!.port.mac, card.mac);
+      if (round % 10 === 0) core.networks.release([card]);
+    }
+  }
 });
 
 test('a card that is held has its state with it until it is released', async (t) => {
