@@ -367,7 +367,7 @@ export class FakeHosts {
       domains: () => domains.filter((domain) => domain.state !== 'destroyed'),
       stats: () => ({
         memoryBytes: 1, freeBytes: 1, cleanBytes: 1, dirtyBytes: 0, scrubbingBytes: 0, sharedBytes: 0, cachedBytes: 0,
-        releasingBytes: 0, pcpus: [], hostThreadMillis: 0, codeCache: { pages: 100, usedPages: 20, regions: 7, storedRegions: 5, foundRegions: 3, addedRegions: 4 },
+        releasingBytes: 0, pcpus: [], hostThreadMillis: 0, networkThreadMillis: 0, codeCache: { pages: 100, usedPages: 20, regions: 7, storedRegions: 5, foundRegions: 3, addedRegions: 4 },
         activity: { code: 0, memory: 0, decoding: 0, hypervisor: 0, devices: 0, idle: 0 }, domains: domains.length, networks: {}, uptimeMillis: 1, isSettled: true,
       }),
       audit: async () => ({

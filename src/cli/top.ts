@@ -69,6 +69,7 @@ export interface HostActivity {
   readonly idlePercent: number;
   /** Of one processor: back ends of devices, store and toolstack. */
   readonly hostThreadPercent: number;
+  readonly networkThreadPercent: number;
 }
 
 async function showTop(args: Arguments, io: Io): Promise<number> {
@@ -161,11 +162,13 @@ export function compareHosts(before: readonly HostListing[], now: readonly HostL
       [stats, old].map(({ pcpus }) => pcpus.reduce((sum, pcpu) => sum + pcpu[of], 0)).reduce((later, earlier) => later - earlier);
     // Whether code that was seen to run was compiled, is known of whole slices.
     const compiled = Math.min(1, spent('compiledMillis') / Math.max(1e-6, spent('busyMillis')));
+    const thread = (of: 'hostThreadMillis' | 'networkThreadMillis'): number =>
+      100 * (stats[of] - old[of]) / Math.max(1, stats.uptimeMillis - old.uptimeMillis);
     return [{
       hostPid: pid, compiledPercent: percent('code') * compiled, interpretedPercent: percent('code') * (1 - compiled),
       memoryPercent: percent('memory'), decodingPercent: percent('decoding'), hypervisorPercent: percent('hypervisor'),
       devicesPercent: percent('devices'), idlePercent: percent('idle'),
-      hostThreadPercent: 100 * (stats.hostThreadMillis - old.hostThreadMillis) / Math.max(1, stats.uptimeMillis - old.uptimeMillis),
+      hostThreadPercent: thread('hostThreadMillis'), networkThreadPercent: thread('networkThreadMillis'),
     }];
   });
 }
@@ -176,6 +179,7 @@ function describeActivity(activity: HostActivity | undefined): string {
     ['compiled', activity.compiledPercent], ['interpreted', activity.interpretedPercent], ['memory', activity.memoryPercent],
     ['decoding', activity.decodingPercent], ['hypervisor', activity.hypervisorPercent], ['devices', activity.devicesPercent],
     ['idle', activity.idlePercent], ['host thread', activity.hostThreadPercent],
+    ['network thread', activity.networkThreadPercent],
   ] as const;
   return `  ${shares.map(([name, percent]) => `${name} ${percent.toFixed(0)}%`).join(', ')}\n`;
 }

@@ -223,6 +223,7 @@ class RunningHost implements HostInterface {
       activity: this.#core.activity.samples,
       codeCache: this.#core.activity.codeCache,
       hostThreadMillis: performance.eventLoopUtilization().active,
+      networkThreadMillis: this.#core.networks.busyMillis,
       domains: this.#core.domains.size,
       networks: this.#core.networks.metrics(),
       uptimeMillis: performance.now() - this.#startMillis,

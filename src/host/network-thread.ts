@@ -61,6 +61,10 @@ export class NetworkThread {
     return this.#isReady;
   }
 
+  get busyMillis(): number {
+    return this.#worker?.performance.eventLoopUtilization().active ?? 0;
+  }
+
   /** Resolves when it is there. */
   begin(): Promise<void> {
     return this.#begun ??= this.#start();
@@ -76,7 +80,7 @@ export class NetworkThread {
     this.#worker = worker;
     this.#answers = answers.port1;
     this.#images = images.port1;
-    for (const port of [worker, answers.port1, images.port1]) port.unref();
+    for (const port of [answers.port1, images.port1]) port.unref();
     for (const image of this.#imagesBefore.values()) images.port1.postMessage(image);
     this.#imagesBefore.clear();
     // Our bug: nobody knows what it has left undone.
@@ -85,6 +89,7 @@ export class NetworkThread {
       worker.on('message', (message: NetworkNotice | NumberedAnswer) => {
         if (message === 'ready') {
           this.#isReady = true;
+          worker.unref();
           resolve();
         } else if (message === 'shortOfFrames') this.#onShortage();
         else this.#settle(message);

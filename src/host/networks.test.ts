@@ -36,6 +36,7 @@ test('the network thread begins when it is needed, and ends with the host', asyn
   await Promise.all([core.networks.begin(), core.networks.begin()]);
   attach(core);
   assert.deepEqual(Object.keys(core.networks.metrics()), ['default']);
+  assert(core.networks.busyMillis > 0);
   await core.close();
   assert.deepEqual(core.networks.metrics(), {});
   // One that nobody has needed has nothing to end.

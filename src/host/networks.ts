@@ -58,6 +58,10 @@ export class HostNetworks {
   cardMetrics(cards: readonly HostCard[]): CardMetrics[] {
     return cards.length === 0 ? [] : this.#thread.call('cardMetrics', numbersOf(cards));
   }
+  /** Time that the thread was at work. */
+  get busyMillis(): number {
+    return this.#thread.busyMillis;
+  }
   metrics(): Record<string, NetworkMetrics> {
     return this.#thread.isReady ? this.#thread.call('networkMetrics') : {};
   }

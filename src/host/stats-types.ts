@@ -93,6 +93,8 @@ export interface HostStats {
   readonly codeCache: CodeCacheStats;
   /** Time that the host's own thread was at work: back ends of devices, the store, the toolstack. */
   readonly hostThreadMillis: number;
+  /** The same of the thread that networks live in; 0 as long as there is no card. */
+  readonly networkThreadMillis: number;
   /** Live domains. */
   readonly domains: number;
   /** By name, those that are in use or were given options. */
