@@ -491,6 +491,7 @@ export class HostedDomain implements Domain, ImageUser {
     const { domain } = this.#ends;
     this.#suspension.ended(this.#goneError());
     this.#suspension.close();
+    this.#devices.nics.detach();
     this.#lastStats = { ...this.stats(), state: 'destroyed' };
     thread.scheduling.pauseDomain(this.id);
     thread.scheduling.waitUntilStopped(this.id);

@@ -20,7 +20,7 @@ import type { ActiveForward } from '../network/port-forward.ts';
 import type { EmulatedMachine } from './emulated-machine.ts';
 import type { HostCore } from './host-core.ts';
 import { DEFAULT_NETWORK } from './network-name.ts';
-import type { CardRequest } from './network-service.ts';
+import type { CardMetrics, CardRequest } from './network-service.ts';
 import { checkNetworkName } from './networks.ts';
 import type { HostCard } from './networks.ts';
 import type { NicSpec, NicStats } from './types.ts';
@@ -62,6 +62,8 @@ export class GuestNics {
   readonly #owner: Owner;
   readonly #machine: EmulatedMachine | undefined;
   readonly #nics = new Map<number, Nic>();
+  /** Of a guest that has ended. */
+  #last: NicStats[] | undefined;
   /** Came back by a rollback; their forwards are yet to. */
   #broughtBack: Nic[] = [];
   /** Not one that a card had before: Linux would take the new card for the old one, which it may still be removing. */
@@ -270,8 +272,11 @@ export class GuestNics {
     }
   }
 
+  /** After `detach`, as it was then. */
   stats(): NicStats[] {
-    const all = this.#core.networks.cardMetrics(this.#cards);
+    return this.#last ?? this.#statsOf(this.#core.networks.cardMetrics(this.#cards));
+  }
+  #statsOf(all: readonly CardMetrics[]): NicStats[] {
     return [...this.#nics].map(([handle, { networkName, forwards, isConnected }], i) => {
       const { mac, address, txFrames, txBytes, rxFrames, rxBytes, rxDropped, txSpoofed, txMalformed } = all[i]!.port;
       const { txErrors, rxErrors, notifications } = all[i]!.device;
@@ -285,7 +290,12 @@ export class GuestNics {
     });
   }
 
+  /** Of a guest that ends: its cards use nothing of it any more. */
+  detach(): void {
+    this.#last ??= this.#statsOf(this.#core.networks.detach(this.#cards));
+  }
   close(): void {
+    this.detach();
     for (const { device } of this.#nics.values()) device.close('keep');
     this.#nics.clear();
   }

@@ -188,13 +188,15 @@ export class NetworkService {
     for (const slot of this.#slots.get(domid) ?? []) slot.service(always);
   }
 
-  /** When this returns, nothing of the guests' is used any more. */
-  detach(cards: readonly number[]): void {
+  /** When this returns, nothing of the guests' is used any more. @returns what the cards have done */
+  detach(cards: readonly number[]): CardMetrics[] {
+    const metrics = this.cardMetrics(cards);
     for (const number of cards) {
       this.#card(number).close();
       this.#cards.delete(number);
       for (const [forward, { card }] of this.#forwards) if (card === number) this.#forwards.delete(forward);
     }
+    return metrics;
   }
 
   connect(card: number, connection: NetConnection): boolean {

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { systemClock } from '../base/clock.ts';
 import { SeededRandom } from '../base/random.ts';
+import type { NetConnection } from '../devices/net/backend.ts';
 import { parsePortForward } from '../network/port-forward.ts';
 import { HostCore } from './host-core.ts';
 import { untilChanged } from './network-thread.ts';
@@ -126,4 +127,31 @@ test('a card that is held has its state with it until it is released', async (t)
   assert.deepEqual([metrics!.port.address, metrics!.device.notifications], ['10.0.2.15', 0]);
   card.close();
   core.networks.release([]);
+});
+
+test('a card that cannot go on says so, unless it was told something else since', async (t) => {
+  const core = makeCore();
+  t.after(() => core.close());
+  await core.networks.begin();
+  const card = attach(core);
+  // The guest is none that lives, and has no event channels.
+  const connection: NetConnection = {
+    queues: [{ txRef: 1, rxRef: 2, txPort: 3, rxPort: 3, txPosition: 0, rxPosition: 0 }], scatterGather: false,
+    features: { checksumPartial: false, tsoV4: false, tsoV6: false },
+  };
+  let refused = 0;
+  card.goOn(connection, () => { refused++; });
+  assert(card.isConnected);
+  card.goOn(connection, () => { refused += 10; });
+  card.wake();
+  await new Promise((resolve) => { card.goOn(connection, () => resolve(undefined)); });
+  assert.deepEqual([refused, card.isConnected, card.connect(connection)], [0, false, false]);
+  card.goOn(connection, () => { refused++; });
+  card.disconnect();
+  await card.forward(parsePortForward('0:80'));
+  assert.equal(refused, 0);
+  const [metrics] = core.networks.detach([card]);
+  assert.equal(metrics!.port.mac, card.mac);
+  card.close();
+  await assert.rejects(card.forward(parsePortForward('0:80')), { code: 'ZAZEN_NIC_UNKNOWN' });
 });

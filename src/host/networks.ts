@@ -54,6 +54,11 @@ export class HostNetworks {
     for (const card of cards) card.held = undefined;
   }
 
+  /** When this returns, the cards use nothing of their guests' any more. @returns what they have done */
+  detach(cards: readonly HostCard[]): CardMetrics[] {
+    for (const card of cards) card.wasDetached();
+    return cards.length === 0 ? [] : this.#thread.call('detach', numbersOf(cards));
+  }
   /** Of cards that are attached, as it is now. */
   cardMetrics(cards: readonly HostCard[]): CardMetrics[] {
     return cards.length === 0 ? [] : this.#thread.call('cardMetrics', numbersOf(cards));
@@ -83,6 +88,8 @@ export class HostCard implements NetCard {
   readonly #thread: NetworkThread;
   #isConnected = false;
   #isClosed = false;
+  /** How often it was told to be connected or not to be. */
+  #changes = 0;
 
   constructor(thread: NetworkThread, number: number, { mac, mtuBytes }: AttachedCard) {
     this.#thread = thread;
@@ -97,16 +104,26 @@ export class HostCard implements NetCard {
     return this.#isConnected;
   }
   connect(connection: NetConnection): boolean {
+    this.#changes++;
     return this.#isConnected = this.#thread.call('connect', this.number, connection);
   }
-  goOn(connection: NetConnection): boolean {
-    return this.#isConnected = this.#thread.call('goOn', this.number, connection);
+  goOn(connection: NetConnection, refused: () => void): void {
+    void this.#goOn(connection, refused);
+  }
+  async #goOn(connection: NetConnection, refused: () => void): Promise<void> {
+    const change = ++this.#changes;
+    this.#isConnected = true;
+    const isGood = await this.#thread.ask('goOn', this.number, connection);
+    if (isGood || change !== this.#changes || this.#isClosed) return;
+    this.#isConnected = false;
+    refused();
   }
   wake(): void {
     this.#thread.post('wake', this.number);
   }
   disconnect(): void {
     if (this.#isConnected) this.#thread.call('disconnect', this.number);
+    this.#changes++;
     this.#isConnected = false;
   }
   save(): NetConnection | undefined {
@@ -141,9 +158,13 @@ export class HostCard implements NetCard {
     return { ...forward, close };
   }
 
-  close(): void {
-    this.#isConnected = false;
+  /** It has been detached. */
+  wasDetached(): void {
     this.#isClosed = true;
+  }
+  close(): void {
+    if (this.#isClosed) return;
+    this.wasDetached();
     this.#thread.call('detach', [this.number]);
   }
 }

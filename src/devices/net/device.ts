@@ -18,8 +18,8 @@ import { readFrontEnd } from './front-end-entries.ts';
 export interface NetCard {
   readonly isConnected: boolean;
   connect(connection: NetConnection): boolean;
-  /** Instead of what it was connected to, if it was. */
-  goOn(connection: NetConnection): boolean;
+  /** Soon, instead of what it was connected to. @param refused called when it has not got the event channels, unless something else came after it */
+  goOn(connection: NetConnection, refused: () => void): void;
   /** Soon. */
   wake(): void;
   /** When it returns, no page of the guest's is in use. */
@@ -188,7 +188,7 @@ export class NetDevice {
 
   #goOn({ connection }: NetDeviceState): void {
     if (connection === undefined) return this.#card.disconnect();
-    if (!this.#card.goOn(connection)) return this.#refuse('its event channels cannot be used any more');
+    this.#card.goOn(connection, () => this.#refuse('its event channels cannot be used any more'));
     // An event of before may have been on its way, in either direction.
     this.#card.wake();
   }
