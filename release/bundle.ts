@@ -5,7 +5,7 @@
 //   zazen.js    the program `zazen`: what comes before everything else, see src/cli/main.ts
 //   index.js    the library
 //   base.js, command-line.js, host.js, …    what these two read, the verbs among them; the name says what is in it
-//   pcpu-worker.js, translator-worker.js, disk-worker.js    threads; what they read is called pcpu-worker.….js
+//   pcpu-worker.js, translator-worker.js, disk-worker.js, network-worker.js    threads; what they read is called pcpu-worker.….js
 //   *.js.map    where each line comes from, without the sources themselves
 //
 // Nothing is made shorter or renamed, so that a stack can be read; packages are imported as ever, and none is in here.
@@ -49,7 +49,7 @@ const THREAD_BUNDLES: readonly ThreadBundle[] = [
       host: ['host/host.ts'],
     },
   },
-  ...['pcpu-worker', 'translator-worker', 'disk-worker'].map((name) => {
+  ...['pcpu-worker', 'translator-worker', 'disk-worker', 'network-worker'].map((name) => {
     return { entries: { [name]: `host/${name}.ts` }, prefix: `${name}.`, parts: {} };
   }),
 ];

@@ -27,10 +27,10 @@ const PROGRAM = `
 import { Host, ZazenError, formatSize } from PACKAGE;
 import type { Domain, DomainSpec } from PACKAGE;
 
-const spec: DomainSpec = { kernel: process.argv[2], initrd: 'none', memory: '${MEMORY}' };
+const spec: DomainSpec = { kernel: process.argv[2], initrd: 'none', memory: '${MEMORY}', nics: [{}] };
 await using host = await Host.start({ memory: '512MiB', pcpus: 1 });
 const vm: Domain = await host.create(spec);
-console.log(await vm.waitForShutdown(), formatSize(4096));
+console.log(await vm.waitForShutdown(), formatSize(4096), vm.stats().nics[0]!.address);
 console.log(vm.stats().instructionsRetired > 2 * ${LOOPS}, host.stats().codeCache.regions > 0);
 await host.create({ memory: 'much' }).catch((error: unknown) => console.log((error as ZazenError).code));
 `.replaceAll('PACKAGE', '\'zazen\'');
@@ -85,13 +85,15 @@ test('a thread reads few files, and a verb and a thread have in them what they n
       hasNot: ['src/cli/run.ts', 'src/cli/top.ts', 'src/abi/xen.ts', 'src/host/host.ts', 'src/daemon/server.ts'], filesMax: 5 },
     { reads: ['zazen.js', 'program.js', 'run.js'], has: 'src/cli/session.ts', hasNot: ['src/host/host.ts', 'src/network/network.ts'], filesMax: 11 },
     { reads: ['index.js'], has: 'src/host/host.ts',
-      hasNot: ['src/cli/front-door.ts', 'src/cpu/interpreter.ts', 'src/a64/table.ts'], filesMax: 10 },
+      hasNot: ['src/cli/front-door.ts', 'src/cpu/interpreter.ts', 'src/a64/table.ts', 'src/network/network.ts'], filesMax: 10 },
     { reads: ['pcpu-worker.js'], has: 'src/base/failure.ts', hasNot: ['src/host/pcpu-loop.ts'], filesMax: 2 },
     { reads: ['pcpu-worker.js', 'pcpu-worker.pcpu-loop.js'], has: 'src/cpu/engine.ts',
       hasNot: ['src/cpu/interpreter.ts', 'src/cpu/jit/compile.ts'], filesMax: 3 },
     { reads: ['translator-worker.js', 'translator-worker.translator-loop.js'], has: 'src/cpu/jit/compile.ts',
       hasNot: ['src/cpu/interpreter.ts', 'src/cpu/engine.ts'], filesMax: 3 },
     { reads: ['disk-worker.js', 'disk-worker.disk-loop.js'], has: 'src/lanes/lane.ts', hasNot: ['src/a64/table.ts'], filesMax: 3 },
+    { reads: ['network-worker.js', 'network-worker.network-loop.js'], has: 'src/network/network.ts',
+      hasNot: ['src/a64/table.ts', 'src/host/host-core.ts'], filesMax: 3 },
   ];
   for (const { reads, has, hasNot, filesMax } of programs) {
     const { files, sources } = loadedWith(...reads);
@@ -110,7 +112,7 @@ test('a program that imports it type-checks, its declarations as well', () => {
 test('a program that imports it runs a guest', () => {
   const { status, stdout, stderr } = spawnSync(process.execPath, [join(app, 'program.ts'), join(app, 'kernel')], { encoding: 'utf8', env });
   assert.equal(status, 0, stderr);
-  assert.equal(stdout, 'poweroff 4 KiB\ntrue true\nZAZEN_SPEC_SIZE\n');
+  assert.equal(stdout, 'poweroff 4 KiB 10.0.2.15\ntrue true\nZAZEN_SPEC_SIZE\n');
   // What was compiled is kept for the next process, so the version of the emitter is known.
   assert.notDeepEqual(readdirSync(join(cache, 'regions')), []);
 });
