@@ -54,6 +54,8 @@ export interface PathState {
   flags: FlagState;
   /** SIMD&FP instructions are known not to be trapped. */
   fpChecked: boolean;
+  /** The stack pointer is known not to be misaligned, as far as it has to be aligned at all. */
+  spChecked: boolean;
   /** Changed registers stay in locals until a slow path or the end. */
   isInLoop: boolean;
   /** What is known of the values of general registers: equal sums, equal values. */
@@ -73,7 +75,8 @@ export interface KnownHost {
   readonly slot: number;
 }
 /** What is known in a block that several ways lead to, beside what they have in common. */
-export const atMerge: Pick<PathState, 'fpChecked' | 'sums' | 'known'> = { fpChecked: false, sums: new Map(), known: [] };
+export const atMerge: Pick<PathState, 'fpChecked' | 'spChecked' | 'sums' | 'known'> =
+  { fpChecked: false, spChecked: false, sums: new Map(), known: [] };
 const atEntry = (): PathState => ({ available: noRegisters, dirty: noRegisters, flags: 'record', isInLoop: false, pages: 1, ...atMerge });
 
 /** For host addresses that are known at the same time. */
@@ -85,6 +88,7 @@ const REACH = 512;
 export type FollowEdge = (target: number) => void;
 
 const PAGE_BYTES = 4 * PAGE_INSTRUCTIONS;
+const STACK_ALIGNMENT = 16n;
 const NOTHING: ReadonlySet<Expr> = new Set();
 
 export class RegionMachine extends EngineMachine<RegionContext> {
@@ -147,7 +151,10 @@ export class RegionMachine extends EngineMachine<RegionContext> {
       this.state.fpChecked = true;
     }
     this.makeAvailable(needed);
-    if (row.spBase && fields['Rn'] === 31) this.requireAlignedSp();
+    if (row.spBase && fields['Rn'] === 31 && !this.state.spChecked) {
+      this.requireAlignedSp();
+      this.state.spChecked = true;
+    }
     meaning();
     for (const n of this.#addressed) this.f.set(this.#vectors.get(n)!, v128.load(this.vcpu, vOffset(n)));
     this.#addressed.clear();
@@ -337,10 +344,16 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   }
   #learn(n: number, sum: Sum | undefined): void {
     const sums = new Map(this.state.sums);
+    if (n === SP_SLOT) this.state.spChecked &&= this.#keepsAlignment(sum);
     // What is written on some ways through the meaning only is neither what it was nor this.
     if (sum === undefined || this.f.depth !== this.#depth) sums.delete(n);
     else sums.set(n, sum);
     this.state.sums = sums;
+  }
+  /** The stack pointer moves by a known distance: frames come and go without another look at its alignment. */
+  #keepsAlignment(sum: Sum | undefined): boolean {
+    const before = this.state.sums.get(SP_SLOT);
+    return sum !== undefined && sum.of === before?.of && (sum.plus - before.plus) % STACK_ALIGNMENT === 0n && this.f.depth === this.#depth;
   }
   w(r: Reg): I32 { return i32.wrapI64(this.x(r)); }
   setX(r: Reg, value: I64): void {
