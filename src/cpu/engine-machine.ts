@@ -37,6 +37,14 @@ export const stores = { 1: i64.store8, 2: i64.store16, 4: i64.store32, 8: i64.st
 export const orderedLoads = { 1: i64.atomicLoad8U, 2: i64.atomicLoad16U, 4: i64.atomicLoad32U, 8: i64.atomicLoad };
 export const orderedStores = { 1: i64.atomicStore8, 2: i64.atomicStore16, 4: i64.atomicStore32, 8: i64.atomicStore };
 
+export interface NearbyHost {
+  /** Host address of something in that page, and how far behind it the access is. */
+  readonly host: Address;
+  readonly offset: number;
+  /** Some byte of the access is not in the page; undefined if all are known to be. */
+  readonly isOutside: I32 | undefined;
+}
+
 export abstract class EngineMachine<Context extends EngineContext = EngineContext> implements Machine {
   readonly f: FunctionBuilder;
   protected readonly context: Context;
@@ -64,15 +72,12 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   protected beforeAccess(): void { /* nothing to do */ }
   /** Ends the way of a miss: whatever runs the instruction again does it from its start. Left out: misses are served by a call. */
   protected handMissOver?(): void;
-  /**
-   * An address that is expected in the page of an access before: its host address if it is there, and whether some byte of
-   * it is not. Not for ordered accesses.
-   */
-  protected nearby(_va: I64, _sizeBytes: number, _access: 'read' | 'write', _unprivileged: boolean): { host: Address; isOutside: I32 } | undefined {
+  /** An access that is expected in the page of one before. Not for ordered accesses. */
+  protected nearby(_va: I64, _sizeBytes: number, _access: 'read' | 'write', _unprivileged: boolean): NearbyHost | undefined {
     return undefined;
   }
   /** The host address of an access that is not ordered, found in the TLB. */
-  protected foundHost(_va: I64, _access: 'read' | 'write', _unprivileged: boolean, _host: Address): void { /* not of use */ }
+  protected foundHost(_va: I64, _sizeBytes: number, _access: 'read' | 'write', _unprivileged: boolean, _host: Address): void { /* not of use */ }
   /** Before a call that may change translations and goes on. */
   protected forgetHosts(): void { /* nothing is known */ }
   protected abstract tlb(access: 'read' | 'write'): I32;
@@ -182,13 +187,13 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     this.f.if(this.readState32(at.abort), () => this.f.returnCall(this.context.resume, this.vcpu));
   }
   #access(va: I64, sizeBytes: number, access: 'read' | 'write', options: AccessOptions,
-    fast: (host: Address) => void, slow: (sizeAndFlags: I32) => void): void {
+    fast: (host: Address, offset: number) => void, slow: (sizeAndFlags: I32) => void): void {
     this.beforeAccess();
     const unprivileged = options.unprivileged === true;
     const near = options.ordered ? undefined : this.nearby(va, sizeBytes, access, unprivileged);
     if (near !== undefined) {
-      this.f.if(near.isOutside, () => this.handMissOver!(), undefined, 'unlikely');
-      return fast(near.host);
+      if (near.isOutside !== undefined) this.f.if(near.isOutside, () => this.handMissOver!(), undefined, 'unlikely');
+      return fast(near.host, near.offset);
     }
     const compared = options.ordered ? EngineMachine.#aligned(va, sizeBytes) : EngineMachine.#unaligned(va, sizeBytes);
     const { entry, miss } = this.#probe(va, this.#tlb(access, unprivileged), compared);
@@ -196,14 +201,14 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     if (this.handMissOver !== undefined) {
       this.f.if(miss, () => this.handMissOver!(), undefined, 'unlikely');
       const host = this.f.let(this.#hostOf(va, entry));
-      if (!options.ordered) this.foundHost(va, access, unprivileged, host);
-      return fast(host);
+      if (!options.ordered) this.foundHost(va, sizeBytes, access, unprivileged, host);
+      return fast(host, 0);
     }
     this.f.if(miss, () => {
       this.spill();
       slow(i32.const(sizeBytes | flags));
       this.#checkAbort();
-    }, () => fast(this.f.let(this.#hostOf(va, entry))), 'unlikely');
+    }, () => fast(this.f.let(this.#hostOf(va, entry)), 0), 'unlikely');
   }
   #slowLoad(va: I64, sizeAndFlags: I32): I64 {
     return this.f.callExpr('i64', this.context.slowLoad, this.record(), this.vcpu, this.fuel, va, sizeAndFlags);
@@ -217,7 +222,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     const address = f.let(va);
     const result = f.local('i64');
     this.#access(address, size, 'read', options,
-      host => f.set(result, (options.ordered ? orderedLoads : loads)[size](host)),
+      (host, offset) => f.set(result, (options.ordered ? orderedLoads : loads)[size](host, offset)),
       flags => f.set(result, this.#slowLoad(address, flags)));
     return result;
   }
@@ -226,7 +231,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     const address = f.let(va);
     const pinned = f.let(value);
     this.#access(address, size, 'write', options,
-      host => f.do((options.ordered ? orderedStores : stores)[size](host, pinned)),
+      (host, offset) => f.do((options.ordered ? orderedStores : stores)[size](host, pinned, offset)),
       flags => { this.setScratch(0, pinned); this.#slowStore(address, flags); });
   }
   loadPair(size: 4 | 8, va: I64): [I64, I64] {
@@ -235,7 +240,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     const first = f.local('i64');
     const second = f.local('i64');
     this.#access(address, 2 * size, 'read', {},
-      host => { f.set(first, loads[size](host)); f.set(second, loads[size](host, size)); },
+      (host, offset) => { f.set(first, loads[size](host, offset)); f.set(second, loads[size](host, offset + size)); },
       flags => {
         f.set(first, this.#slowLoad(address, flags));
         if (size === 8) return f.set(second, this.scratch(1));
@@ -250,7 +255,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     const low = f.let(first);
     const high = f.let(second);
     this.#access(address, 2 * size, 'write', {},
-      host => { f.do(stores[size](host, low)); f.do(stores[size](host, high, size)); },
+      (host, offset) => { f.do(stores[size](host, low, offset)); f.do(stores[size](host, high, offset + size)); },
       flags => {
         if (size === 8) {
           this.setScratch(0, low);
@@ -266,7 +271,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     const address = f.let(va);
     const result = f.local('v128');
     this.#access(address, 16, 'read', {},
-      host => f.set(result, v128.load(host)),
+      (host, offset) => f.set(result, v128.load(host, offset)),
       flags => { f.drop(this.#slowLoad(address, flags)); f.set(result, this.scratchQ(0)); });
     return result;
   }
@@ -275,7 +280,7 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
     const address = f.let(va);
     const pinned = f.let(value);
     this.#access(address, 16, 'write', {},
-      host => f.do(v128.store(host, pinned)),
+      (host, offset) => f.do(v128.store(host, pinned, offset)),
       flags => { this.setScratchQ(0, pinned); this.#slowStore(address, flags); });
   }
   hostAddress(va: I64, sizeLog2: number, access: 'read' | 'write'): Address {

@@ -22,7 +22,7 @@ import { f32x4, f64x2, i32x4, i64x2, v128, v128FromI64 } from '../../wasm/vector
 import { withSum } from '../../wasm/types.ts';
 import type { Address, Expr, F32, F64, I32, I64, Sum, V128 } from '../../wasm/types.ts';
 import { EngineMachine, dispatch, goThroughTlb, handlerBehind, leaveIfDue } from '../engine-machine.ts';
-import type { EngineContext } from '../engine-machine.ts';
+import type { EngineContext, NearbyHost } from '../engine-machine.ts';
 import { carryOut, conditionOf, packedFlags, recordFlags } from '../flags.ts';
 import { FLAG_KIND, flagKindOf } from './lazy-flags.ts';
 import { PAGE_INSTRUCTIONS, indexOf, pageOf } from './region.ts';
@@ -71,6 +71,9 @@ export interface KnownHost {
   readonly access: 'read' | 'write';
   /** With the permissions of EL0: what is good for one is not for the other. */
   readonly unprivileged: boolean;
+  /** Bytes that are known to be in its page, from one to before another, by their distance from its address. */
+  readonly from: number;
+  readonly to: number;
   /** Which of the locals for host addresses has it. */
   readonly slot: number;
 }
@@ -81,6 +84,11 @@ const atEntry = (): PathState => ({ available: noRegisters, dirty: noRegisters, 
 
 /** For host addresses that are known at the same time. */
 const HOST_SLOTS = [0, 1, 2, 3] as const;
+interface HostSlot {
+  readonly host: Address;
+  /** Where it is in its page. */
+  readonly inPage: I32;
+}
 /** Bytes from one access to another that is expected in the same page. */
 const REACH = 512;
 
@@ -100,7 +108,7 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   readonly #tlbs: { read: I32; write: I32 };
   readonly #merged: { kind: I32; a: I64; b: I64 };
   readonly #follow: FollowEdge;
-  readonly #hostSlots: Address[] = [];
+  readonly #hostSlots: HostSlot[] = [];
   #lastValue = 0;
   #instruction: Instruction | undefined;
   #ended = false;
@@ -417,9 +425,7 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   // A translation that was found stays good until emitted code is left or a call is made that may change it.
 
   protected override handMissOver(): void { this.#handOver(); }
-  protected override nearby(
-    va: I64, sizeBytes: number, access: 'read' | 'write', unprivileged: boolean,
-  ): { host: Address; isOutside: I32 } | undefined {
+  protected override nearby(va: I64, sizeBytes: number, access: 'read' | 'write', unprivileged: boolean): NearbyHost | undefined {
     const { sum } = va;
     if (sum === undefined) return undefined;
     for (const known of this.state.known) {
@@ -427,26 +433,31 @@ export class RegionMachine extends EngineMachine<RegionContext> {
       // What may be written may be read.
       const isIts = known.address.of === sum.of && (known.access === access || access === 'read')
         && known.unprivileged === unprivileged;
-      if (!isIts || Math.abs(distance) > REACH || (distance < 0 && distance + sizeBytes > 0)) continue;
-      const host = this.#hostSlot(known.slot);
-      const low = host.type === 'i64' ? i32.wrapI64(host) : host;
-      // The end that is farther away: it is in the same page as the access before if nothing changes above the page's bits.
-      const end = i32.add(low, i32.const(distance < 0 ? distance : distance + sizeBytes - 1));
-      const moved = host.type === 'i64' ? i64.add(host, i64.const(distance)) : i32.add(host, i32.const(distance));
-      return { host: this.f.let<'i32' | 'i64'>(moved), isOutside: i32.and(i32.xor(end, low), i32.const(~0xfff)) };
+      const [from, to] = [Math.min(known.from, distance), Math.max(known.to, distance + sizeBytes)];
+      const grows = { down: from < known.from, up: to > known.to };
+      if (!isIts || Math.abs(distance) > REACH || (grows.down && grows.up)) continue;
+      const { host, inPage } = this.#hostSlot(known.slot);
+      if (this.f.depth === this.#depth) this.state.known = this.state.known.map(each => each === known ? { ...known, from, to } : each);
+      return {
+        ...distance < 0 ? { host: this.f.let<'i32' | 'i64'>(moved(host, distance)), offset: 0 } : { host, offset: distance },
+        isOutside: grows.down ? i32.ltU(inPage, i32.const(-from)) : grows.up ? i32.gtU(inPage, i32.const(PAGE_BYTES - to)) : undefined,
+      };
     }
     return undefined;
   }
-  protected override foundHost(va: I64, access: 'read' | 'write', unprivileged: boolean, host: Address): void {
+  protected override foundHost(va: I64, sizeBytes: number, access: 'read' | 'write', unprivileged: boolean, host: Address): void {
     if (va.sum === undefined || this.f.depth !== this.#depth) return;
     const { known } = this.state;
     const slots = known.map(({ slot }) => slot);
     const slot = HOST_SLOTS.find(each => !slots.includes(each)) ?? slots.at(-1)!;
-    this.f.set(this.#hostSlot(slot), host);
-    this.state.known = [{ address: va.sum, access, unprivileged, slot }, ...known.filter(each => each.slot !== slot)];
+    const locals = this.#hostSlot(slot);
+    this.f.set(locals.host, host);
+    this.f.set(locals.inPage, i32.and(i32.wrapI64(va), i32.const(PAGE_BYTES - 1)));
+    const found = { address: va.sum, access, unprivileged, from: 0, to: sizeBytes, slot };
+    this.state.known = [found, ...known.filter(each => each.slot !== slot)];
   }
-  #hostSlot(slot: number): Address {
-    return this.#hostSlots[slot] ??= this.f.lastingLocal(this.context.addressType);
+  #hostSlot(slot: number): HostSlot {
+    return this.#hostSlots[slot] ??= { host: this.f.lastingLocal(this.context.addressType), inPage: this.f.lastingLocal('i32') };
   }
   protected override forgetHosts(): void {
     this.forgets = true;
@@ -525,4 +536,8 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     this.#handOver();
   }
   protected emitTrap(_name: TrapName, _args: I32[]): void { this.#handOver(); }
+}
+
+function moved(host: Address, distance: number): Address {
+  return host.type === 'i64' ? i64.add(host, i64.const(distance)) : i32.add(host, i32.const(distance));
 }
