@@ -76,8 +76,10 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   protected nearby(_va: I64, _sizeBytes: number, _access: 'read' | 'write', _unprivileged: boolean): NearbyHost | undefined {
     return undefined;
   }
-  /** The host address of an access that is not ordered, found in the TLB. */
-  protected foundHost(_va: I64, _sizeBytes: number, _access: 'read' | 'write', _unprivileged: boolean, _host: Address): void { /* not of use */ }
+  /** The host address of an access that is not ordered, found in the TLB, and the virtual one of its page. */
+  protected foundHost(
+    _va: I64, _sizeBytes: number, _access: 'read' | 'write', _unprivileged: boolean, _host: Address, _page: I64,
+  ): void { /* not of use */ }
   /** Before a call that may change translations and goes on. */
   protected forgetHosts(): void { /* nothing is known */ }
   protected abstract tlb(access: 'read' | 'write'): I32;
@@ -158,12 +160,13 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
   }
 
   // ---- memory
-  /** The TLB entry's address, and whether its tag differs from what the address must compare to. */
-  #probe(va: I64, tlb: I32, compared: I64): { entry: I32; miss: I32 } {
+  /** The TLB entry's address, its tag, and whether that differs from what the address must compare to. */
+  #probe(va: I64, tlb: I32, compared: I64): { entry: I32; tag: I64; miss: I32 } {
     const { f } = this;
     const index = i32.and(i32.shrU(i32.wrapI64(va), i32.const(8)), i32.const((TLB_ENTRIES - 1) * TLB_ENTRY_BYTES));
     const entry = f.let(i32.add(index, tlb));
-    return { entry, miss: i64.ne(i64.load(entry, tlbEntry.at.tag), compared) };
+    const tag = f.let(i64.load(entry, tlbEntry.at.tag));
+    return { entry, tag, miss: i64.ne(tag, compared) };
   }
   /**
    * Compares page and page crossing in one: the last byte must lie in the entry's page. Where an access crosses, that is the
@@ -196,12 +199,12 @@ export abstract class EngineMachine<Context extends EngineContext = EngineContex
       return fast(near.host, near.offset);
     }
     const compared = options.ordered ? EngineMachine.#aligned(va, sizeBytes) : EngineMachine.#unaligned(va, sizeBytes);
-    const { entry, miss } = this.#probe(va, this.#tlb(access, unprivileged), compared);
+    const { entry, tag, miss } = this.#probe(va, this.#tlb(access, unprivileged), compared);
     const flags = (options.ordered ? ACCESS_ALIGNED : 0) | (unprivileged ? ACCESS_UNPRIVILEGED : 0);
     if (this.handMissOver !== undefined) {
       this.f.if(miss, () => this.handMissOver!(), undefined, 'unlikely');
       const host = this.f.let(this.#hostOf(va, entry));
-      if (!options.ordered) this.foundHost(va, sizeBytes, access, unprivileged, host);
+      if (!options.ordered) this.foundHost(va, sizeBytes, access, unprivileged, host, tag);
       return fast(host, 0);
     }
     this.f.if(miss, () => {

@@ -445,14 +445,16 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     }
     return undefined;
   }
-  protected override foundHost(va: I64, sizeBytes: number, access: 'read' | 'write', unprivileged: boolean, host: Address): void {
+  protected override foundHost(
+    va: I64, sizeBytes: number, access: 'read' | 'write', unprivileged: boolean, host: Address, page: I64,
+  ): void {
     if (va.sum === undefined || this.f.depth !== this.#depth) return;
     const { known } = this.state;
     const slots = known.map(({ slot }) => slot);
     const slot = HOST_SLOTS.find(each => !slots.includes(each)) ?? slots.at(-1)!;
     const locals = this.#hostSlot(slot);
     this.f.set(locals.host, host);
-    this.f.set(locals.inPage, i32.and(i32.wrapI64(va), i32.const(PAGE_BYTES - 1)));
+    this.f.set(locals.inPage, i32.sub(i32.wrapI64(va), i32.wrapI64(page)));
     const found = { address: va.sum, access, unprivileged, from: 0, to: sizeBytes, slot };
     this.state.known = [found, ...known.filter(each => each.slot !== slot)];
   }
