@@ -53,7 +53,8 @@ export class RegionEmitter {
     const known = this.#natures.get(instruction.handler);
     if (known !== undefined) return known;
     const machine = new RegionMachine(this.#newFunction(), this.#context, 0, ANY_PAGES, allRegisters, () => {});
-    const goesOn = emitInstruction(machine, instruction, { reads: allRegisters });
+    let goesOn = false;
+    machine.around(() => { goesOn = emitInstruction(machine, instruction, { reads: allRegisters }); });
     const keysOf = (found: ReadonlySet<Operand>): string[] =>
       Object.keys(instruction.operands).filter(key => found.has(instruction.operands[key]!));
     const nature = {
@@ -84,7 +85,7 @@ export class RegionEmitter {
     const used = [...effects.values()].reduce((all, { reads, writes }) => union(all, union(reads, writes)), noRegisters);
     const machine = new RegionMachine(f, this.#context, region.entry.start, region.pages, used, target => structure.follow(target));
     const structure = new Structure(f, machine, region, states, effects);
-    structure.emit();
+    machine.around(() => structure.emit());
   }
 }
 

@@ -16,12 +16,12 @@ import type { TrapName } from '../../a64/slow.ts';
 import { SLOT_CONTENT } from '../../abi/decode-cache.ts';
 import { TLB_ENTRIES, TLB_ENTRY_BYTES, tlbEntry, vOffset, vcpuRecord, xOffset } from '../../abi/vcpu.ts';
 import { assert } from '../../base/assert.ts';
-import type { Callable, FunctionBuilder } from '../../wasm/function.ts';
+import type { Callable, FunctionBuilder, Label } from '../../wasm/function.ts';
 import { i32, i64 } from '../../wasm/scalar.ts';
 import { f32x4, f64x2, i32x4, i64x2, v128, v128FromI64 } from '../../wasm/vector.ts';
 import { withSum } from '../../wasm/types.ts';
 import type { Address, Expr, F32, F64, I32, I64, Sum, V128 } from '../../wasm/types.ts';
-import { EngineMachine, dispatch, goThroughTlb, handlerBehind, leaveIfDue } from '../engine-machine.ts';
+import { EngineMachine, dispatch, goThroughTlb, leaveIfDue } from '../engine-machine.ts';
 import type { EngineContext, NearbyHost } from '../engine-machine.ts';
 import { carryOut, conditionOf, packedFlags, recordFlags } from '../flags.ts';
 import { FLAG_KIND, flagKindOf } from './lazy-flags.ts';
@@ -108,6 +108,10 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   readonly #tlbs: { read: I32; write: I32 };
   readonly #merged: { kind: I32; a: I64; b: I64 };
   readonly #follow: FollowEdge;
+  readonly #entry: number;
+  /** The record of an instruction that goes to the interpreter, and the way there. */
+  readonly #handedOver: I32;
+  #toInterpreter: Label | undefined;
   readonly #hostSlots: HostSlot[] = [];
   #lastValue = 0;
   #instruction: Instruction | undefined;
@@ -135,6 +139,8 @@ export class RegionMachine extends EngineMachine<RegionContext> {
   ) {
     super(f, context);
     this.#follow = follow;
+    this.#entry = entry;
+    this.#handedOver = f.local('i32');
     this.#pages = pages;
     const record = f.param(0, 'i32');
     const base = entry === 0 ? record : f.let(i32.sub(record, i32.const(RECORD_BYTES * entry)));
@@ -316,21 +322,28 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     if (indexOf(target) < PAGE_INSTRUCTIONS) leaveIfDue(this.f, this.context.leave, record, this.vcpu, this.fuel);
     dispatch(this.f, record, this.vcpu, this.fuel);
   }
-  /** The interpreter does this instruction. */
+  /** Emits the whole region, and behind it the place from which instructions go to the interpreter: cold code, so it is there once. */
+  around(body: () => void): void {
+    const { f } = this;
+    f.block(label => {
+      this.#toInterpreter = label;
+      body();
+    });
+    const { kind, a, b } = this.#merged;
+    f.returnCall(this.context.handOver, this.#handedOver, this.vcpu, this.fuel, i32.load16U(this.#handedOver), kind, a, b);
+  }
+  /** The interpreter does this instruction: whatever its record says. */
   #handOver(): void {
     this.#spillRegisters();
-    const record = this.f.let(this.record());
-    const { page, handler: number } = this.#instruction!;
-    // In the region's own page the record has been decoded, and may name this region; in another it says what is to be done.
-    const handler = page === 0 ? i32.const(number) : i32.load16U(record);
-    const { flags } = this.state;
-    // No call that comes back: a function without one is compiled faster.
-    if (flags !== 'record') {
-      const { kind, a, b } = flags === 'merged' ? this.#merged
-        : { kind: i32.const(flagKindOf(flags)), ...RegionMachine.#lazy(flags) };
-      return this.f.returnCall(this.context.handOver, record, this.vcpu, this.fuel, handler, kind, a, b);
-    }
-    this.f.returnCallIndirect(handler, record, this.vcpu, this.fuel, handlerBehind(record));
+    this.mergeFlags();
+    if (this.#instruction!.place === this.#entry) return this.#handEntryOver();
+    this.f.set(this.#handedOver, this.record());
+    this.f.br(this.#toInterpreter!);
+  }
+  /** The first one's record may name this very region. */
+  #handEntryOver(): void {
+    const { kind, a, b } = this.#merged;
+    this.f.returnCall(this.context.handOver, this.record(), this.vcpu, this.fuel, i32.const(this.#instruction!.handler), kind, a, b);
   }
 
   // ---- general registers
