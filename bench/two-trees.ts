@@ -2,7 +2,8 @@
 // both, instruction for instruction, in virtual time and in one thread (test/engines/deterministic-guest.ts), in turns of a few
 // milliseconds. Each tree has two guests that count, made in the order A B B A, behind one that warms its code up. The
 // processor time of this thread counts: guest code and the translator. V8 compiles equal modules once, and so for those that
-// do not count. A checkout against itself, at a load of 15 on two cores: 0.97 to 1.01.
+// do not count. A checkout against itself, at a load of 15 on two cores: 0.97 to 1.01. Who comes second
+// may be faster by a hundredth, so try both orders.
 //
 //   git worktree add ../before HEAD~1 && ln -s "$PWD/node_modules" ../before/node_modules
 //   node bench/two-trees.ts ../before . [millions of instructions, 300] [interpreted]

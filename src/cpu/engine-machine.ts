@@ -346,7 +346,7 @@ export function padded(args: I32[]): I32[] {
 
 /**
  * To the code at a virtual address, through the exec TLB; `record` counts as retired. A misaligned address misses.
- * @param miss emits what ends the way there otherwise
+ * @param miss emits what fills the entry, or ends the way there
  */
 export function goThroughTlb(
   f: FunctionBuilder, leave: Callable, record: I32, vcpu: I32, fuel: I32, va: I64, miss: (low: I32) => void,
@@ -354,10 +354,15 @@ export function goThroughTlb(
   const low = f.let(i32.wrapI64(va));
   const index = i32.and(i32.shrU(low, i32.const(8)), i32.const((TLB_ENTRIES - 1) * TLB_ENTRY_BYTES));
   const entry = f.let(i32.add(index, i32.load(vcpu, at.tlbExec)));
-  f.if(i64.ne(i64.load(entry, tlbEntry.at.tag), i64.and(va, i64.const(~0xffcn))), () => miss(low), undefined, 'unlikely');
+  // The tag, if it is the right one.
+  const page = f.let(i64.load(entry, tlbEntry.at.tag));
+  f.if(i64.ne(page, i64.and(va, i64.const(~0xffcn))), () => {
+    miss(low);
+    f.set(page, i64.and(va, i64.const(~0xfffn)));
+  }, undefined, 'unlikely');
   const slot = f.let(i32.load(entry, tlbEntry.at.target));
   const target = f.let(i32.add(slot, i32.shl(i32.and(low, i32.const(0xffc)), i32.const(2))));
-  f.do(i64.store(vcpu, i64.sub(i64.and(va, i64.const(~0xfffn)), i64.extendI32U(i32.shrU(slot, i32.const(2)))), at.pcBase));
+  f.do(i64.store(vcpu, i64.sub(page, i64.extendI32U(i32.shrU(slot, i32.const(2)))), at.pcBase));
   const left = f.let(i32.sub(i32.add(fuel, i32.sub(target, record)), i32.const(RECORD_BYTES)));
   leaveIfDue(f, leave, target, vcpu, left);
   dispatch(f, target, vcpu, left);
@@ -370,13 +375,25 @@ export function dispatch(f: FunctionBuilder, record: I32, vcpu: I32, fuel: I32):
 /** What the record behind this one names; behind a page's last pseudo-record there is something, too, that nobody runs. */
 export const handlerBehind = (record: I32): I32 => i32.load16U(record, RECORD_BYTES);
 
-/** Out of fuel or wanted: save where to go on, and return out of emitted code. */
+const isOutOfFuel = (target: I32, fuel: I32): I32 => i32.leS(i32.sub(fuel, target), i32.const(0));
+
+/**
+ * Out of fuel or wanted: save where to go on, and return out of emitted code.
+ * @param spill emits what else is to be saved, in code that goes on otherwise
+ */
 export function leaveIfDue(f: FunctionBuilder, leave: Callable, target: I32, vcpu: I32, fuel: I32, spill?: () => void): void {
-  const outOfFuel = i32.leS(i32.sub(fuel, target), i32.const(0));
-  // Atomic, or V8 might look once for all rounds of a loop; nor does it keep what the guest reads from one to the next.
-  f.if(i32.or(outOfFuel, i32.atomicLoad(vcpu, at.pending)), () => {
+  // Of code that goes on, atomic, or V8 might look once for all rounds of a loop; nor does it keep what the guest reads from one to
+  // the next. Elsewhere a plain load does, for which V8 need not look whether the address is aligned.
+  const pending = (spill === undefined ? i32.load : i32.atomicLoad)(vcpu, at.pending);
+  f.if(i32.or(isOutOfFuel(target, fuel), pending), () => {
     spill?.();
     f.returnCall(leave, target, vcpu, fuel);
   }, undefined, 'unlikely');
 }
-
+/**
+ * On a way forward, which does not come back without another look: out of fuel only, so that what lies behind it is found where it
+ * is hot.
+ */
+export function leaveIfOutOfFuel(f: FunctionBuilder, leave: Callable, target: I32, vcpu: I32, fuel: I32): void {
+  f.if(isOutOfFuel(target, fuel), () => f.returnCall(leave, target, vcpu, fuel), undefined, 'unlikely');
+}

@@ -21,7 +21,7 @@ import { i32, i64 } from '../../wasm/scalar.ts';
 import { f32x4, f64x2, i32x4, i64x2, v128, v128FromI64 } from '../../wasm/vector.ts';
 import { withSum } from '../../wasm/types.ts';
 import type { Address, Expr, F32, F64, I32, I64, Sum, V128 } from '../../wasm/types.ts';
-import { EngineMachine, dispatch, goThroughTlb, leaveIfDue } from '../engine-machine.ts';
+import { EngineMachine, dispatch, goThroughTlb, leaveIfDue, leaveIfOutOfFuel } from '../engine-machine.ts';
 import type { EngineContext, NearbyHost } from '../engine-machine.ts';
 import { carryOut, conditionOf, packedFlags, recordFlags } from '../flags.ts';
 import { FLAG_KIND, flagKindOf } from './lazy-flags.ts';
@@ -319,7 +319,10 @@ export class RegionMachine extends EngineMachine<RegionContext> {
     this.#spillInline();
     const record = this.f.let(this.#recordOf(target));
     // Not only on ways back: where no vCPU ever stops, nobody finds hot code.
-    if (indexOf(target) < PAGE_INSTRUCTIONS) leaveIfDue(this.f, this.context.leave, record, this.vcpu, this.fuel);
+    if (indexOf(target) < PAGE_INSTRUCTIONS) {
+      const look = indexOf(target) > indexOf(from) ? leaveIfOutOfFuel : leaveIfDue;
+      look(this.f, this.context.leave, record, this.vcpu, this.fuel);
+    }
     dispatch(this.f, record, this.vcpu, this.fuel);
   }
   /** Emits the whole region, and behind it the place from which instructions go to the interpreter: cold code, so it is there once. */
